@@ -1,0 +1,1 @@
+"""From a checkpoint to graphs: the step contract as torch modules, lowered into a bundle."""

@@ -1,0 +1,1 @@
+"""Run and check a bundle with numpy and a backend; nothing here imports torch."""

@@ -1,0 +1,185 @@
+"""The bundle's manifest: the one place where graphs, states, tokenizer and files are described.
+
+The exporter writes it; the quantizer, the runtimes and the reports read it. Nothing that it holds
+is written down a second time anywhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from retnet_edge.errors import InputError
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Dtype = Literal["float32", "float16", "int64", "int8", "uint8"]
+
+DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "int64": 8, "int8": 1, "uint8": 1}
+
+
+class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
+    """Base of every record: immutable, and a key that the schema does not know is refused."""
+
+
+class TensorSpec(_Frozen):
+    """One input or output of a graph. A dimension is a number or the name of a dynamic axis."""
+
+    name: Name
+    dtype: Dtype
+    shape: Annotated[tuple[Count | Name, ...], msgspec.Meta(max_length=8)]
+
+
+class GraphSpec(_Frozen):
+    """One graph file of the step contract; `kind` "step" takes T = 1, "prefill" any T >= 1."""
+
+    file: Name
+    kind: Literal["step", "prefill"]
+    backend: Literal["onnxruntime", "executorch"]
+    inputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=1024)]
+    outputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=1024)]
+    external_data: tuple[Name, ...]
+    operator_sets: dict[str, int]
+
+
+class StateSpec(_Frozen):
+    """One recurrent state: a graph's `input` becomes its `output` after every call.
+
+    `shape` is [batch, heads, key_head_dim, value_head_dim] for retention, and
+    [batch, heads, past, head_dim] (a named, growing axis) for the key-value baseline.
+    """
+
+    input: Name
+    output: Name
+    dtype: Dtype
+    shape: Annotated[tuple[Count | Name, ...], msgspec.Meta(max_length=8)]
+
+    @property
+    def growing_axis(self) -> int | None:
+        """Index of the axis that grows by one a token (None for a constant-size state)."""
+        for axis, dim in enumerate(self.shape):
+            if dim == "past":
+                return axis
+        return None
+
+    def bytes_at(self, position: int) -> int:
+        """Bytes that one sequence's state takes after `position` tokens."""
+        total = DTYPE_BYTES[self.dtype]
+        for dim in self.shape:
+            total *= 1 if dim == "batch" else position if dim == "past" else int(dim)
+        return total
+
+
+class QuantizedTensor(_Frozen):
+    """What a rule did to one weight matrix; `rule` is the pattern that matched."""
+
+    weight: Name
+    rule: Name
+    scheme: Name
+    shape: tuple[Count, ...]
+
+
+class Quantization(_Frozen):
+    """The recipe as applied. `recipe` is "fp32" and `tensors` is empty for an exported bundle."""
+
+    recipe: Name
+    tensors: tuple[QuantizedTensor, ...] = ()
+
+
+class Tolerance(_Frozen):
+    """What `verify` accepts, relative to the float64 reference. None: not judged."""
+
+    max_abs_logit_error: float | None
+    perplexity_ratio: float
+    mean_kl: float
+    top1_agreement: float
+    memory_bytes_per_token: float = 1.0
+
+
+class ModelSpec(_Frozen):
+    """The model that the graphs compute; `config` is the checkpoint's config.json as it was."""
+
+    kind: Literal["retnet", "transformer"]
+    vocab_size: Count
+    parameters: Count
+    config: dict[str, Any]
+
+
+class TokenizerSpec(_Frozen):
+    """The tokenizer's file and the id that ends a document (None: the model has none)."""
+
+    file: Name
+    end_of_text: int | None
+
+
+class Provenance(_Frozen):
+    """Where the bundle came from: hash of the checkpoint's weights, and versions of the tools."""
+
+    checkpoint_sha256: Sha256
+    versions: dict[str, str]
+
+
+class FileEntry(_Frozen):
+    """Size in bytes and SHA-256 of a file of the bundle."""
+
+    size: Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+    sha256: Sha256
+
+
+class Verification(_Frozen):
+    """The verdict of the last `verify`: "unverified" until one ran and passed."""
+
+    status: Literal["verified", "unverified"]
+    reasons: tuple[str, ...] = ()
+    report: str | None = None
+
+
+class Manifest(_Frozen):
+    """The whole manifest (`manifest.json`)."""
+
+    schema_version: int
+    model: ModelSpec
+    graphs: Annotated[tuple[GraphSpec, ...], msgspec.Meta(max_length=16)]
+    states: Annotated[tuple[StateSpec, ...], msgspec.Meta(max_length=1024)]
+    tokenizer: TokenizerSpec
+    quantization: Quantization
+    tolerance: Tolerance
+    provenance: Provenance
+    verification: Verification
+    files: Annotated[dict[str, FileEntry], msgspec.Meta(max_length=256)]
+
+    def graph(self, kind: Literal["step", "prefill"]) -> GraphSpec:
+        """The graph of that kind. Raises InputError where the bundle has none."""
+        for graph in self.graphs:
+            if graph.kind == kind:
+                return graph
+        kinds = ", ".join(g.kind for g in self.graphs) or "none"
+        raise InputError(f"the bundle has no {kind} graph (it has: {kinds})")
+
+    def state_bytes(self, position: int) -> int:
+        """Bytes of all states of one sequence after `position` tokens."""
+        return sum(state.bytes_at(position) for state in self.states)
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest as indented JSON, ending in a newline."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def decode(raw: bytes, where: str) -> Manifest:
+    """Parse and validate. Raises InputError naming `where`, the offending field and the rule."""
+    try:
+        version = msgspec.json.decode(raw, type=dict[str, Any]).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise InputError(
+                f"{where}: schema_version is {version!r}, this version of retnet-edge reads "
+                f"{SCHEMA_VERSION}"
+            )
+        return msgspec.json.decode(raw, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise InputError(f"{where}: not a valid manifest: {error}") from error
