@@ -1,0 +1,56 @@
+"""The operators of the exported graphs that torch has no single function for.
+
+Each is one ONNX Runtime kernel in the graph and the plain formula outside an export, so a module
+built from them runs in PyTorch as well.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retnet_edge.retention import retention_recurrent
+from retnet_edge.rotary import rotate
+
+
+def rotate_packed(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """Rotary embedding of packed heads: x [B, T, heads · K]; cos, sin [B, T, K/2]."""
+    if torch.onnx.is_in_onnx_export():
+        rotated: Tensor = torch.onnx.ops.rotary_embedding(x, cos, sin, num_heads=heads)
+        return rotated
+    return pack(rotate(unpack(x, heads), cos, sin))
+
+
+def retention_step(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Eq. 6 token by token, fused: `com.microsoft.LinearAttention`, "gated" with decay log γ.
+
+    q, k [B, T, H · K]; v, out [B, T, H · V]; log_decay [H]; state [B, H, K, V]. out is scaled.
+    """
+    heads = log_decay.shape[0]
+    if not torch.onnx.is_in_onnx_export():
+        out, state = retention_recurrent(
+            unpack(q, heads) * scale, unpack(k, heads), unpack(v, heads), log_decay, state
+        )
+        return pack(out), state
+    batch, tokens, _ = q.shape
+    out, new_state = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::LinearAttention",
+        (q, k, v, state, log_decay.expand(batch, tokens, heads)),
+        {"q_num_heads": heads, "kv_num_heads": heads, "update_rule": "gated", "scale": scale},
+        dtypes=(v.dtype, state.dtype),
+        shapes=(v.shape, state.shape),
+        version=1,
+    )
+    return out, new_state
+
+
+def unpack(x: Tensor, heads: int) -> Tensor:
+    """[B, T, heads · D] -> [B, heads, T, D]."""
+    return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
+
+
+def pack(x: Tensor) -> Tensor:
+    """[B, heads, T, D] -> [B, T, heads · D]."""
+    return x.transpose(1, 2).flatten(2)

@@ -1,0 +1,184 @@
+"""The step contract as torch modules: everything explicit, nothing hidden.
+
+    (tokens [B, T] int64, position [B] int64, state_0 … state_{L-1} [B, H, K, V] float32)
+        -> (logits [B, vocab] float32 of the last token, next_state_0 … next_state_{L-1})
+
+`RetNetGraph` computes what `retnet_edge.model.RetNet` does, with the weights of a checkpoint, in
+the operators that run best: weight matrices stand [in, out] so that each linear map is one MatMul
+of a named initializer, heads stay packed, decays and angles are constants of the graph.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retnet_edge.export.graph_ops import pack, retention_step, rotate_packed, unpack
+from retnet_edge.model import Block, FeedForward, MultiScaleRetention, RetNet, position_sum
+from retnet_edge.retention import retention_span
+from retnet_edge.rotary import cos_sin
+
+Kind = Literal["step", "prefill"]
+PREFILL_CHUNK = 128
+
+
+class Projection(nn.Module):
+    """X @ W with W [in, out]: the transpose of an nn.Linear's weight, stored that way."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Copy the weight."""
+        super().__init__()
+        self.weight = nn.Parameter(linear.weight.detach().mT.contiguous(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, in] -> [B, T, out]."""
+        return x @ self.weight
+
+
+class Norm(nn.Module):
+    """RMS norm over the last axis."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        """Copy the scale [width]."""
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, width] -> the same shape."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class RetentionGraph(nn.Module):
+    """Gated multi-scale retention on packed heads."""
+
+    def __init__(self, retention: MultiScaleRetention, kind: Kind) -> None:
+        """Copy the weights."""
+        super().__init__()
+        self.config = retention.config
+        self.kind = kind
+        self.splits = retention.splits
+        self.qkvg = Projection(retention.qkvg)
+        self.out = Projection(retention.out)
+        scale = retention.head_norm
+        width = self.config.value_head_dim
+        self.head_norm = Norm(torch.ones(width) if scale is None else scale, self.config.head_norm_eps)
+        self.log_decay = nn.Buffer(retention.log_decay.to(torch.float32))
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, position: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """X [B, T, d_model] -> the same shape, and the next state."""
+        heads = self.config.heads
+        scale = self.config.key_head_dim**-0.5
+        q, k, v, gate = self.qkvg(x).split(self.splits, dim=-1)
+        q, k = rotate_packed(q, cos, sin, heads), rotate_packed(k, cos, sin, heads)
+        if self.kind == "step":
+            y, state = retention_step(q, k, v, self.log_decay, state, scale)
+        else:
+            y, state = self._chunkwise(q * scale, k, v, state)
+        y = self._norm_heads(y, position).flatten(2)
+        return self.out(F.silu(gate) * y), state
+
+    def _chunkwise(
+        self, q: Tensor, k: Tensor, v: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        heads = self.config.heads
+        y, state = retention_span(
+            unpack(q, heads), unpack(k, heads), unpack(v, heads), self.log_decay, state, PREFILL_CHUNK
+        )
+        return pack(y), state
+
+    def _norm_heads(self, y: Tensor, position: Tensor) -> Tensor:
+        """RMS norm of each head: [B, T, H · V] -> [B, T, H, V]."""
+        y = y.unflatten(-1, (self.config.heads, self.config.value_head_dim))
+        if self.config.head_norm_eps_rule == "constant":
+            normed: Tensor = self.head_norm(y)
+            return normed
+        z = position_sum(self.log_decay, position, y.shape[1]).mT[..., None]
+        variance = y.square().mean(-1, keepdim=True) + self.config.head_norm_eps * z
+        return y * torch.rsqrt(variance) * self.head_norm.weight
+
+
+class FeedForwardGraph(nn.Module):
+    """The feed-forward net with weights [in, out]."""
+
+    def __init__(self, ffn: FeedForward) -> None:
+        """Copy the weights."""
+        super().__init__()
+        self.gated = ffn.gated
+        self.activation = ffn.activation
+        self.inner = Projection(ffn.inner)
+        self.out = Projection(ffn.out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, d_model] -> the same shape."""
+        act = F.silu if self.activation == "silu" else F.gelu
+        h = self.inner(x)
+        if self.gated:
+            gate, up = h.chunk(2, dim=-1)
+            y: Tensor = self.out(act(gate) * up)
+        else:
+            y = self.out(act(h))
+        return y
+
+
+class BlockGraph(nn.Module):
+    """One block on explicit state."""
+
+    def __init__(self, block: Block, kind: Kind) -> None:
+        """Copy the weights."""
+        super().__init__()
+        self.retention_norm = norm_graph(block.retention_norm)
+        self.retention = RetentionGraph(block.retention, kind)
+        self.ffn_norm = norm_graph(block.ffn_norm)
+        self.ffn = FeedForwardGraph(block.ffn)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, position: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """X [B, T, d_model] -> the same shape, and the next state."""
+        out, state = self.retention(self.retention_norm(x), cos, sin, position, state)
+        x = x + out
+        return x + self.ffn(self.ffn_norm(x)), state
+
+
+class RetNetGraph(nn.Module):
+    """The step contract of a RetNet: kind "step" takes T = 1, "prefill" any T >= 1, chunkwise."""
+
+    def __init__(self, model: RetNet, kind: Kind) -> None:
+        """Copy the weights of a checkpoint's model (in its dtype, float32 for an export)."""
+        super().__init__()
+        self.embedding = model.embedding
+        self.blocks = nn.ModuleList(BlockGraph(block, kind) for block in model.blocks)  # type: ignore[arg-type]
+        self.final_norm = norm_graph(model.final_norm)
+        self.head = None if model.config.tie_embeddings else Projection(model.head)
+        self.turns = nn.Buffer(model.turns)
+
+    def forward(
+        self, tokens: Tensor, position: Tensor, states: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The step contract, as the module's docstring writes it."""
+        cos, sin = cos_sin(position, tokens.shape[1], self.turns, torch.float32)
+        x = self.embedding(tokens)
+        next_states = []
+        for block, state in zip(self.blocks, states, strict=True):
+            x, state = block(x, cos, sin, position, state)
+            next_states.append(state)
+        return head_logits(self.final_norm(x[:, -1:]), self.head, self.embedding), next_states
+
+
+def norm_graph(norm: nn.Module) -> Norm:
+    """The graph form of an nn.RMSNorm."""
+    assert isinstance(norm, nn.RMSNorm)
+    assert norm.eps is not None
+    return Norm(norm.weight, norm.eps)
+
+
+def head_logits(x: Tensor, head: Projection | None, embedding: nn.Embedding) -> Tensor:
+    """Logits [B, vocab] of x [B, 1, d_model]; a tied head (None) reads the embedding."""
+    logits = x @ embedding.weight.mT if head is None else head(x)
+    return logits[:, 0]

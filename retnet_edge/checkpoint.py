@@ -1,0 +1,118 @@
+"""Checkpoints: a directory of `config.json`, `model.safetensors` and `tokenizer.json`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import nn
+
+from retnet_edge.config import ModelConfig, RetNetConfig, decode_config, encode_config
+from retnet_edge.errors import InputError
+from retnet_edge.model import RetNet
+from retnet_edge.tokenizer import load_tokenizer
+from retnet_edge.transformer import Transformer
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+
+LanguageModel = RetNet | Transformer
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory: float32 weights whatever dtype they are stored in."""
+
+    path: Path
+    model: LanguageModel
+    tokenizer: Tokenizer
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's configuration."""
+        return self.model.config
+
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights file, the checkpoint's identity in a bundle's provenance."""
+        with (self.path / WEIGHTS_FILE).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def build_model(config: ModelConfig, *, dropout: float = 0.0) -> LanguageModel:
+    """A model with fresh weights from torch's global generator."""
+    if isinstance(config, RetNetConfig):
+        return RetNet(config, dropout=dropout)
+    return Transformer(config, dropout=dropout)
+
+
+def write_checkpoint(
+    folder: Path,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write the three files into an existing folder; weights are stored in `dtype`."""
+    tensors = {
+        name: value.detach().to("cpu", dtype).contiguous() for name, value in _weights(model).items()
+    }
+    (folder / CONFIG_FILE).write_bytes(encode_config(model.config))
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "retnet-edge"})
+    tokenizer.save(str(folder / TOKENIZER_FILE))
+
+
+def load_weights(model: LanguageModel, path: Path) -> None:
+    """Load weights into a model, in its dtype.
+
+    Raises InputError naming the file and the first key that is missing, unknown or of another
+    shape, or the damage.
+    """
+    try:
+        stored = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as safetensors: {error}") from error
+    expected = _weights(model)
+    if missing := sorted(expected.keys() - stored.keys()):
+        raise InputError(f"{path}: lacks the weight {missing[0]} ({len(missing)} missing in all)")
+    if unknown := sorted(stored.keys() - expected.keys()):
+        raise InputError(f"{path}: has an unknown weight {unknown[0]} ({len(unknown)} in all)")
+    for name, parameter in expected.items():
+        if stored[name].shape != parameter.shape:
+            raise InputError(
+                f"{path}: {name} has shape {list(stored[name].shape)}, the configuration needs "
+                f"{list(parameter.shape)}"
+            )
+        with torch.no_grad():
+            parameter.copy_(stored[name])
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint directory. Raises InputError naming what is missing or does not fit."""
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such checkpoint directory")
+    try:
+        raw = (path / CONFIG_FILE).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: a checkpoint directory has a {CONFIG_FILE}") from error
+    config = decode_config(raw, path / CONFIG_FILE)
+    model = build_model(config)
+    load_weights(model, path / WEIGHTS_FILE)
+    tokenizer = load_tokenizer(path / TOKENIZER_FILE)
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        raise InputError(
+            f"{path / TOKENIZER_FILE}: {tokenizer.get_vocab_size()} tokens do not fit the model's "
+            f"vocabulary of {config.vocab_size}"
+        )
+    return Checkpoint(path, model.eval(), tokenizer)
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter by name; a tied head appears once, as the embedding."""
+    return dict(model.named_parameters(remove_duplicate=True))

@@ -1,0 +1,68 @@
+"""Held-out perplexity and bits per byte of a model over a shard."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from retnet_edge.checkpoint import LanguageModel
+from retnet_edge.data import Shard
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`nats` of negative log-likelihood summed over `tokens` predictions of `text_bytes` bytes.
+
+    End-of-text tokens are predicted and paid for but count no bytes.
+    """
+
+    nats: float
+    tokens: int
+    text_bytes: int
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood, nats a token."""
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), a token."""
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits of negative log-likelihood a byte of UTF-8 text."""
+        return self.nats / math.log(2.0) / self.text_bytes
+
+
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel, shard: Shard, *, length: int, batch: int, autocast: bool
+) -> Evaluation:
+    """Score every token of the shard but the first, in contexts of `length` tokens from zero."""
+    device = model.embedding.weight.device
+    was_training = model.training
+    model.eval()
+    nats, tokens = 0.0, 0
+    rows: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
+    contexts = list(shard.contexts(length))
+    for index, context in enumerate(contexts):
+        rows.append(context)
+        last = index + 1 == len(contexts)
+        if len(rows) < batch and not last and len(contexts[index + 1]) == len(context):
+            continue
+        block = torch.from_numpy(np.stack(rows)).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            logits, _ = model(block[:, :-1])
+        nats += F.cross_entropy(
+            logits.flatten(0, 1).float(), block[:, 1:].flatten(), reduction="sum"
+        ).item()
+        tokens += block[:, 1:].numel()
+        rows = []
+    model.train(was_training)
+    return Evaluation(nats, tokens, shard.info.text_bytes)

@@ -1,0 +1,63 @@
+"""Metrics of a training run: one JSON object a line, and TensorBoard where it is wanted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends to `metrics.jsonl`; lines past `from_step` are of a killed run and are dropped."""
+
+    def __init__(self, out: Path, *, from_step: int, tensorboard: bool) -> None:
+        """Open the log of the run directory `out`."""
+        self._path = out / METRICS_FILE
+        if self._path.exists():
+            kept = [row for row in read_metrics(self._path) if row["step"] <= from_step]
+            partial = self._path.with_suffix(".partial")
+            partial.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in kept))
+            os.replace(partial, self._path)
+        self._file = self._path.open("ab")
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=from_step + 1)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Self:
+        """The log itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close both."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, step: int, **values: float) -> None:
+        """Log `values` at `step`."""
+        self._file.write(msgspec.json.encode({"step": step, **values}) + b"\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Every whole line of a metrics file; a line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            rows.append(msgspec.json.decode(line, type=dict[str, Any]))
+    return rows

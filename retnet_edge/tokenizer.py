@@ -1,0 +1,71 @@
+"""Byte-level BPE through the `tokenizers` library: every byte string has a tokenization."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from retnet_edge.errors import InputError
+
+END_OF_TEXT = "<|endoftext|>"
+SMALLEST_VOCABULARY = 257
+
+
+def read_documents(path: Path) -> Iterator[str]:
+    """Documents of a text file: what stands between lines that hold only `<|endoftext|>`.
+
+    Raises InputError where the file is missing, empty or not UTF-8.
+    """
+    lines: list[str] = []
+    found = False
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                if line.strip() == END_OF_TEXT:
+                    if text := "".join(lines).strip():
+                        found = True
+                        yield text
+                    lines = []
+                else:
+                    lines.append(line)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start} of a block)") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    if text := "".join(lines).strip():
+        found = True
+        yield text
+    if not found:
+        raise InputError(f"{path}: holds no text")
+
+
+def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of `vocab_size` entries, `<|endoftext|>` being id 0.
+
+    Raises InputError where the vocabulary cannot hold the 256 bytes and the end of text.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise InputError(f"vocab_size is {vocab_size}; byte-level BPE needs {SMALLEST_VOCABULARY}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return tokenizer
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read tokenizer.json. Raises InputError where it is missing or not a tokenizer."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such tokenizer file")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception
+        raise InputError(f"{path}: not a tokenizer file: {error}") from error

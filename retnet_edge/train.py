@@ -1,0 +1,121 @@
+"""`retnet-edge train`: from text files to a checkpoint directory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tokenizers import Tokenizer
+
+from retnet_edge.checkpoint import TOKENIZER_FILE
+from retnet_edge.config import ModelConfig, RetNetConfig, decode_config, transformer_like
+from retnet_edge.data import write_shard
+from retnet_edge.errors import InputError
+from retnet_edge.evaluate import Evaluation
+from retnet_edge.presets import preset
+from retnet_edge.tokenizer import load_tokenizer, read_documents, train_tokenizer
+from retnet_edge.trainer import TrainOptions, fit
+
+VOCABULARY_MULTIPLE = 128
+
+
+def train(
+    *,
+    out: str | Path,
+    data: Sequence[str | Path],
+    valid: str | Path,
+    options: TrainOptions,
+    model: str = "edge-15m",
+    architecture: Literal["retnet", "transformer"] = "retnet",
+    vocab_size: int = 8192,
+    tokenizer: str | Path | None = None,
+    device: str = "auto",
+    compile_model: bool | None = None,
+    eval_every: int = 500,
+    save_every: int = 500,
+    tensorboard: bool = True,
+    say: Callable[[str], None] = print,
+) -> Evaluation:
+    """Train a model on text files into the run directory `out`; a run begun there goes on.
+
+    `model` is a preset's name or a config.json; "transformer" trains the baseline of the same
+    size. Without `tokenizer` a byte-level BPE of `vocab_size` is trained on the same text.
+    `device` "auto" takes a GPU where there is one; the model is compiled there by default.
+    Raises InputError for bad input, CheckFailed where the loss is not finite.
+    """
+    out = Path(out)
+    device = _device(device)
+    out.mkdir(parents=True, exist_ok=True)
+    sources = [Path(source) for source in data]
+    bpe = _tokenizer(out, sources, tokenizer, vocab_size, say)
+    config = _config(model, bpe)
+    if architecture == "transformer":
+        if not isinstance(config, RetNetConfig):
+            raise InputError(f"{model}: --arch transformer derives its size from a RetNet's")
+        config = transformer_like(config)
+    train_shard = write_shard(sources, bpe, out / "data" / "train.bin")
+    valid_shard = write_shard([Path(valid)], bpe, out / "data" / "valid.bin")
+    say(
+        f"{train_shard.info.tokens:,} training tokens "
+        f"({train_shard.info.text_bytes / train_shard.info.tokens:.2f} bytes each), "
+        f"{valid_shard.info.tokens:,} held out; device {device}"
+    )
+    return fit(
+        out,
+        config,
+        options,
+        train_shard,
+        valid_shard,
+        device=device,
+        compile_model=device.startswith("cuda") if compile_model is None else compile_model,
+        eval_every=eval_every,
+        save_every=save_every,
+        tensorboard=tensorboard,
+        say=say,
+    )
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def _tokenizer(
+    out: Path,
+    sources: list[Path],
+    given: str | Path | None,
+    vocab_size: int,
+    say: Callable[[str], None],
+) -> Tokenizer:
+    """The run's tokenizer: the one it was begun with, the one given, or a new one."""
+    path = out / TOKENIZER_FILE
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        if given is not None:
+            load_tokenizer(Path(given))
+            shutil.copyfile(given, partial)
+        else:
+            say(f"training a byte-level BPE of {vocab_size} tokens")
+            documents = (text for source in sources for text in read_documents(source))
+            train_tokenizer(documents, vocab_size).save(str(partial))
+        partial.replace(path)
+    return load_tokenizer(path)
+
+
+def _config(model: str, tokenizer: Tokenizer) -> ModelConfig:
+    """A preset with the tokenizer's vocabulary, rounded up to what block quantizers divide."""
+    if model.endswith(".json"):
+        try:
+            return decode_config(Path(model).read_bytes(), model)
+        except OSError as error:
+            raise InputError(f"{model}: cannot be read: {error.strerror}") from error
+    entries = tokenizer.get_vocab_size()
+    return preset(model, -(-entries // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE)

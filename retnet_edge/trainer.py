@@ -1,0 +1,261 @@
+"""Training on one device: AdamW, warm-up and cosine, clipping, exact resume.
+
+A run is a directory: `run.json` (options and configuration), `tokenizer.json`, `data/` (token
+shards), `metrics.jsonl`, `tensorboard/`, `steps/step-N/` (checkpoints that also hold the
+optimizer) and, when it is done, `checkpoint/`. Everything random in a step follows from
+(seed, step), so a run that was killed and resumed ends with the weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from retnet_edge.checkpoint import (
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    LanguageModel,
+    build_model,
+    load_weights,
+    write_checkpoint,
+)
+from retnet_edge.config import ModelConfig
+from retnet_edge.data import Shard
+from retnet_edge.errors import CheckFailed, InputError
+from retnet_edge.evaluate import Evaluation, evaluate
+from retnet_edge.metrics import MetricsLog
+from retnet_edge.model import Form, RetNet
+from retnet_edge.progress import progress
+from retnet_edge.runtime.writer import new_bundle
+from retnet_edge.tokenizer import load_tokenizer
+
+RUN_FILE = "run.json"
+OPTIMIZER_FILE = "optimizer.pt"
+KEPT_CHECKPOINTS = 2
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything but the model that decides the weights a run ends with."""
+
+    steps: Positive
+    batch: Positive
+    seq_len: Positive
+    lr: Annotated[float, msgspec.Meta(gt=0)] = 1e-3
+    final_lr_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
+    warmup: Annotated[int, msgspec.Meta(ge=0)] = 375
+    weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.1
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] = 0
+    form: Form = "chunkwise"
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A run directory's `run.json`."""
+
+    options: TrainOptions
+    config: ModelConfig
+
+
+def learning_rate(options: TrainOptions, step: int) -> float:
+    """Linear warm-up, then a cosine down to final_lr_ratio · lr at the last step."""
+    if step < options.warmup:
+        return options.lr * (step + 1) / options.warmup
+    done = (step - options.warmup) / max(1, options.steps - options.warmup)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+    return options.lr * (options.final_lr_ratio + (1.0 - options.final_lr_ratio) * cosine)
+
+
+def make_optimizer(model: LanguageModel, options: TrainOptions) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": options.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=options.lr,
+        betas=options.betas,
+        fused=matrices[0].is_cuda,
+    )
+
+
+def fit(
+    out: Path,
+    config: ModelConfig,
+    options: TrainOptions,
+    train_shard: Shard,
+    valid_shard: Shard,
+    *,
+    device: str = "cpu",
+    compile_model: bool = False,
+    eval_every: int = 500,
+    save_every: int = 500,
+    tensorboard: bool = True,
+    say: Callable[[str], None] = print,
+) -> Evaluation:
+    """Train `config` in the run directory `out`, from its newest checkpoint if it has one.
+
+    `out` holds tokenizer.json already. Returns the last validation and leaves `out/checkpoint`.
+    Raises InputError where `out` was begun with other options, CheckFailed where the loss is not
+    finite.
+    """
+    _open_run(out, Run(options, config))
+    if (out / "checkpoint").exists():
+        raise InputError(f"{out / 'checkpoint'}: the run is complete; give another --out")
+    tokenizer = load_tokenizer(out / TOKENIZER_FILE)
+    torch.manual_seed(options.seed)
+    model = build_model(config, dropout=options.dropout).to(device).train()
+    optimizer = make_optimizer(model, options)
+    start = _resume(out, model, optimizer, say)
+    loss_of = _loss_function(model, options, device, compile_model)
+    autocast = options.precision == "bfloat16"
+
+    def validate() -> Evaluation:
+        return evaluate(
+            model, valid_shard, length=options.seq_len, batch=options.batch, autocast=autocast
+        )
+
+    with (
+        MetricsLog(out, from_step=start, tensorboard=tensorboard) as metrics,
+        progress("train", options.steps - start) as advance,
+    ):
+        began, began_step = time.perf_counter(), start
+        for step in range(start, options.steps):
+            torch.manual_seed(options.seed * 1_000_003 + step)
+            block = train_shard.batch(options.seed, step, options.batch, options.seq_len)
+            tokens = torch.from_numpy(block).to(device, non_blocking=True)
+            rate = learning_rate(options, step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = loss_of(tokens)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            advance(1)
+
+            done = step + 1
+            if done % eval_every == 0 or done == options.steps:
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise CheckFailed(f"the loss is {value} at step {done}; lower --lr")
+                seconds = time.perf_counter() - began
+                rate_tokens = (done - began_step) * options.batch * options.seq_len / seconds
+                result = validate()
+                metrics.write(
+                    done,
+                    train_loss=value,
+                    gradient_norm=norm.item(),
+                    learning_rate=rate,
+                    tokens_per_second=rate_tokens,
+                    valid_loss=result.loss,
+                    valid_perplexity=result.perplexity,
+                    valid_bits_per_byte=result.bits_per_byte,
+                )
+                say(
+                    f"step {done}/{options.steps}  loss {value:.4f}  valid {result.loss:.4f}  "
+                    f"ppl {result.perplexity:.2f}  {result.bits_per_byte:.4f} bits/byte  "
+                    f"{rate_tokens:,.0f} tokens/s"
+                )
+                began, began_step = time.perf_counter(), done
+            if done % save_every == 0 and done < options.steps:
+                _save(out, done, model, optimizer, tokenizer)
+                began, began_step = time.perf_counter(), done
+
+    with new_bundle(out / "checkpoint") as folder:
+        write_checkpoint(folder, model, tokenizer)
+    return validate()
+
+
+def _loss_function(
+    model: LanguageModel, options: TrainOptions, device: str, compile_model: bool
+) -> Callable[[Tensor], Tensor]:
+    """Mean cross-entropy in nats of a block [batch, T + 1] of token ids."""
+
+    def autocast() -> AbstractContextManager[Any]:
+        if options.precision == "bfloat16":
+            return torch.autocast(torch.device(device).type, torch.bfloat16)
+        return nullcontext()
+
+    def loss_of(tokens: Tensor) -> Tensor:
+        with autocast():
+            if isinstance(model, RetNet):
+                logits, _ = model(tokens[:, :-1], form=options.form)
+            else:
+                logits, _ = model(tokens[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+    return torch.compile(loss_of) if compile_model else loss_of
+
+
+def _open_run(out: Path, run: Run) -> None:
+    """Write run.json, or check that the run in `out` is the same one."""
+    path = out / RUN_FILE
+    if path.exists():
+        try:
+            found = msgspec.json.decode(path.read_bytes(), type=Run)
+        except msgspec.DecodeError as error:
+            raise InputError(f"{path}: not the description of a run: {error}") from error
+        if found != run:
+            raise InputError(
+                f"{path}: the run was begun with other options; resume with the same ones or give "
+                "another --out"
+            )
+        return
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n")
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    """Complete checkpoints of the run, oldest first (they are renamed into place when whole)."""
+    return sorted((out / "steps").glob("step-*"))
+
+
+def _save(
+    out: Path,
+    step: int,
+    model: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    tokenizer: Any,
+) -> None:
+    target = out / "steps" / f"step-{step:08d}"
+    target.parent.mkdir(exist_ok=True)
+    with new_bundle(target) as folder:
+        write_checkpoint(folder, model, tokenizer)
+        torch.save({"step": step, "optimizer": optimizer.state_dict()}, folder / OPTIMIZER_FILE)
+    for old in _checkpoints(out)[:-KEPT_CHECKPOINTS]:
+        shutil.rmtree(old)
+
+
+def _resume(
+    out: Path,
+    model: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    say: Callable[[str], None],
+) -> int:
+    """Load the newest checkpoint, if there is one; the step to go on from."""
+    found = _checkpoints(out)
+    if not found:
+        return 0
+    newest = found[-1]
+    load_weights(model, newest / WEIGHTS_FILE)
+    device = model.embedding.weight.device
+    saved = torch.load(newest / OPTIMIZER_FILE, map_location=device, weights_only=True)
+    optimizer.load_state_dict(saved["optimizer"])
+    say(f"resuming from {newest}")
+    return int(saved["step"])

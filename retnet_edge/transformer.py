@@ -1,0 +1,112 @@
+"""The baseline: a pre-norm Transformer (rotary attention, SwiGLU, RMSNorm) with a key-value cache.
+
+Same trainer, tokenizer and exporter as RetNet, so that every claim stands beside it. Its state of
+a layer is (keys, values), each [B, H, past, K], and grows by one position a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retnet_edge.config import TransformerConfig
+from retnet_edge.model import FeedForward, init_weights
+from retnet_edge.rotary import cos_sin, rotate, turns
+
+
+class Attention(nn.Module):
+    """Causal rotary attention; W_Q, W_K and W_V are one matrix, `qkv`."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        """Make the two projections."""
+        super().__init__()
+        self.heads = config.heads
+        width = config.heads * config.key_head_dim
+        self.qkv = nn.Linear(config.d_model, 3 * width, bias=False)
+        self.out = nn.Linear(width, config.d_model, bias=False)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """X [B, T, d_model] -> the same shape, and all keys and values so far.
+
+        With a past, T must be 1 (one decoding step); without, attention is causal over T.
+        """
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self._project(x))
+        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=past is None)
+        return self.out(y.transpose(1, 2).flatten(2)), (k, v)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return q, k, v
+
+
+class AttentionBlock(nn.Module):
+    """Pre-norm residual block."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        """Make attention, feed-forward net and their norms."""
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.ffn = FeedForward(config.d_model, config.ffn_dim, gated=True, activation="silu")
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        past: tuple[Tensor, Tensor] | None,
+        dropout: float,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """X [B, T, d_model] -> the same shape, and the layer's keys and values."""
+        out, present = self.attention(self.attention_norm(x), cos, sin, past)
+        x = x + F.dropout(out, dropout, self.training)
+        return x + F.dropout(self.ffn(self.ffn_norm(x)), dropout, self.training), present
+
+
+class Transformer(nn.Module):
+    """The language model: embedding, blocks, final norm, head (tied to the embedding or not)."""
+
+    turns: Tensor
+
+    def __init__(self, config: TransformerConfig, *, dropout: float = 0.0) -> None:
+        """Make the modules and initialise the weights from torch's global generator."""
+        super().__init__()
+        self.config = config
+        self.dropout = dropout
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(AttentionBlock(config) for _ in range(config.layers))
+        self.final_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self.register_buffer("turns", turns(config.thetas), persistent=False)
+        init_weights(self, config.layers)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        states: Sequence[tuple[Tensor, Tensor]] | None = None,
+        position: Tensor | None = None,
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Tokens [B, T] -> logits [B, T, vocab] and every layer's keys and values."""
+        batch, length = tokens.shape
+        if position is None:
+            position = torch.zeros(batch, dtype=torch.int64, device=tokens.device)
+        dtype = torch.promote_types(self.embedding.weight.dtype, torch.float32)
+        cos, sin = cos_sin(position, length, self.turns, dtype)
+        x = F.dropout(self.embedding(tokens), self.dropout, self.training)
+        presents = []
+        for i, block in enumerate(self.blocks):
+            x, present = block(x, cos, sin, None if states is None else states[i], self.dropout)
+            presents.append(present)
+        return self.head(self.final_norm(x)), presents
