@@ -1,0 +1,96 @@
+# `make demo` on a fresh clone does everything; `make help` lists the rest.
+
+PYTHON ?= python3
+WORKERS ?= 2
+PYTEST_ARGS ?=
+CHECKPOINT ?= checkpoints/edge-15m
+RECIPE ?= int8
+BUNDLE ?= runs/demo.edge
+PROMPT ?= The old house stood at the end of the road, and
+TORCH_VERSION ?= 2.13.0
+
+VENV := .venv
+PY := $(VENV)/bin/python
+CLI := $(VENV)/bin/retnet-edge
+PIP := $(PY) -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+PIP_LOG := $(VENV)/pip.log
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint bench constraints clean
+.DELETE_ON_ERROR:
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'Variables: PYTHON=$(PYTHON) WORKERS=$(WORKERS) RECIPE=$(RECIPE) CHECKPOINT=$(CHECKPOINT) PYTEST_ARGS='
+
+setup: $(STAMP)  ## make .venv and install the project in it (again only when its requirements change)
+
+demo: $(STAMP)  ## export, quantize and verify the shipped model, then let it write
+	rm -rf -- '$(BUNDLE)'
+	mkdir -p '$(dir $(BUNDLE))'
+	$(CLI) build '$(CHECKPOINT)' '$(BUNDLE)' --recipe $(RECIPE) --text '$(CHECKPOINT)/heldout.txt'
+	$(CLI) info '$(BUNDLE)'
+	$(CLI) generate '$(BUNDLE)' --prompt '$(PROMPT)'
+	@echo
+	@echo 'Report: $(BUNDLE)/reports/report.html'
+
+test: $(STAMP)  ## the fast tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+test-slow: $(STAMP)  ## the tests that take minutes
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile -m slow $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: $(STAMP) $(BUNDLE)/manifest.json  ## the measurements of benchmarks/ on the demo's bundle
+	$(PY) benchmarks/base_install.py '$(BUNDLE)'
+
+$(BUNDLE)/manifest.json:
+	$(MAKE) demo
+
+clean:  ## remove .venv, caches, build leftovers and the demo's bundle
+	rm -rf -- $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis '$(BUNDLE)'
+	find retnet_edge export quantize runtime tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+# Only this file is watched, not pip's state: after a hand-made change in .venv, `make clean`.
+$(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@echo 'Installing retnet-edge and its tools into $(VENV); the first time takes some minutes.'
+	@{ $(PIP) install -c constraints.txt setuptools && \
+	  $(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'; } > $(PIP_LOG) 2>&1 || { \
+	  tail -n 25 $(PIP_LOG) >&2; echo 'pip failed; all it said is in $(PIP_LOG)' >&2; exit 1; }
+	@touch $@
+
+$(VENV)/bin/pip:
+	@command -v '$(PYTHON)' >/dev/null || { \
+	  echo "No Python named '$(PYTHON)'; name one of 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "retnet-edge needs Python 3.11 or newer; $(PYTHON) is $$('$(PYTHON)' -V 2>&1). Name another: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv module (Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
+	'$(PYTHON)' -m venv $(VENV)
+
+define PINS
+import json, sys
+
+OF_CUDA_TORCH = ("cuda-", "nvidia-", "triton")
+found = (package["metadata"] for package in json.load(sys.stdin)["install"])
+pins = {p["name"].lower(): p["version"].split("+")[0] for p in found}
+for name in sorted(pins):
+    if name != "retnet-edge" and not name.startswith(OF_CUDA_TORCH):
+        print(f"{name}=={pins[name]}")
+endef
+export PINS
+
+constraints: $(VENV)/bin/pip  ## resolve the newest versions into constraints.txt
+	@$(PIP) install -qq --dry-run --ignore-installed --report $(VENV)/resolved.json \
+	  'torch==$(TORCH_VERSION)' '.[dev,executorch]'
+	@{ \
+	  echo '# The versions that are tested together. Written by `make constraints` (Python 3.11, Linux):'; \
+	  echo '# every package of every extra, without what only a CUDA build of torch brings along.'; \
+	  $(PY) -c "$$PINS" < $(VENV)/resolved.json; \
+	} > constraints.txt.new
+	@mv constraints.txt.new constraints.txt

@@ -1,0 +1,137 @@
+"""The commands that need the base install only: generate, info."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from retnet_edge.errors import InputError
+
+if TYPE_CHECKING:
+    from retnet_edge.runtime.session import Session
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("-p", "--prompt", help="The text to continue.")
+@click.option("-i", "--interactive", is_flag=True, help="Read lines; the state carries on.")
+@click.option("-n", "--max-tokens", type=int, default=200, show_default=True)
+@click.option("--temperature", type=float, default=0.8, show_default=True, help="0: greedy.")
+@click.option("--top-k", type=int, default=40, show_default=True, help="0: off.")
+@click.option("--top-p", type=float, default=0.95, show_default=True, help="1: off.")
+@click.option("--min-p", type=float, default=0.0, show_default=True, help="0: off.")
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="1: off.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--stop", multiple=True, help="End before this text (may be given again).")
+@click.option("--threads", type=int, help="Computing threads [default: physical cores, at most 4].")
+def generate(
+    bundle: Path,
+    prompt: str | None,
+    interactive: bool,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    seed: int,
+    stop: tuple[str, ...],
+    threads: int | None,
+) -> None:
+    """Continue a text with BUNDLE, streaming to standard output.
+
+    With --interactive, every line read continues the same text; the state stays the same size
+    however long it gets. Ctrl-D ends.
+    """
+    from retnet_edge.runtime.bundle import Bundle
+    from retnet_edge.runtime.generate import generate as stream
+    from retnet_edge.runtime.sampling import Sampling
+    from retnet_edge.runtime.session import open_session
+
+    if (prompt is None) != interactive:
+        raise InputError("give either --prompt TEXT or --interactive")
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    opened = Bundle.open(bundle)
+    tokenizer = opened.tokenizer()
+    session = open_session(opened, threads)
+
+    def reply(text: str) -> Iterator[str]:
+        return stream(
+            session,
+            tokenizer,
+            text,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            end_of_text=opened.manifest.tokenizer.end_of_text,
+        )
+
+    if prompt is None:
+        _converse(session, reply)
+    else:
+        _print(reply(prompt))
+
+
+def _converse(session: Session, reply: Callable[[str], Iterator[str]]) -> None:
+    """Answer lines of standard input until it ends; then say what the state takes."""
+    try:
+        while True:
+            if sys.stdin.isatty():
+                click.echo("> ", nl=False, err=True)
+            line = sys.stdin.readline()
+            if not line:
+                break
+            if text := line.rstrip("\n"):
+                _print(reply(text if session.position == 0 else f"\n{text}"))
+    finally:
+        click.echo(
+            f"state: {session.state_bytes:,} bytes after {session.position:,} tokens", err=True
+        )
+
+
+def _print(pieces: Iterator[str]) -> None:
+    for piece in pieces:
+        click.echo(piece, nl=False)
+    click.echo()
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def info(path: Path, as_json: bool) -> None:
+    """Print what PATH, a bundle or a checkpoint, holds."""
+    from retnet_edge.info import info as describe
+
+    facts = describe(path)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    for title, rows in facts.items():
+        table = Table(title=title, title_justify="left", show_header=False)
+        table.add_column()
+        table.add_column(overflow="fold")
+        for name, value in rows.items():
+            table.add_row(name, _cell(value))
+        console.print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,128 @@
+"""What a bundle or a checkpoint holds, as plain data for a table or JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+from retnet_edge.errors import InputError
+from retnet_edge.runtime.manifest import MANIFEST_FILE
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+_HEADER_BYTES = 100 << 20  # safetensors' own limit
+
+Facts = dict[str, dict[str, Any]]
+
+
+def info(path: str | Path) -> Facts:
+    """Tables (title -> name -> value) that describe the bundle or checkpoint directory at `path`.
+
+    A bundle is opened with all of its checks; of a checkpoint, config.json and the header of
+    model.safetensors are read. Raises InputError where `path` is neither, or does not hold up.
+    """
+    path = Path(path)
+    if (path / MANIFEST_FILE).exists():
+        return _bundle(path)
+    if (path / CONFIG_FILE).exists():
+        return _checkpoint(path)
+    what = "has neither" if path.is_dir() else "is not a directory with"
+    raise InputError(
+        f"{path} {what} {MANIFEST_FILE} (a bundle) {'nor' if path.is_dir() else 'or'} "
+        f"{CONFIG_FILE} (a checkpoint)"
+    )
+
+
+def _bundle(path: Path) -> Facts:
+    from retnet_edge.runtime.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    verification = manifest.verification
+    facts: Facts = {
+        "bundle": {
+            "path": str(path),
+            "bytes on disk": bundle.bytes_on_disk,
+            "verification": verification.status,
+            **({"reasons": list(verification.reasons)} if verification.reasons else {}),
+        },
+        "model": {
+            "kind": manifest.model.kind,
+            "parameters": manifest.model.parameters,
+            "vocabulary": manifest.model.vocab_size,
+            **_scalars(manifest.model.config),
+        },
+        "state": {
+            "tensors": len(manifest.states),
+            "bytes a sequence after 1 token": manifest.state_bytes(1),
+            "bytes a sequence after 100,000 tokens": manifest.state_bytes(100_000),
+        },
+        "quantization": {
+            "recipe": manifest.quantization.recipe,
+            "quantized tensors": len(manifest.quantization.tensors),
+        },
+        "graphs": {
+            graph.file: f"{graph.kind} for {graph.backend}, operators "
+            + ", ".join(f"{name or 'ai.onnx'} {v}" for name, v in graph.operator_sets.items())
+            for graph in manifest.graphs
+        },
+        "files": {name: entry.size for name, entry in manifest.files.items()},
+        "provenance": {
+            "checkpoint sha256": manifest.provenance.checkpoint_sha256,
+            **manifest.provenance.versions,
+        },
+    }
+    return facts
+
+
+def _checkpoint(path: Path) -> Facts:
+    config = _json_object((path / CONFIG_FILE).read_bytes(), path / CONFIG_FILE)
+    tensors = _safetensors_header(path / WEIGHTS_FILE)
+    sizes = [math.prod(tensor["shape"]) for tensor in tensors.values()]
+    return {
+        "checkpoint": {
+            "path": str(path),
+            "parameters": sum(sizes),
+            "tensors": len(tensors),
+            "dtypes": ", ".join(sorted({tensor["dtype"] for tensor in tensors.values()})),
+            "bytes of weights": (path / WEIGHTS_FILE).stat().st_size,
+        },
+        "config": _scalars(config),
+    }
+
+
+def _scalars(config: dict[str, Any]) -> dict[str, Any]:
+    """The config without its lists of numbers (γ and θ), which no table has room for."""
+    return {name: value for name, value in config.items() if not isinstance(value, list | dict)}
+
+
+def _safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Name -> {dtype, shape, data_offsets} of a safetensors file, its weights left unread."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing: a checkpoint has a {CONFIG_FILE} and {WEIGHTS_FILE}")
+    with path.open("rb") as file:
+        start = file.read(8)
+        size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        raw = file.read(size) if 0 < size <= _HEADER_BYTES else b""
+    if not raw or len(raw) != size:
+        raise InputError(f"{path} is truncated or not a safetensors file")
+    header = _json_object(raw, path)
+    header.pop("__metadata__", None)
+    for name, tensor in header.items():
+        shape = tensor.get("shape") if isinstance(tensor, dict) else None
+        if not (isinstance(shape, list) and all(isinstance(dim, int) for dim in shape)):
+            raise InputError(f"{path}: the tensor {name!r} has no shape: not a safetensors file")
+    return header
+
+
+def _json_object(raw: bytes, path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(raw)
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} does not hold a JSON object")
+    return value

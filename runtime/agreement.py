@@ -1,0 +1,198 @@
+"""How far one set of logits is from another, a position at a time, and the figures drawn from it.
+
+Letters: T positions of a block, V vocabulary, N positions of a whole measurement. The reference's
+logits are r [V], the bundle's are b [V]; p = softmax(r), q = softmax(b); all sums in float64.
+
+    error      e_i = |b_i - r_i|
+    divergence KL(p ‖ q) = Σ_i p_i (log p_i - log q_i), in nats, clipped at 0 (rounding)
+    agreement  argmax b == argmax r
+    surprise   -log p_y and -log q_y in nats, y being the token that follows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+NO_TARGET = -1
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One entry a position, every array [N].
+
+    position: int64, distance from the context's start. second_half: bool, position >= length / 2.
+    max_error, mean_error: float64, over the vocabulary. kl: float64, nats. agrees: bool.
+    gap: float64, the reference's best logit less its second best. surprise_reference,
+    surprise_bundle: float64, nats, NaN where no token follows. finite: bool, of the bundle's row.
+    """
+
+    position: NDArray[np.int64]
+    second_half: NDArray[np.bool_]
+    max_error: NDArray[np.float64]
+    mean_error: NDArray[np.float64]
+    kl: NDArray[np.float64]
+    agrees: NDArray[np.bool_]
+    gap: NDArray[np.float64]
+    surprise_reference: NDArray[np.float64]
+    surprise_bundle: NDArray[np.float64]
+    finite: NDArray[np.bool_]
+
+    def where(self, mask: NDArray[np.bool_]) -> Trace:
+        """The positions that `mask` [N] keeps."""
+        return Trace(**{f.name: getattr(self, f.name)[mask] for f in fields(self)})
+
+    @staticmethod
+    def join(parts: Sequence[Trace]) -> Trace:
+        """The parts one after another."""
+        return Trace(
+            **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Trace)}
+        )
+
+
+@dataclass(frozen=True)
+class StateSample:
+    """Distance of the bundle's states from the reference's after the token at `position`.
+
+    max_abs: max over states and elements of |bundle - reference|.
+    relative: max over states of ‖bundle - reference‖_F / ‖reference‖_F.
+    """
+
+    position: int
+    second_half: bool
+    max_abs: float
+    relative: float
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """The figures of a set of positions (formulas at the top of the file).
+
+    perplexity: exp(mean surprise); the ratio is the bundle's over the reference's.
+    top1_agreement_without_ties: the share of positions that agree, or where the reference's gap
+    between its two best is at most twice the logit error that is allowed (None: no such bound).
+    Note that an allowed error which is kept makes this 1 of necessity: two logits that swap places
+    under errors of at most e were at most 2e apart. The state errors are the worst of the samples
+    among these positions (None: no sample).
+    """
+
+    tokens: int
+    max_abs_logit_error: float
+    mean_abs_logit_error: float
+    mean_kl: float
+    p50_kl: float
+    p90_kl: float
+    p99_kl: float
+    max_kl: float
+    top1_agreement: float
+    top1_agreement_without_ties: float | None
+    perplexity_reference: float
+    perplexity_bundle: float
+    perplexity_ratio: float
+    max_abs_state_error: float | None
+    relative_state_error: float | None
+
+
+def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log softmax over the last axis, float64: x - max - log Σ exp(x - max)."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def compare(
+    reference: NDArray[np.float64],
+    bundle: NDArray[np.floating],
+    *,
+    targets: NDArray[np.int64],
+    first: int,
+    length: int,
+) -> Trace:
+    """Compare a block of logits, [T, V] each.
+
+    targets: int64 [T], the token that follows each position (NO_TARGET: none).
+    first: position of the block's first row; length: the context's, which decides the halves.
+    """
+    bundle64 = bundle.astype(np.float64)
+    if reference.shape != bundle64.shape:
+        raise ValueError(f"reference logits are {reference.shape}, the bundle's {bundle64.shape}")
+    rows = np.arange(len(targets))
+    position = first + rows
+    error = np.abs(bundle64 - reference)
+    top_two = np.partition(reference, -2, axis=-1)[:, -2:]
+    with np.errstate(invalid="ignore", over="ignore"):  # logits that are not finite become NaN
+        log_p, log_q = log_softmax(reference), log_softmax(bundle64)
+        kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+    known = targets != NO_TARGET
+    column = np.where(known, targets, 0)
+    return Trace(
+        position=position,
+        second_half=2 * position >= length,
+        max_error=error.max(axis=-1),
+        mean_error=error.mean(axis=-1),
+        kl=np.maximum(kl, 0.0),
+        agrees=reference.argmax(axis=-1) == bundle64.argmax(axis=-1),
+        gap=top_two[:, 1] - top_two[:, 0],
+        surprise_reference=np.where(known, -log_p[rows, column], np.nan),
+        surprise_bundle=np.where(known, -log_q[rows, column], np.nan),
+        finite=np.asarray(np.isfinite(bundle64).all(axis=-1)),
+    )
+
+
+def state_distance(
+    reference: Sequence[NDArray[np.floating]], bundle: Sequence[NDArray[np.floating]]
+) -> tuple[float, float]:
+    """(max_abs, relative) as in StateSample. Raises ValueError where counts or shapes differ."""
+    shapes = [r.shape for r in reference], [b.shape for b in bundle]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"reference states are {shapes[0]}, the bundle's {shapes[1]}")
+    max_abs = relative = 0.0
+    for expected, got in zip(reference, bundle, strict=True):
+        expected64 = expected.astype(np.float64)
+        difference = got.astype(np.float64) - expected64
+        norm = float(np.linalg.norm(expected64))
+        distance = float(np.linalg.norm(difference))
+        share = distance / norm if norm else (np.inf if distance else 0.0)
+        max_abs = float(np.maximum(max_abs, np.abs(difference).max(initial=0.0)))
+        relative = float(np.maximum(relative, share))
+    return max_abs, relative
+
+
+def mean_surprise(surprise: NDArray[np.float64], targets: NDArray[np.bool_]) -> float:
+    """Mean over the positions that have a target; NaN where none has."""
+    return float(surprise[targets].mean()) if targets.any() else float("nan")
+
+
+def summarise(
+    trace: Trace, states: Sequence[StateSample] = (), *, allowed_error: float | None = None
+) -> Figures:
+    """Reduce a trace of N >= 1 positions and its state samples to figures.
+
+    allowed_error: bound on the logit error that decides what counts as a tie (None: none does).
+    """
+    targets = ~np.isnan(trace.surprise_reference)
+    surprise = mean_surprise(trace.surprise_reference, targets)
+    surprise_bundle = mean_surprise(trace.surprise_bundle, targets)
+    p50, p90, p99 = np.percentile(trace.kl, (50, 90, 99))
+    without_ties = None
+    if allowed_error is not None:
+        without_ties = float((trace.agrees | (trace.gap <= 2 * allowed_error)).mean())
+    return Figures(
+        tokens=len(trace.position),
+        max_abs_logit_error=float(trace.max_error.max()),
+        mean_abs_logit_error=float(trace.mean_error.mean()),
+        mean_kl=float(trace.kl.mean()),
+        p50_kl=float(p50),
+        p90_kl=float(p90),
+        p99_kl=float(p99),
+        max_kl=float(trace.kl.max()),
+        top1_agreement=float(trace.agrees.mean()),
+        top1_agreement_without_ties=without_ties,
+        perplexity_reference=float(np.exp(surprise)),
+        perplexity_bundle=float(np.exp(surprise_bundle)),
+        perplexity_ratio=float(np.exp(surprise_bundle - surprise)),
+        max_abs_state_error=float(np.max([s.max_abs for s in states])) if states else None,
+        relative_state_error=float(np.max([s.relative for s in states])) if states else None,
+    )

@@ -1,0 +1,139 @@
+"""Opening a bundle: one directory, one manifest, nothing in it taken on trust."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+
+from retnet_edge.errors import InputError
+from retnet_edge.runtime.contract import check_contract
+from retnet_edge.runtime.files import check_name, file_entry, regular_file
+from retnet_edge.runtime.manifest import MANIFEST_FILE, GraphSpec, Manifest, decode
+from retnet_edge.runtime.onnx_external import external_data
+
+_MANIFEST_BYTES = 16 << 20
+_TOKENIZER_BYTES = 256 << 20
+_VOCABULARY_PADDING = 128
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its directory, and its manifest, which the files were checked against."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Check everything that can be checked without a backend, and return the bundle.
+
+        In this order: the manifest's schema, file names, links, sizes and SHA-256 of every listed
+        file, the graphs' external data, the step contract, the tokenizer. Raises InputError, one
+        sentence that names the file, the value and what is allowed, at the first thing wrong.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            what = "is a file" if path.exists() else "does not exist"
+            raise InputError(f"{path} {what}: a bundle is a directory with a {MANIFEST_FILE}")
+        where = path / MANIFEST_FILE
+        if not where.exists():
+            raise InputError(f"{path} is not a bundle: it has no {MANIFEST_FILE}")
+        regular_file(path, MANIFEST_FILE, path)
+        if (size := where.stat().st_size) > _MANIFEST_BYTES:
+            raise InputError(f"{where} has {size} bytes; a manifest has at most {_MANIFEST_BYTES}")
+        manifest = decode(where.read_bytes(), str(where))
+        _check_references(manifest, where)
+        _check_files(path, manifest, where)
+        for graph in manifest.graphs:
+            if graph.backend == "onnxruntime":
+                _check_external_data(path, manifest, graph)
+        check_contract(manifest, where)
+        bundle = cls(path, manifest)
+        _check_tokenizer(bundle.tokenizer(), manifest, bundle.file(manifest.tokenizer.file))
+        return bundle
+
+    def file(self, name: str) -> Path:
+        """Path of a file of the bundle. Raises InputError where the manifest does not list it."""
+        if name not in self.manifest.files:
+            raise InputError(f"{self.path / MANIFEST_FILE}: the bundle lists no file {name!r}")
+        return self.path / name
+
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """The tokenizer, freshly loaded. Raises InputError where its file does not parse."""
+        path = self.file(self.manifest.tokenizer.file)
+        if (size := path.stat().st_size) > _TOKENIZER_BYTES:
+            raise InputError(f"{path} has {size} bytes; a tokenizer has at most {_TOKENIZER_BYTES}")
+        try:
+            return tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise InputError(f"{path} is not a tokenizer: {error}") from error
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """Bytes of all listed files and the manifest itself."""
+        listed = sum(entry.size for entry in self.manifest.files.values())
+        return listed + (self.path / MANIFEST_FILE).stat().st_size
+
+
+def _check_references(manifest: Manifest, where: Path) -> None:
+    """Every file that the manifest speaks of has an allowed name and an entry in `files`."""
+    for name in manifest.files:
+        check_name(name, where)
+    named = [(manifest.tokenizer.file, "the tokenizer")]
+    for graph in manifest.graphs:
+        named.append((graph.file, f"the {graph.kind} graph"))
+        named += [(name, f"external data of {graph.file}") for name in graph.external_data]
+    for name, role in named:
+        check_name(name, where)
+        if name not in manifest.files:
+            raise InputError(f"{where}: {name!r} ({role}) is not listed in files")
+
+
+def _check_files(root: Path, manifest: Manifest, where: Path) -> None:
+    """Sizes first (cheap), then hashes."""
+    paths = {name: regular_file(root, name, where) for name in manifest.files}
+    for name, entry in manifest.files.items():
+        if (size := paths[name].stat().st_size) != entry.size:
+            raise InputError(f"{paths[name]} has {size} bytes; the manifest says {entry.size}")
+    for name, entry in manifest.files.items():
+        if (found := file_entry(paths[name])) != entry:
+            raise InputError(
+                f"{paths[name]} was changed: its SHA-256 is {found.sha256}; the manifest says "
+                f"{entry.sha256}"
+            )
+
+
+def _check_external_data(root: Path, manifest: Manifest, graph: GraphSpec) -> None:
+    """The graph's weights lie in files that the manifest lists as its external data."""
+    path = root / graph.file
+    for external in external_data(path):
+        name = check_name(posixpath.join(posixpath.dirname(graph.file), external.location), path)
+        if name not in graph.external_data:
+            raise InputError(
+                f"{path}: its weights lie in {name!r}, which the manifest does not list as its "
+                f"external data (listed: {', '.join(graph.external_data) or 'none'})"
+            )
+        size = manifest.files[name].size
+        if external.offset + (external.length or 0) > size:
+            raise InputError(
+                f"{path}: a tensor lies at bytes {external.offset} to "
+                f"{external.offset + (external.length or 0)} of {name!r}, which has {size}"
+            )
+
+
+def _check_tokenizer(tokenizer: tokenizers.Tokenizer, manifest: Manifest, path: Path) -> None:
+    """Every token id has a logit, and the vocabulary is at most padded to a multiple of 128."""
+    size, vocabulary = tokenizer.get_vocab_size(), manifest.model.vocab_size
+    padded = -(-size // _VOCABULARY_PADDING) * _VOCABULARY_PADDING
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if not (0 < size <= vocabulary <= padded and largest < vocabulary):
+        raise InputError(
+            f"{path} does not match the vocabulary: the tokenizer has {size} tokens (largest id "
+            f"{largest}) and the model {vocabulary}, where {size} to {padded} are allowed"
+        )
+    end = manifest.tokenizer.end_of_text
+    if end is not None and tokenizer.id_to_token(end) is None:
+        raise InputError(f"{path} has no token {end}, which the manifest names as end_of_text")

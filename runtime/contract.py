@@ -1,0 +1,94 @@
+"""Does a manifest describe graphs of the step contract? Checked before a backend loads them.
+
+inputs   tokens int64 [batch, T] (T = 1 in the step graph), position int64 [batch], the states
+outputs  logits float32 [batch, vocabulary] of the last token, then the next states
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from retnet_edge.errors import InputError
+from retnet_edge.runtime.manifest import GraphSpec, Manifest, StateSpec, TensorSpec
+
+_STATE_BYTES = 4 << 30  # of one sequence; a growing state counts with one token
+_Shape = tuple[int | str, ...]
+
+
+def check_contract(manifest: Manifest, where: Path) -> None:
+    """Raises InputError, naming `where`, the tensor and what the contract says, on a difference.
+
+    Axes named "batch" and "past" mean what StateSpec says; every other named axis of a graph is
+    compared as "some name".
+    """
+    _check_states(manifest.states, where)
+    if not manifest.graphs:
+        raise InputError(f"{where}: graphs is empty: a bundle has at least one step graph")
+    for graph in manifest.graphs:
+        tokens: _Shape = ("batch", 1 if graph.kind == "step" else "T")
+        _compare(
+            graph,
+            "inputs",
+            [("tokens", "int64", tokens), ("position", "int64", ("batch",))]
+            + [(s.input, s.dtype, s.shape) for s in manifest.states],
+            where,
+        )
+        _compare(
+            graph,
+            "outputs",
+            [("logits", "float32", ("batch", manifest.model.vocab_size))]
+            + [(s.output, s.dtype, s.shape) for s in manifest.states],
+            where,
+        )
+
+
+def _check_states(states: tuple[StateSpec, ...], where: Path) -> None:
+    names = [s.input for s in states] + [s.output for s in states]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{where}: states name {twice[0]!r} twice; a tensor belongs to one state")
+    total = 0
+    for state in states:
+        named = [dim for dim in state.shape[1:] if isinstance(dim, str)]
+        if not state.shape or state.shape[0] != "batch" or named not in ([], ["past"]):
+            raise InputError(
+                f"{where}: the state {state.input!r} has shape {_show(state.shape)}; allowed is "
+                "[batch, numbers …] with at most one axis named past"
+            )
+        total += state.bytes_at(1)
+    if total > _STATE_BYTES:
+        raise InputError(
+            f"{where}: the states take {total} bytes a sequence; at most {_STATE_BYTES} are allowed"
+        )
+
+
+def _compare(
+    graph: GraphSpec, side: str, expected: list[tuple[str, str, _Shape]], where: Path
+) -> None:
+    """The graph's inputs or outputs, in their order, are those of the contract."""
+    specs: tuple[TensorSpec, ...] = getattr(graph, side)
+    found = [spec.name for spec in specs]
+    names = [name for name, *_ in expected]
+    if found != names:
+        raise InputError(
+            f"{where}: {graph.file} has the {side} {', '.join(found) or 'none'}; the step contract "
+            f"says {', '.join(names)}"
+        )
+    for spec, (name, dtype, shape) in zip(specs, expected, strict=True):
+        if spec.dtype != dtype or not _fits(spec.shape, shape):
+            raise InputError(
+                f"{where}: {graph.file} has {name} as {spec.dtype} {_show(spec.shape)}; the step "
+                f"contract says {dtype} {_show(shape)}"
+            )
+
+
+def _fits(found: _Shape, expected: _Shape) -> bool:
+    """Numbers and "batch" are equal; any other name stands for any other name."""
+
+    def kind(dim: int | str) -> int | str:
+        return dim if isinstance(dim, int) or dim == "batch" else "named"
+
+    return [kind(dim) for dim in found] == [kind(dim) for dim in expected]
+
+
+def _show(shape: _Shape) -> str:
+    return f"[{', '.join(map(str, shape))}]"

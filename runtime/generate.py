@@ -1,0 +1,153 @@
+"""Streaming text out of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import tokenizers
+
+from retnet_edge.errors import InputError
+from retnet_edge.runtime.sampling import Sampler, Sampling
+from retnet_edge.runtime.session import Session
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_CONTEXT = 5  # tokens of the prompt that decide about the space before the first new word
+_LONGEST_WAIT = 64  # tokens: a character has at most four bytes, so this many are no text
+
+
+def generate(
+    session: Session,
+    tokenizer: tokenizers.Tokenizer,
+    prompt: str,
+    *,
+    max_tokens: int,
+    sampling: Sampling,
+    stop: Sequence[str] = (),
+    end_of_text: int | None = None,
+) -> Iterator[str]:
+    """Continue `prompt` from the session's state; yields pieces of text as they are settled.
+
+    Ends after `max_tokens` tokens, at the token `end_of_text`, or where one of the strings `stop`
+    is complete (none of its text is yielded). When the iterator is exhausted, the session has seen
+    the prompt and every generated token but end_of_text, so a later call goes on from there.
+
+    Raises InputError, before anything is fed, where the prompt has no tokens, max_tokens is below
+    1 or a stop string is empty.
+    """
+    if max_tokens < 1:
+        raise InputError(f"max_tokens is {max_tokens}; at least 1 is needed")
+    if "" in stop:
+        raise InputError("a stop string is empty; it needs at least one character")
+    # A text begins once: what a tokenizer adds at its start does not belong in the middle.
+    ids = tokenizer.encode(prompt, add_special_tokens=session.position == 0).ids
+    if not ids:
+        raise InputError(f"the prompt {prompt!r} has 0 tokens; at least one is needed")
+    return _stream(session, tokenizer, ids, max_tokens, sampling, stop, end_of_text)
+
+
+def _stream(
+    session: Session,
+    tokenizer: tokenizers.Tokenizer,
+    prompt: list[int],
+    max_tokens: int,
+    sampling: Sampling,
+    stop: Sequence[str],
+    end_of_text: int | None,
+) -> Iterator[str]:
+    sampler = Sampler(sampling)
+    text = IncrementalText(tokenizer, prompt[-_CONTEXT:])
+    stops = StopStrings(stop)
+    seen = set(prompt)
+    logits = session.prefill(prompt)
+    for _ in range(max_tokens):
+        token = sampler.sample(logits, seen)
+        if token == end_of_text:
+            break
+        seen.add(token)
+        if piece := stops.push(text.push(token)):
+            yield piece
+        logits = session.step(token)
+        if stops.found:
+            return
+    if piece := stops.push(text.flush()) + stops.flush():
+        yield piece
+
+
+class IncrementalText:
+    """Tokens to text, one at a time: never half a character, spaces as in the whole text.
+
+    A decoder may treat the start of a text differently, so the tokens not yet settled are decoded
+    together with the settled ones before them, and the text of those is taken off.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, context: Sequence[int] = ()) -> None:
+        """`context`: the tokens before the first that is pushed; their text is not returned."""
+        self._tokenizer = tokenizer
+        self._window = list(context)
+        self._settled = len(self._window)
+
+    def push(self, token: int) -> str:
+        """The text that this token settles ("" while a character is incomplete).
+
+        Tokens without text, special ones for example, wait for the first one that has some.
+        """
+        self._window.append(token)
+        text = self._unsettled()
+        waiting = len(self._window) - self._settled
+        if waiting < _LONGEST_WAIT and (not text or text.endswith(_REPLACEMENT)):
+            return ""
+        return self._settle(text)
+
+    def flush(self) -> str:
+        """The rest, incomplete characters as U+FFFD."""
+        return self._settle(self._unsettled())
+
+    def _unsettled(self) -> str:
+        before = self._tokenizer.decode(self._window[: self._settled])
+        return self._tokenizer.decode(self._window)[len(before) :]
+
+    def _settle(self, text: str) -> str:
+        self._window = self._window[self._settled :]
+        self._settled = len(self._window)
+        return text
+
+
+class StopStrings:
+    """Lets text through up to the first stop string, which may be spread over many pieces."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(stop)
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        """The text that can no longer belong to a stop string; "" after one was found."""
+        if self.found:
+            return ""
+        self._held += text
+        # The string that is complete first; of two that end together, the longer.
+        ends = [
+            (start + len(stop), start)
+            for stop in self._stop
+            if (start := self._held.find(stop)) >= 0
+        ]
+        if ends:
+            self.found = True
+            cut = min(ends)[1]
+        else:
+            cut = len(self._held) - self._possible_start()
+        out, self._held = self._held[:cut], self._held[cut:]
+        return out
+
+    def flush(self) -> str:
+        """What was held back, if no stop string was found."""
+        out, self._held = ("" if self.found else self._held), ""
+        return out
+
+    def _possible_start(self) -> int:
+        """Length of the longest end of the held text that a stop string begins with."""
+        longest = max((len(stop) for stop in self._stop), default=0)
+        for size in range(min(longest - 1, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-size:]) for stop in self._stop):
+                return size
+        return 0

@@ -1,0 +1,154 @@
+"""Does memory stay constant? Bytes per token of a process that runs the bundle, with an interval.
+
+The steps run in a child process of their own (`memory_child.py`), so that nothing but the session
+can grow. What is judged is anonymous memory: pages of a mapped weights file fault in when they are
+first touched (embedding rows, most of all), can be dropped again at any time, and are reported
+apart. The fit and its interval are explained in `slope.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from retnet_edge.errors import InputError
+from retnet_edge.runtime.memory_child import ROLLUP, Observation
+from retnet_edge.runtime.slope import MIN_SAMPLES, Slope, fit_slope
+
+SAMPLES = 500
+CHILD_ENVIRONMENT = {
+    # One heap, and blocks of 64 KiB up taken from and given back to the kernel one by one, so that
+    # a buffer that was freed is no longer counted. A cache that grows by 8,192 bytes a token, with
+    # ONNX Runtime's arena off, is fitted at 8,278 [8,150, 8,405] with these and at 8,603
+    # [5,445, 11,760] without; with the arena on, at 28,137 [2,484, 53,789] with or without.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "PYTHONHASHSEED": "0",
+}
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """What one bundle's process held, in bytes; slopes in bytes per token.
+
+    steps: measured after `warmup` more. anonymous and file_backed are the samples of the two kinds
+    of memory at `tokens` steps. state_bytes: of the states at the end, beside what the manifest
+    says of that position (state_bytes_manifest) and by how much it says they grow a token.
+    base_bytes: resident before the bundle is opened; opened_bytes: after the warm-up.
+    """
+
+    model: str
+    steps: int
+    warmup: int
+    threads: int
+    anonymous_slope: Slope
+    file_backed_slope: Slope
+    file_backed_growth: int
+    state_bytes: int
+    state_bytes_manifest: int
+    state_bytes_per_token: int
+    base_bytes: int
+    base_anonymous_bytes: int
+    opened_bytes: int
+    tokens: list[int]
+    anonymous: list[int]
+    file_backed: list[int]
+
+
+def memory_supported() -> bool:
+    """True where the kernel tells a process what it holds (Linux)."""
+    return Path(ROLLUP).exists()
+
+
+def summarise_memory(seen: Observation, *, warmup: int, threads: int) -> Memory:
+    """Fit the slopes of an observation."""
+    return Memory(
+        model=seen.model,
+        steps=seen.tokens[-1] - warmup,
+        warmup=warmup,
+        threads=threads,
+        anonymous_slope=fit_slope(seen.tokens, seen.anonymous),
+        file_backed_slope=fit_slope(seen.tokens, seen.file_backed),
+        file_backed_growth=seen.file_backed[-1] - seen.file_backed[0],
+        state_bytes=seen.states,
+        state_bytes_manifest=seen.states_expected,
+        state_bytes_per_token=seen.states_per_token,
+        base_bytes=seen.base,
+        base_anonymous_bytes=seen.base_anonymous,
+        opened_bytes=seen.opened,
+        tokens=seen.tokens,
+        anonymous=seen.anonymous,
+        file_backed=seen.file_backed,
+    )
+
+
+def measure_memory(
+    bundle_path: Path,
+    steps: int,
+    *,
+    warmup: int = 500,
+    threads: int = 1,
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> Memory:
+    """Run `steps` steps of the bundle in a child process and fit its growth.
+
+    warmup: steps before the first sample (allocators settle). advance(n): called after n more
+    steps. The child dies with this process, or as soon as this call is left. A child that holds
+    2 GiB and eight times the bundle's size stops there, and its growth is fitted all the same.
+    Raises InputError where the system is not Linux, where `steps` gives fewer than 8 samples, and
+    where the child could not run the bundle or was killed.
+    """
+    if not memory_supported():
+        raise InputError(f"memory is read from {ROLLUP}, which only Linux has")
+    if steps < MIN_SAMPLES:
+        raise InputError(f"memory steps must be {MIN_SAMPLES} or more, not {steps}")
+    every = max(1, steps // SAMPLES)
+    command = [sys.executable, "-m", "retnet_edge.runtime.memory_child", str(bundle_path)]
+    command += [f"--steps={steps}", f"--warmup={warmup}", f"--every={every}"]
+    command += [f"--threads={threads}", f"--parent={os.getpid()}"]
+    seen = run_child(command, advance)
+    try:
+        return summarise_memory(seen, warmup=warmup, threads=threads)
+    except ValueError as error:
+        raise InputError(f"{bundle_path}: memory could not be fitted: {error}") from error
+
+
+def run_child(command: list[str], advance: Callable[[int], None]) -> Observation:
+    """Run a child that prints as `memory_child` does; returns its observation.
+
+    Raises InputError with the last line of its standard error where it does not end well.
+    """
+    environment = {**os.environ, **CHILD_ENVIRONMENT}
+    last, done = "", 0
+    with tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
+        )
+        try:
+            assert child.stdout is not None
+            for line in child.stdout:
+                if line.strip().isdigit():
+                    advance(int(line) - done)
+                    done = int(line)
+                else:
+                    last = line
+            status = child.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            child.wait()
+            if child.stdout is not None:
+                child.stdout.close()
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip().splitlines()
+    if status != 0:
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        raise InputError(f"the process that measures memory {how}: {(said or ['no message'])[-1]}")
+    return msgspec.json.decode(last, type=Observation)

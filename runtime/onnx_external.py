@@ -1,0 +1,165 @@
+"""Which external data an ONNX graph asks for, read from its bytes without onnx or a backend.
+
+A walker over protobuf's wire format that knows only the messages on the way to a TensorProto:
+nested graphs of attributes, functions, training graphs and sparse tensors included. Every other
+field is skipped by its length, so weights stored inside the graph are not read.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from retnet_edge.errors import InputError
+
+# Field number -> message type, for the fields of onnx.proto that lead to a tensor.
+_CHILDREN: dict[str, dict[int, str]] = {
+    "Model": {7: "Graph", 20: "Training", 25: "Function"},
+    "Training": {1: "Graph", 2: "Graph"},
+    "Function": {7: "Node", 11: "Attribute"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
+    "Node": {5: "Attribute"},
+    "Attribute": {
+        5: "Tensor",
+        6: "Graph",
+        10: "Tensor",
+        11: "Graph",
+        22: "SparseTensor",
+        23: "SparseTensor",
+    },
+    "SparseTensor": {1: "Tensor", 2: "Tensor"},
+    "Tensor": {},
+}
+_MODEL_GRAPH = 7
+_TENSOR_EXTERNAL_DATA = 13
+_TENSOR_DATA_LOCATION = 14
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MAX_DEPTH = 100  # protobuf's own limit on nested messages
+
+_Buffer = mmap.mmap | bytes
+
+
+@dataclass(frozen=True)
+class ExternalData:
+    """Where one tensor's bytes lie: `location` as written in the graph, `offset` and `length` in
+    bytes (`length` None: up to the end of the file).
+    """
+
+    location: str
+    offset: int
+    length: int | None
+
+
+class _GarbledError(ValueError):
+    """The bytes are not a protobuf message of the expected kind."""
+
+
+def external_data(path: Path) -> tuple[ExternalData, ...]:
+    """Every distinct external tensor of the ONNX graph at `path`, in the order of the file.
+
+    Raises InputError where the file is truncated, is not an ONNX graph, or nests messages deeper
+    than 100.
+    """
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer,
+        ):
+            fields = list(_fields(buffer, 0, len(buffer)))
+            if not any(number == _MODEL_GRAPH for number, *_ in fields):
+                raise _GarbledError("it holds no graph")
+            return tuple(dict.fromkeys(_walk(buffer, 0, len(buffer), "Model", 0)))
+    except ValueError as error:  # mmap refuses an empty file with a ValueError
+        raise InputError(f"{path} is truncated or not an ONNX graph: {error}") from error
+
+
+def _walk(buffer: _Buffer, start: int, end: int, kind: str, depth: int) -> Iterator[ExternalData]:
+    """External tensors of the message of type `kind` in buffer[start:end]."""
+    if depth > _MAX_DEPTH:
+        raise _GarbledError(f"messages are nested deeper than {_MAX_DEPTH}")
+    if kind == "Tensor":
+        yield from _tensor(buffer, start, end)
+        return
+    children = _CHILDREN[kind]
+    for number, wire, first, last in _fields(buffer, start, end):
+        child = children.get(number)
+        if child is None:
+            continue
+        if wire != _BYTES:
+            raise _GarbledError(f"field {number} of a {kind} has wire type {wire} at byte {first}")
+        yield from _walk(buffer, first, last, child, depth + 1)
+
+
+def _tensor(buffer: _Buffer, start: int, end: int) -> Iterator[ExternalData]:
+    """The tensor's external data, if it has any."""
+    entries: dict[str, str] = {}
+    external = False
+    for number, wire, first, last in _fields(buffer, start, end):
+        if number == _TENSOR_EXTERNAL_DATA and wire == _BYTES:
+            key, value = _entry(buffer, first, last)
+            # Which of two equal keys counts is the backend's choice, so there may not be two.
+            if key in entries:
+                raise _GarbledError(f"a tensor gives its external {key!r} twice")
+            entries[key] = value
+        elif number == _TENSOR_DATA_LOCATION and wire == _VARINT:
+            external = _varint(buffer, first, last)[0] == 1
+    if not (entries or external):
+        return
+    if "location" not in entries:
+        raise _GarbledError("a tensor is external but names no location")
+    offset, length = entries.get("offset", "0"), entries.get("length")
+    for value in (offset, length or "0"):
+        if not (value.isascii() and value.isdigit() and len(value) <= 19):
+            raise _GarbledError(f"a tensor's external offset or length is {value!r}")
+    yield ExternalData(entries["location"], int(offset), int(length) if length else None)
+
+
+def _entry(buffer: _Buffer, start: int, end: int) -> tuple[str, str]:
+    """Key and value of a StringStringEntryProto."""
+    texts = {_ENTRY_KEY: "", _ENTRY_VALUE: ""}
+    for number, wire, first, last in _fields(buffer, start, end):
+        if number in texts and wire == _BYTES:
+            texts[number] = bytes(buffer[first:last]).decode("utf-8")
+    return texts[_ENTRY_KEY], texts[_ENTRY_VALUE]
+
+
+def _fields(buffer: _Buffer, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """(field number, wire type, first byte, one past the last byte) of each field's payload."""
+    at = start
+    while at < end:
+        tag, at = _varint(buffer, at, end)
+        number, wire = tag >> 3, tag & 7
+        if number == 0:
+            raise _GarbledError(f"field number 0 at byte {at}")
+        first = at
+        if wire == _VARINT:
+            at = _varint(buffer, at, end)[1]
+        elif wire == _FIXED64:
+            at += 8
+        elif wire == _FIXED32:
+            at += 4
+        elif wire == _BYTES:
+            size, first = _varint(buffer, at, end)
+            at = first + size
+        else:
+            raise _GarbledError(f"wire type {wire} at byte {at}")
+        if at > end:
+            raise _GarbledError(f"a field of {at - first} bytes at byte {first} ends past its end")
+        yield number, wire, first, at
+
+
+def _varint(buffer: _Buffer, at: int, end: int) -> tuple[int, int]:
+    """(value, first byte after it) of the base-128 integer at `at`."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= end:
+            raise _GarbledError(f"an integer is cut off at byte {at}")
+        byte = buffer[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise _GarbledError(f"an integer of more than 10 bytes at byte {at}")

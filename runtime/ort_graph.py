@@ -1,0 +1,94 @@
+"""Loading a bundle's graph into ONNX Runtime, with errors that a user can read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import onnxruntime
+
+from retnet_edge.errors import InputError
+from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.manifest import GraphSpec
+
+_MAX_DEFAULT_THREADS = 4
+_FATAL = 4  # every error is also raised, and the caller says it in a sentence
+
+
+def find_graph(bundle: Bundle, kind: Literal["step", "prefill"]) -> GraphSpec | None:
+    """The bundle's graph of that kind for ONNX Runtime, if it has one."""
+    for graph in bundle.manifest.graphs:
+        if graph.kind == kind and graph.backend == "onnxruntime":
+            return graph
+    return None
+
+
+def load_graph(
+    bundle: Bundle, kind: Literal["step", "prefill"], threads: int | None
+) -> onnxruntime.InferenceSession:
+    """The graph, ready to run on `threads` CPU threads (None: see `physical_cores`).
+
+    Raises InputError where the bundle has no such graph, threads is below 1, ONNX Runtime refuses
+    the file, or the file's inputs and outputs are not those of the manifest.
+    """
+    graph = find_graph(bundle, kind)
+    if graph is None:
+        has = ", ".join(f"{g.kind} for {g.backend}" for g in bundle.manifest.graphs)
+        raise InputError(f"{bundle.path} has no {kind} graph for onnxruntime (it has: {has})")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}; at least 1 is needed")
+    path = bundle.file(graph.file)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = threads or min(physical_cores(), _MAX_DEFAULT_THREADS)
+    options.inter_op_num_threads = 1
+    # Threads that spin between two nodes take the cores of everything else on the machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise InputError(
+            f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load the graph: "
+            f"{one_line(error)}"
+        ) from error
+    for side, specs, found in (
+        ("input", graph.inputs, session.get_inputs()),
+        ("output", graph.outputs, session.get_outputs()),
+    ):
+        listed = {spec.name: spec.dtype for spec in specs}
+        actual = {node.name: _numpy_name(node.type) for node in found}
+        if listed != actual:
+            raise InputError(f"{path} has the {side}s {actual}; the manifest says {listed}")
+    return session
+
+
+def run_bound(session: Any, binding: Any, path: Path) -> None:
+    """Run with a binding. Raises InputError where the graph fails on what the manifest promised."""
+    try:
+        session.run_with_iobinding(binding)
+    except Exception as error:
+        raise InputError(f"{path}: the graph failed while running: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text without line breaks, and without ONNX Runtime's prefix of codes."""
+    text = " ".join(str(error).split())
+    return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may run on (logical ones where the system does not say)."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text() if siblings.exists() else str(cpu))
+    return len(cores)
+
+
+def _numpy_name(onnx_type: str) -> str:
+    """NumPy's name of a type such as "tensor(float)"."""
+    name = onnx_type.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)

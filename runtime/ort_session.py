@@ -1,0 +1,133 @@
+"""A session on ONNX Runtime for states of constant size: no allocation and no binding per token.
+
+Two sets of state buffers, A and B, and two bindings made once: one reads A and writes B, the other
+reads B and writes A; every call uses the other one. A single set bound as both input and output
+would be right only for graphs in which every past state has one consumer, and wrong without an
+error for others; measured, it is no faster (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.manifest import StateSpec
+from retnet_edge.runtime.ort_graph import find_graph, load_graph, run_bound
+from retnet_edge.runtime.session import (
+    PREFILL_SPAN,
+    State,
+    check_states,
+    check_tokens,
+    state_shape,
+)
+
+_Bindings = tuple[Any, Any]
+
+
+class OrtSession:
+    """One sequence on ONNX Runtime; see `Session` for what the methods promise."""
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        """`threads`: see `open_session`. Raises InputError where the graph cannot be loaded."""
+        self._bundle = bundle
+        self._threads = threads
+        self._specs: tuple[StateSpec, ...] = bundle.manifest.states
+        self._token = np.zeros((1, 1), dtype=np.int64)
+        self._position = np.zeros(1, dtype=np.int64)
+        self._logits = np.zeros((1, bundle.manifest.model.vocab_size), dtype=np.float32)
+        self._view: NDArray[np.float32] = self._logits[0]
+        self._view.flags.writeable = False
+        self._buffers = tuple(
+            [np.zeros(state_shape(spec, 0), dtype=spec.dtype) for spec in self._specs]
+            for _ in range(2)
+        )
+        self._past = 0
+        graph = load_graph(bundle, "step", threads)
+        self._step = graph
+        self._step_bindings = self._bind(graph)
+        for binding in self._step_bindings:
+            binding.bind_ortvalue_input("tokens", _value(self._token))
+        self._prefill: tuple[Any, _Bindings] | None = None
+
+    @property
+    def position(self) -> int:
+        """Number of tokens that the state has seen."""
+        return int(self._position[0])
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one copy of the states; the session holds two."""
+        return sum(state.nbytes for state in self._buffers[0])
+
+    def reset(self) -> None:
+        """Back to position 0 and the empty state."""
+        for state in self._buffers[self._past]:
+            state.fill(0)
+        self._position[0] = 0
+
+    def step(self, token: int) -> NDArray[np.float32]:
+        """Feed one token; a read-only view [vocab] that the next call overwrites."""
+        if not 0 <= token < len(self._view):
+            check_tokens([token], len(self._view))
+        self._token[0, 0] = token
+        self._run(self._step, self._step_bindings, 1)
+        return self._view
+
+    def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Feed tokens in spans of at most 1024; the view that `step` returns too."""
+        ids = check_tokens(tokens, len(self._view))
+        if ids.size == 1 or find_graph(self._bundle, "prefill") is None:
+            for token in ids[0]:
+                self.step(int(token))
+            return self._view
+        if self._prefill is None:
+            graph = load_graph(self._bundle, "prefill", self._threads)
+            self._prefill = graph, self._bind(graph)
+        graph, bindings = self._prefill
+        for start in range(0, ids.size, PREFILL_SPAN):
+            span = ids[:, start : start + PREFILL_SPAN]
+            bindings[self._past].bind_ortvalue_input("tokens", _value(span))
+            self._run(graph, bindings, span.size)
+        return self._view
+
+    def states(self) -> list[State]:
+        """Copies of the states, each [1, heads, key_dim, value_dim]."""
+        return [state.copy() for state in self._buffers[self._past]]
+
+    def load_states(self, states: Sequence[State], position: int) -> None:
+        """Copy `states` in and continue at `position`; see `Session`."""
+        checked = check_states(states, position, self._specs)
+        for buffer, state in zip(self._buffers[self._past], checked, strict=True):
+            buffer[...] = state
+        self._position[0] = position
+
+    def _run(self, graph: Any, bindings: _Bindings, tokens: int) -> None:
+        run_bound(graph, bindings[self._past], self._bundle.path)
+        self._past = 1 - self._past
+        self._position[0] += tokens
+
+    def _bind(self, graph: Any) -> _Bindings:
+        """The graph's two bindings, A to B and B to A; `tokens` is left to the caller."""
+
+        def binding(past: int) -> Any:
+            bound = graph.io_binding()
+            bound.bind_ortvalue_input("position", _value(self._position))
+            bound.bind_ortvalue_output("logits", _value(self._logits))
+            for spec, old, new in zip(
+                self._specs, self._buffers[past], self._buffers[1 - past], strict=True
+            ):
+                bound.bind_ortvalue_input(spec.input, _value(old))
+                bound.bind_ortvalue_output(spec.output, _value(new))
+            return bound
+
+        return binding(0), binding(1)
+
+
+def _value(array: NDArray[Any]) -> Any:
+    """ONNX Runtime's view of the array: the same memory."""
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)

@@ -1,0 +1,151 @@
+"""The report's plots, each an <svg> that can stand inside a page beside the others.
+
+Ink is `currentColor`, so that text and axes follow the page, light or dark; ids carry the plot's
+name, so that they are unique in the page; the same figures give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+from retnet_edge.runtime.memory import Memory
+from retnet_edge.runtime.parity import Parity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#3987e5", "#d95926", "#8a8983"
+INK = "#0a0b0c"  # stands for currentColor until the figure is written
+MIB = 2**20
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "retnet-edge",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": GREY,
+    "grid.alpha": 0.25,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+}
+
+
+def draw_plots(parity: Parity, memory: Memory | None, baseline: Memory | None) -> dict[str, str]:
+    """The plots by name: kl, logit_error, state_error, memory, resident (the last two only where
+    memory was measured). Each is a string that starts with "<svg".
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    plots: dict[str, str] = {}
+
+    def add(name: str, height: float) -> Axes:
+        figure = Figure(figsize=(7.2, height), layout="constrained")
+        pending.append((name, figure))
+        return figure.add_subplot()
+
+    with matplotlib.rc_context(STYLE):
+        pending: list[tuple[str, Figure]] = []
+        by_position(add("kl", 2.8), parity, "KL (nats)", {"99 %": "p99_kl", "mean": "mean_kl"})
+        by_position(
+            add("logit_error", 2.8),
+            parity,
+            "logit error",
+            {"largest": "max_abs_logit_error", "mean": "mean_abs_logit_error"},
+        )
+        by_position(
+            add("state_error", 2.8),
+            parity,
+            "state error",
+            {"largest": "max_abs_state_error", "relative": "relative_state_error"},
+        )
+        if memory is not None:
+            growth(add("memory", 2.8), memory, baseline)
+            resident(add("resident", 1.9 if baseline else 1.4), memory, baseline)
+        for name, figure in pending:
+            plots[name] = inline_svg(figure, name)
+    return plots
+
+
+def by_position(axes: Axes, parity: Parity, label: str, lines: dict[str, str]) -> None:
+    """Figures of the buckets of positions, log axes, one line for each of `lines`."""
+    names = [f"{bucket.first:,} to {bucket.last:,}" for bucket in parity.buckets]
+    for (name, field), color, marker in zip(lines.items(), (ORANGE, BLUE), "so", strict=True):
+        values = [getattr(bucket.figures, field) for bucket in parity.buckets]
+        axes.plot(names, values, color=color, marker=marker, label=name)
+    if any(value > 0 for line in axes.get_lines() for value in _finite(line.get_ydata())):
+        axes.set_yscale("log")
+    axes.set_xlabel("position in the context (tokens)")
+    axes.set_ylabel(label)
+    axes.legend()
+
+
+def _finite(values: Any) -> list[float]:
+    return [float(value) for value in values if value is not None and abs(value) < float("inf")]
+
+
+def growth(axes: Axes, memory: Memory, baseline: Memory | None) -> None:
+    """Anonymous memory above that of the first sample, against tokens."""
+    cases = [(memory, BLUE, "solid")] + ([(baseline, ORANGE, "dashed")] if baseline else [])
+    for case, color, style in cases:
+        grown = [(size - case.anonymous[0]) / MIB for size in case.anonymous]
+        axes.plot(case.tokens, grown, color=color, linestyle=style, label=label_of(case))
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("anonymous memory grown (MiB)")
+    axes.legend()
+
+
+def resident(axes: Axes, memory: Memory, baseline: Memory | None) -> None:
+    """Where resident memory is at the end: the process before the bundle, then two kinds."""
+    cases = [memory] + ([baseline] if baseline else [])
+    names = [label_of(case) for case in cases]
+    left = [0.0] * len(cases)
+    base = [case.base_bytes / MIB for case in cases]
+    files = [(c.file_backed[-1] - (c.base_bytes - c.base_anonymous_bytes)) / MIB for c in cases]
+    private = [(c.anonymous[-1] - c.base_anonymous_bytes) / MIB for c in cases]
+    for part, color, label in (
+        (base, GREY, "Python and libraries"),
+        (private, BLUE, "anonymous"),
+        (files, ORANGE, "file-backed"),
+    ):
+        width = [max(value, 0.0) for value in part]
+        axes.barh(names, width, left=left, color=color, label=label, height=0.55)
+        left = [start + value for start, value in zip(left, width, strict=True)]
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("resident (MiB)")
+    axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
+
+
+def label_of(memory: Memory) -> str:
+    """What a model is called in a plot or a table."""
+    return "Transformer, KV cache" if memory.model == "transformer" else "RetNet"
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """The figure as one <svg> element with no namespace links, and ids that start with `name`."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'href="#', f'href="#{name}-', text).replace("url(#", f"url(#{name}-")
+    text = re.sub(
+        r'<svg width="[^"]*" height="[^"]*"', f'<svg role="img" aria-label="{name}"', text
+    )
+    return text.replace(INK, "currentColor")

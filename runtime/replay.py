@@ -1,0 +1,85 @@
+"""Text through the bundle's step graph and through the float64 reference, side by side.
+
+A context is replayed from an empty state, one token at a time through the session and in blocks
+through the reference, which carries its own states: errors may pile up, as they would in use.
+Memory is bounded by one block of logits.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retnet_edge.runtime.agreement import NO_TARGET, StateSample, Trace, compare, state_distance
+from retnet_edge.runtime.session import Session
+
+Tokens = NDArray[np.int64]
+States = list[NDArray[np.float64]]
+
+
+class Reference(Protocol):
+    """The model in float64, any number of tokens at a time."""
+
+    def run(
+        self, tokens: Tokens, states: States | None, position: int
+    ) -> tuple[NDArray[np.float64], States]:
+        """tokens [T], of which the first stands at `position`, after `states` (None: empty).
+
+        Returns logits [T, vocab] and the states after the last token, shaped as in the manifest
+        with batch 1.
+        """
+        ...
+
+
+def bucket_edges(length: int) -> list[int]:
+    """0, 64, 256, 1024, then doubling, up to the first edge >= length."""
+    edges = [0, 64, 256, 1024]
+    while edges[-1] < length:
+        edges.append(2 * edges[-1])
+    return edges[: next(i for i, edge in enumerate(edges) if edge >= length) + 1]
+
+
+def spans(length: int, block: int) -> Iterator[tuple[int, int]]:
+    """Cut 0 … length into [start, stop) of at most `block` that cross no bucket edge."""
+    stops = {*bucket_edges(length), *range(0, length, block), length}
+    cuts = sorted(stop for stop in stops if stop <= length)
+    yield from itertools.pairwise(cuts)
+
+
+def run_steps(session: Session, tokens: Tokens) -> NDArray[np.float32]:
+    """Logits [T, vocab] of a step a token (a session may reuse its buffer, so each is copied)."""
+    first = session.step(int(tokens[0]))
+    logits = np.empty((len(tokens), first.size), dtype=np.float32)
+    logits[0] = first.reshape(-1)
+    for row, token in enumerate(tokens[1:], start=1):
+        logits[row] = session.step(int(token)).reshape(-1)
+    return logits
+
+
+def as_float64(states: Sequence[NDArray[Any]]) -> States:
+    return [state.astype(np.float64) for state in states]
+
+
+def replay(
+    session: Session,
+    reference: Reference,
+    tokens: Tokens,
+    block: int,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[Trace, StateSample]]:
+    """One context [T] from an empty state; states are compared at the end of every block."""
+    session.reset()
+    states: States | None = None
+    targets = np.append(tokens[1:], NO_TARGET)
+    for start, stop in spans(len(tokens), block):
+        expected, states = reference.run(tokens[start:stop], states, start)
+        got = run_steps(session, tokens[start:stop])
+        trace = compare(expected, got, targets=targets[start:stop], first=start, length=len(tokens))
+        max_abs, relative = state_distance(states, as_float64(session.states()))
+        second_half = 2 * (stop - 1) >= len(tokens)
+        yield trace, StateSample(stop - 1, second_half, max_abs, relative)
+        advance(stop - start)

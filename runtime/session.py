@@ -1,0 +1,114 @@
+"""What a session is: a model, its state, and the position in the text, one sequence at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retnet_edge.errors import InputError
+from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.manifest import StateSpec
+
+PREFILL_SPAN = 1024  # tokens that one call of a prefill graph takes at most
+
+State = NDArray[Any]
+
+
+class Session(Protocol):
+    """One sequence run through a bundle's graphs; every backend implements this.
+
+    The logits that `step` and `prefill` return are a read-only view of a buffer that the next call
+    overwrites: copy them to keep them.
+    """
+
+    @property
+    def position(self) -> int:
+        """Number of tokens that the state has seen."""
+        ...
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the states at the current position (as one copy of them counts)."""
+        ...
+
+    def reset(self) -> None:
+        """Back to position 0 and the empty state."""
+        ...
+
+    def step(self, token: int) -> NDArray[np.float32]:
+        """Feed one token; the logits [vocab] of the next one. Raises InputError for a bad id."""
+        ...
+
+    def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Feed tokens, in spans of at most 1024; the logits [vocab] after the last.
+
+        The same as that many steps. Raises InputError for no tokens or a bad id; the state is then
+        what it was.
+        """
+        ...
+
+    def states(self) -> list[State]:
+        """Copies of the states, in the manifest's order, each [1, heads, …]."""
+        ...
+
+    def load_states(self, states: Sequence[State], position: int) -> None:
+        """Continue from `states` (copied in) as they were after `position` tokens.
+
+        Raises InputError where their number, a dtype or a shape is not the manifest's.
+        """
+        ...
+
+
+def open_session(bundle: Bundle, threads: int | None = None) -> Session:
+    """A session on ONNX Runtime: fixed buffers, or growing ones where a state grows.
+
+    `threads`: how many compute (None: one a physical core, at most 4). Raises InputError where the
+    bundle has no step graph for ONNX Runtime, or ONNX Runtime cannot load it.
+    """
+    if any(state.growing_axis is not None for state in bundle.manifest.states):
+        from retnet_edge.runtime.kv_session import KvSession
+
+        return KvSession(bundle, threads=threads)
+    from retnet_edge.runtime.ort_session import OrtSession
+
+    return OrtSession(bundle, threads=threads)
+
+
+def check_tokens(tokens: Sequence[int], vocab_size: int) -> NDArray[np.int64]:
+    """The tokens as int64 [1, T]. Raises InputError for none, and for an id out of range."""
+    if len(tokens) == 0:
+        raise InputError("the prompt has 0 tokens; at least one is needed")
+    ids = np.asarray(tokens, dtype=np.int64).reshape(1, -1)
+    for bad in ids[(ids < 0) | (ids >= vocab_size)][:1]:
+        raise InputError(
+            f"token id {bad} is out of range: this model has ids 0 to {vocab_size - 1}"
+        )
+    return ids
+
+
+def check_states(states: Sequence[State], position: int, specs: Sequence[StateSpec]) -> list[State]:
+    """The states as contiguous arrays, if they are states of `specs` after `position` tokens.
+
+    Raises InputError for a negative position, a wrong number of states, a wrong dtype or shape.
+    """
+    if position < 0:
+        raise InputError(f"position is {position}; a state has seen 0 tokens or more")
+    if len(states) != len(specs):
+        raise InputError(f"{len(states)} states were given; this bundle has {len(specs)}")
+    for state, spec in zip(states, specs, strict=True):
+        shape = state_shape(spec, position)
+        if state.dtype != np.dtype(spec.dtype) or state.shape != shape:
+            raise InputError(
+                f"state {spec.input!r} is {state.dtype} {list(state.shape)}; after {position} "
+                f"tokens this bundle's is {spec.dtype} {list(shape)}"
+            )
+    return [np.ascontiguousarray(state) for state in states]
+
+
+def state_shape(spec: StateSpec, position: int) -> tuple[int, ...]:
+    """The shape of one sequence's state after `position` tokens."""
+    named = {"batch": 1, "past": position}
+    return tuple(dim if isinstance(dim, int) else named[dim] for dim in spec.shape)

@@ -1,0 +1,128 @@
+"""Verify a bundle: replay text against the reference, measure memory, judge, and write it down."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.manifest import MANIFEST_FILE, Verification, encode
+from retnet_edge.runtime.memory import measure_memory, memory_supported
+from retnet_edge.runtime.parity import Reference, measure_parity
+from retnet_edge.runtime.probes import LONG_PREFIX
+from retnet_edge.runtime.report import Verdict, render_report
+from retnet_edge.runtime.session import open_session
+from retnet_edge.runtime.verdict import checks
+from retnet_edge.runtime.writer import replace_file, update_manifest
+
+REPORTS = "reports"
+REPORT_FILE = f"{REPORTS}/report.html"
+PARITY_FILE = f"{REPORTS}/parity.json"
+MEMORY_FILE = f"{REPORTS}/memory.json"
+BASELINE_STEPS = 1_500
+
+
+def verify(
+    bundle_path: Path,
+    *,
+    reference: Reference,
+    contexts: Sequence[NDArray[np.int64]],
+    memory_steps: int = 20_000,
+    baseline: Path | None = None,
+    text_bytes: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Verdict:
+    """Measure parity and memory of the bundle, and write reports and verdict into it.
+
+    contexts: held-out text, int64 [T] each. baseline: a key-value bundle whose growth is shown
+    beside (1,500 steps of it). text_bytes: see `measure_parity`. threads: for parity; memory is
+    measured on one. progress(done, total): tokens and steps.
+
+    A figure out of tolerance is no error: the verdict says so, and the manifest "unverified".
+    An interrupted call leaves a bundle that opens: as it was, or without reports and unverified.
+    Raises InputError for a bundle that does not open or run, and for contexts that do not fit.
+    """
+    bundle = Bundle.open(bundle_path)
+    bundle_steps = memory_steps if memory_supported() else 0
+    baseline_steps = min(BASELINE_STEPS, memory_steps) if baseline and bundle_steps else 0
+    total = sum(len(context) for context in contexts) + bundle_steps + baseline_steps
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        progress(done, total)
+
+    growing = any(state.growing_axis is not None for state in bundle.manifest.states)
+    has_prefill = any(graph.kind == "prefill" for graph in bundle.manifest.graphs)
+    tolerance = bundle.manifest.tolerance
+    parity = measure_parity(
+        open_session(bundle, threads=threads),
+        reference,
+        contexts,
+        allowed_error=tolerance.max_abs_logit_error,
+        text_bytes=text_bytes,
+        places=not growing,
+        prefill_tokens=LONG_PREFIX if has_prefill else None,
+        advance=advance,
+    )
+    memory = baseline_memory = None
+    if bundle_steps:
+        memory = measure_memory(bundle_path, bundle_steps, advance=advance)
+    if baseline is not None and baseline_steps:
+        baseline_memory = measure_memory(baseline, baseline_steps, warmup=50, advance=advance)
+    found = checks(parity, memory, tolerance)
+    verdict = Verdict(
+        reasons=tuple(check.reason for check in found if not check.passed),
+        checks=found,
+        parity=parity,
+        memory=memory,
+        baseline=baseline_memory,
+        measured_with={
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
+            **{name: version(name) for name in ("numpy", "onnxruntime")},
+        },
+    )
+    write_verdict(bundle, verdict)
+    return verdict
+
+
+def write_verdict(bundle: Bundle, verdict: Verdict) -> Bundle:
+    """Write reports/{parity.json, memory.json, report.html} and the manifest's verification.
+
+    The manifest lists the hash of every file, so old reports are first taken off its list and the
+    bundle called unverified; then files are replaced; then the manifest is written anew.
+    """
+    title = bundle.path.resolve().name
+    contents = {
+        PARITY_FILE: to_json(verdict.parity),
+        MEMORY_FILE: to_json({"bundle": verdict.memory, "baseline": verdict.baseline}),
+        REPORT_FILE: render_report(title, bundle.manifest, verdict).encode(),
+    }
+    listed = {n: e for n, e in bundle.manifest.files.items() if n not in contents}
+    if listed != bundle.manifest.files:
+        pending = Verification("unverified", ("verification was interrupted",))
+        manifest = msgspec.structs.replace(bundle.manifest, files=listed, verification=pending)
+        replace_file(bundle.path / MANIFEST_FILE, encode(manifest))
+    folder = bundle.path / REPORTS
+    folder.mkdir(exist_ok=True)
+    # what a call that was killed in the middle of a write left behind
+    for left_over in [*bundle.path.glob(".*.partial"), *folder.glob(".*.partial")]:
+        left_over.unlink()
+    for name, content in contents.items():
+        replace_file(bundle.path / name, content)
+    verification = Verification(verdict.status, verdict.reasons, REPORT_FILE)
+    return update_manifest(bundle, verification=verification)
+
+
+def to_json(value: object) -> bytes:
+    """Indented JSON with a newline at its end; a figure that is not finite becomes null."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"

@@ -1,0 +1,131 @@
+"""Writing a bundle: whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from retnet_edge.errors import InputError
+from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.files import file_entry, regular_file
+from retnet_edge.runtime.manifest import MANIFEST_FILE, Manifest, encode
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def new_bundle(target: Path) -> Iterator[Path]:
+    """A folder to build a bundle in, which becomes `target` when the block ends well.
+
+    The folder is hidden and lies beside `target`. On an exception, Ctrl-C included, it is removed
+    and nothing is left. Raises InputError where `target` exists already, where the folder that it
+    is to lie in does not, and where the disk is full.
+    """
+    if target.exists() or target.is_symlink():
+        raise InputError(f"{target} exists already: name a new directory or remove it first")
+    if not target.parent.is_dir():
+        raise InputError(f"{target.parent} is not a directory: {target.name} cannot be made in it")
+    staging = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
+    try:
+        staging.mkdir()
+        yield staging
+        _sync_tree(staging)
+        staging.rename(target)
+        _sync(target.parent)
+    except BaseException as error:
+        written = _bytes_in(staging)
+        shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(error, Exception) and _is_disk_full(error):
+            raise InputError(
+                f"{target}: disk full (or a file size limit reached) in {target.parent}: needs "
+                f"more than the {written} bytes that fitted; nothing was written"
+            ) from error
+        if isinstance(error, OSError) and target.exists():
+            raise InputError(f"{target} exists already: it was made meanwhile") from error
+        raise
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write manifest.json with `files` = size and SHA-256 of every other file below `folder`.
+
+    Returns the manifest as written. Raises InputError for a symlink, or a file whose name a bundle
+    may not hold.
+    """
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name != MANIFEST_FILE and (path.is_symlink() or not path.is_dir()):
+            files[name] = file_entry(regular_file(folder, name, folder))
+    manifest = msgspec.structs.replace(manifest, files=files)
+    replace_file(folder / MANIFEST_FILE, encode(manifest))
+    return manifest
+
+
+def update_manifest(bundle: Bundle, **changes: Any) -> Bundle:
+    """The bundle with some of its manifest's fields replaced and `files` computed anew.
+
+    For reports and verdicts: graphs, weights and tokenizer must be what they were when the bundle
+    was opened, else InputError, and the manifest on disk stays as it was.
+    """
+    manifest = msgspec.structs.replace(bundle.manifest, **changes)
+    fixed = {manifest.tokenizer.file}
+    for graph in manifest.graphs:
+        fixed |= {graph.file, *graph.external_data}
+    for name in sorted(fixed):
+        if file_entry(bundle.file(name)) != bundle.manifest.files[name]:
+            raise InputError(f"{bundle.path / name} was changed since the bundle was opened")
+    return Bundle(bundle.path, write_manifest(bundle.path, manifest))
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write `content` beside `path`, sync, and rename: a reader sees the old file or the new."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        _sync(path.parent)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        if not path.is_symlink():
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """True for the operating system's error and for libraries that only repeat its text."""
+    texts = [os.strerror(code) for code in _DISK_FULL]
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _DISK_FULL:
+            return True
+        if any(text in str(cause) for text in texts):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

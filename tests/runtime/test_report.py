@@ -1,0 +1,173 @@
+"""The report stands on its own, is well formed, says what was measured, and is reproducible."""
+
+from __future__ import annotations
+
+import io
+import re
+from html.parser import HTMLParser
+
+import msgspec
+import pytest
+from numpy_retnet import NetReference, NetSession, text
+from rich.console import Console
+from test_verdict import memory_of
+
+from retnet_edge.runtime.manifest import (
+    FileEntry,
+    GraphSpec,
+    Manifest,
+    ModelSpec,
+    Provenance,
+    Quantization,
+    StateSpec,
+    TokenizerSpec,
+    Tolerance,
+    Verification,
+)
+from retnet_edge.runtime.memory import Memory
+from retnet_edge.runtime.parity import measure_parity
+from retnet_edge.runtime.report import Verdict, print_report, render_report
+from retnet_edge.runtime.slope import Slope, fit_slope
+from retnet_edge.runtime.verdict import checks
+
+TOLERANCE = Tolerance(
+    max_abs_logit_error=2e-4, perplexity_ratio=1.001, mean_kl=5e-4, top1_agreement=0.99
+)
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Tags opened and closed, ids, links, and the text of a page."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.words = ""
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("src", "href", "xlink:href", "action", "data"):
+                self.links.append(value or "")
+            self.links += re.findall(r"url\(([^)]*)\)", value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def manifest() -> Manifest:
+    return Manifest(
+        schema_version=1,
+        model=ModelSpec("retnet", 32, 1234, {}),
+        graphs=(GraphSpec("step.onnx", "step", "onnxruntime", (), (), (), {"": 23}),),
+        states=(StateSpec("state_0", "next_state_0", "float32", ("batch", 2, 4, 6)),),
+        tokenizer=TokenizerSpec("tokenizer.json", None),
+        quantization=Quantization("int8"),
+        tolerance=TOLERANCE,
+        provenance=Provenance("ab" * 32, {"torch": "2.13.0"}),
+        verification=Verification("unverified"),
+        files={"step.onnx": FileEntry(4321, "cd" * 32)},
+    )
+
+
+@pytest.fixture(scope="module")
+def verdict() -> Verdict:
+    parity = measure_parity(
+        NetSession(), NetReference(), [text(300)], allowed_error=2e-4, text_bytes=299
+    )
+    memory = memory_of(Slope(0.0, 0.0, 0.0))
+    grown = [(40 << 20) + 2048 * token for token in memory.tokens]
+    baseline = msgspec.structs.replace(
+        memory,
+        model="transformer",
+        anonymous=grown,
+        anonymous_slope=fit_slope(memory.tokens, grown),
+        state_bytes_per_token=2048,
+    )
+    found = checks(parity, memory, TOLERANCE)
+    return Verdict((), found, parity, memory, baseline, {"onnxruntime": "1.32.0"})
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else(verdict: Verdict) -> None:
+    source = render_report("tiny.edge", manifest(), verdict)
+    page = Page(source)
+    assert page.open == []
+    assert "http:" not in source
+    assert "https:" not in source
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert page.tags.count("svg") == 5
+    assert len(page.ids) == len(set(page.ids))
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    assert "currentColor" in source
+
+
+def test_the_page_holds_the_figures(verdict: Verdict) -> None:
+    words = Page(render_report("tiny.edge", manifest(), verdict)).words
+    figures = verdict.parity.figures
+    for expected in (
+        "tiny.edge: verified",
+        f"{figures.max_abs_logit_error:.4g}",
+        f"{figures.mean_kl:.3g}",
+        f"{figures.perplexity_ratio:.5f}",
+        "≤ 0.0002",
+        "≥ 99.00 %",
+        "1,000,000, after 10 tokens",
+        "2,048.000 [2,048.000, 2,048.000]",
+        "0.000 [0.000, 0.000]",
+        "ab" * 32,
+        "cd" * 32,
+        "2.13.0",
+        "bits per byte",
+    ):
+        assert expected in words
+
+
+def test_the_same_figures_give_the_same_page(verdict: Verdict) -> None:
+    pages = {render_report("tiny.edge", manifest(), verdict) for _ in range(2)}
+    assert len(pages) == 1
+
+
+def test_what_went_wrong_is_shown_and_names_are_escaped(verdict: Verdict) -> None:
+    failed = msgspec.structs.replace(verdict, reasons=("mean KL is 1 & too much",))
+    source = render_report("<b>.edge", manifest(), failed)
+    page = Page(source)
+    assert "<b>.edge: unverified" in page.words
+    assert "mean KL is 1 & too much" in page.words
+    assert "b" not in page.tags
+
+
+def test_a_page_without_memory_and_with_figures_that_are_not_finite(verdict: Verdict) -> None:
+    figures = msgspec.structs.replace(verdict.parity.figures, mean_kl=float("nan"))
+    bucket = msgspec.structs.replace(verdict.parity.buckets[0], figures=figures)
+    parity = msgspec.structs.replace(verdict.parity, figures=figures, buckets=(bucket,), places=())
+    bare = msgspec.structs.replace(verdict, parity=parity, memory=None, baseline=None)
+    page = Page(render_report("tiny.edge", manifest(), bare))
+    assert "Memory was not measured." in page.words
+    assert page.tags.count("svg") == 3
+
+
+def test_the_terminal_shows_the_figures(verdict: Verdict) -> None:
+    out = io.StringIO()
+    print_report("tiny.edge", verdict, Console(file=out, width=200))
+    shown = out.getvalue()
+    assert "tiny.edge: verified" in shown
+    assert f"{verdict.parity.figures.perplexity_ratio:.5f}" in shown
+    assert "2,048.000 [2,048.000, 2,048.000]" in shown
+    assert isinstance(verdict.memory, Memory)
