@@ -27,7 +27,7 @@ class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """Base of every record: immutable, and a key that the schema does not know is refused."""
 
 
-class TensorSpec(_Frozen):
+class TensorSpec(_Frozen, frozen=True):
     """One input or output of a graph. A dimension is a number or the name of a dynamic axis."""
 
     name: Name
@@ -35,7 +35,7 @@ class TensorSpec(_Frozen):
     shape: Annotated[tuple[Count | Name, ...], msgspec.Meta(max_length=8)]
 
 
-class GraphSpec(_Frozen):
+class GraphSpec(_Frozen, frozen=True):
     """One graph file of the step contract; `kind` "step" takes T = 1, "prefill" any T >= 1."""
 
     file: Name
@@ -47,7 +47,7 @@ class GraphSpec(_Frozen):
     operator_sets: dict[str, int]
 
 
-class StateSpec(_Frozen):
+class StateSpec(_Frozen, frozen=True):
     """One recurrent state: a graph's `input` becomes its `output` after every call.
 
     `shape` is [batch, heads, key_head_dim, value_head_dim] for retention, and
@@ -75,7 +75,7 @@ class StateSpec(_Frozen):
         return total
 
 
-class QuantizedTensor(_Frozen):
+class QuantizedTensor(_Frozen, frozen=True):
     """What a rule did to one weight matrix; `rule` is the pattern that matched."""
 
     weight: Name
@@ -84,14 +84,14 @@ class QuantizedTensor(_Frozen):
     shape: tuple[Count, ...]
 
 
-class Quantization(_Frozen):
+class Quantization(_Frozen, frozen=True):
     """The recipe as applied. `recipe` is "fp32" and `tensors` is empty for an exported bundle."""
 
     recipe: Name
     tensors: tuple[QuantizedTensor, ...] = ()
 
 
-class Tolerance(_Frozen):
+class Tolerance(_Frozen, frozen=True):
     """What `verify` accepts, relative to the float64 reference. None: not judged."""
 
     max_abs_logit_error: float | None
@@ -101,7 +101,7 @@ class Tolerance(_Frozen):
     memory_bytes_per_token: float = 1.0
 
 
-class ModelSpec(_Frozen):
+class ModelSpec(_Frozen, frozen=True):
     """The model that the graphs compute; `config` is the checkpoint's config.json as it was."""
 
     kind: Literal["retnet", "transformer"]
@@ -110,28 +110,28 @@ class ModelSpec(_Frozen):
     config: dict[str, Any]
 
 
-class TokenizerSpec(_Frozen):
+class TokenizerSpec(_Frozen, frozen=True):
     """The tokenizer's file and the id that ends a document (None: the model has none)."""
 
     file: Name
     end_of_text: int | None
 
 
-class Provenance(_Frozen):
+class Provenance(_Frozen, frozen=True):
     """Where the bundle came from: hash of the checkpoint's weights, and versions of the tools."""
 
     checkpoint_sha256: Sha256
     versions: dict[str, str]
 
 
-class FileEntry(_Frozen):
+class FileEntry(_Frozen, frozen=True):
     """Size in bytes and SHA-256 of a file of the bundle."""
 
     size: Annotated[int, msgspec.Meta(ge=0, le=2**40)]
     sha256: Sha256
 
 
-class Verification(_Frozen):
+class Verification(_Frozen, frozen=True):
     """The verdict of the last `verify`: "unverified" until one ran and passed."""
 
     status: Literal["verified", "unverified"]
@@ -139,7 +139,7 @@ class Verification(_Frozen):
     report: str | None = None
 
 
-class Manifest(_Frozen):
+class Manifest(_Frozen, frozen=True):
     """The whole manifest (`manifest.json`)."""
 
     schema_version: int

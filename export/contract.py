@@ -1,0 +1,89 @@
+"""What to lower for a checkpoint: its graphs, with example inputs, dynamic axes and states.
+
+The states are written down here once; the manifest carries them to everything after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from retnet_edge.checkpoint import LanguageModel
+from retnet_edge.export.kv_step import TransformerGraph
+from retnet_edge.export.step import PREFILL_CHUNK, RetNetGraph
+from retnet_edge.model import RetNet
+from retnet_edge.runtime.manifest import StateSpec
+from retnet_edge.transformer import Transformer
+
+BATCH = Dim("batch", min=1, max=1 << 16)
+EXAMPLE_BATCH = 2  # torch specialises a graph to an example size of 1
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """One graph to lower: `module(tokens, position, states)` and how to trace it."""
+
+    kind: Literal["step", "prefill"]
+    module: nn.Module
+    example: tuple[Tensor, Tensor, list[Tensor]]
+    dynamic_shapes: tuple[Any, Any, Any]
+
+
+def state_specs(model: LanguageModel) -> tuple[StateSpec, ...]:
+    """The states of one sequence, in the order of the graphs' inputs."""
+    config = model.config
+    if isinstance(model, RetNet):
+        shape = ("batch", config.heads, config.key_head_dim, model.config.value_head_dim)
+        return tuple(
+            StateSpec(f"state_{i}", f"next_state_{i}", "float32", shape)
+            for i in range(config.layers)
+        )
+    cache = ("batch", config.heads, "past", config.key_head_dim)
+    return tuple(
+        StateSpec(f"{name}_{i}", f"next_{name}_{i}", "float32", cache)
+        for i in range(config.layers)
+        for name in ("key", "value")
+    )
+
+
+def lowerings(model: LanguageModel) -> list[Lowering]:
+    """The graphs of a checkpoint: step and prefill for a RetNet, step for the baseline."""
+    if isinstance(model, Transformer):
+        return [_transformer_step(model)]
+    return [_retnet(model, "step"), _retnet(model, "prefill")]
+
+
+def _retnet(model: RetNet, kind: Literal["step", "prefill"]) -> Lowering:
+    """The prefill graph is traced with more than one chunk, so that one chunk is no special case."""
+    states = model.initial_states(EXAMPLE_BATCH)
+    tokens = 1 if kind == "step" else 2 * PREFILL_CHUNK + 44
+    axes: dict[int, Any] = {0: BATCH}
+    if kind == "prefill":
+        axes[1] = Dim("tokens", min=PREFILL_CHUNK + 1, max=1 << 20)
+    return Lowering(
+        kind,
+        RetNetGraph(model, kind),
+        (_zeros(EXAMPLE_BATCH, tokens), _zeros(EXAMPLE_BATCH), states),
+        (axes, {0: BATCH}, [{0: BATCH} for _ in states]),
+    )
+
+
+def _transformer_step(model: Transformer) -> Lowering:
+    config = model.config
+    shape = (EXAMPLE_BATCH, config.heads, 3, config.key_head_dim)
+    states = [torch.zeros(shape) for _ in range(2 * config.layers)]
+    past = Dim("past", min=0, max=1 << 20)
+    return Lowering(
+        "step",
+        TransformerGraph(model),
+        (_zeros(EXAMPLE_BATCH, 1), _zeros(EXAMPLE_BATCH), states),
+        ({0: BATCH}, {0: BATCH}, [{0: BATCH, 2: past} for _ in states]),
+    )
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.int64)

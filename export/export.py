@@ -1,0 +1,107 @@
+"""`retnet-edge export`: a checkpoint becomes an fp32 bundle."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import onnx_ir as ir
+
+from retnet_edge import __version__
+from retnet_edge.checkpoint import TOKENIZER_FILE, Checkpoint, load_checkpoint
+from retnet_edge.config import encode_config
+from retnet_edge.errors import InputError
+from retnet_edge.export.contract import lowerings, state_specs
+from retnet_edge.export.golden import write_golden
+from retnet_edge.export.graph_spec import graph_spec
+from retnet_edge.export.onnx_graph import lower_onnx, save_models
+from retnet_edge.model import RetNet
+from retnet_edge.reference import Float64Reference
+from retnet_edge.runtime.manifest import (
+    SCHEMA_VERSION,
+    Manifest,
+    ModelSpec,
+    Provenance,
+    Quantization,
+    StateSpec,
+    TokenizerSpec,
+    Tolerance,
+    Verification,
+)
+from retnet_edge.runtime.writer import new_bundle, write_manifest
+from retnet_edge.tokenizer import END_OF_TEXT
+
+BACKENDS = ("onnx",)
+FP32_TOLERANCE = Tolerance(
+    max_abs_logit_error=2e-4, perplexity_ratio=1.0001, mean_kl=1e-8, top1_agreement=1.0
+)
+VERSIONS_OF = ("torch", "onnx", "onnxruntime", "numpy")
+
+
+def export(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    to: Sequence[str] = ("onnx",),
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Lower a checkpoint's step contract into a new fp32 bundle at `out`, and return its path.
+
+    A RetNet gets step and prefill graphs, the Transformer baseline a step graph. Raises
+    InputError for a checkpoint that does not load, a backend that is not known, an `out` that
+    exists.
+    """
+    if unknown := [name for name in to if name not in BACKENDS]:
+        raise InputError(f"unknown backend {unknown[0]!r}; --to takes: {', '.join(BACKENDS)}")
+    source, out = load_checkpoint(checkpoint), Path(out)
+    with new_bundle(out) as folder:
+        write_bundle(source, folder, say)
+    return out
+
+
+def write_bundle(source: Checkpoint, folder: Path, say: Callable[[str], None]) -> None:
+    """Lower `source` and write every file of its bundle into an existing folder."""
+    states = state_specs(source.model)
+    models: dict[str, ir.Model] = {}
+    for lowering in lowerings(source.model):
+        say(f"lowering {lowering.kind}")
+        model = lower_onnx(lowering, states)
+        model.metadata_props["retnet_edge.kind"] = lowering.kind
+        model.metadata_props["retnet_edge.config"] = encode_config(source.config).decode()
+        model.producer_name, model.producer_version = "retnet-edge", __version__
+        models[f"{lowering.kind}.onnx"] = model
+    save_models(models, folder)
+    shutil.copyfile(source.path / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+    if isinstance(source.model, RetNet):
+        write_golden(Float64Reference(source), source.config.vocab_size, folder)
+    write_manifest(folder, _manifest(source, states, models))
+
+
+def _manifest(
+    source: Checkpoint, states: tuple[StateSpec, ...], models: dict[str, ir.Model]
+) -> Manifest:
+    model = source.model
+    kind = "retnet" if isinstance(model, RetNet) else "transformer"
+    parameters = sum(p.numel() for p in model.parameters())
+    config = msgspec.json.decode(encode_config(source.config))
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        model=ModelSpec(kind, source.config.vocab_size, parameters, config),
+        graphs=tuple(
+            graph_spec(file, "step" if file.startswith("step") else "prefill", m)
+            for file, m in models.items()
+        ),
+        states=states,
+        tokenizer=TokenizerSpec(TOKENIZER_FILE, source.tokenizer.token_to_id(END_OF_TEXT)),
+        quantization=Quantization("fp32"),
+        tolerance=FP32_TOLERANCE,
+        provenance=Provenance(
+            source.weights_sha256(),
+            {"retnet-edge": __version__, **{name: version(name) for name in VERSIONS_OF}},
+        ),
+        verification=Verification("unverified", ("verify has not run",)),
+        files={},
+    )

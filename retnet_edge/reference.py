@@ -1,0 +1,40 @@
+"""The float64 reference: the checkpoint's own model in PyTorch, that every bundle is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from retnet_edge.checkpoint import Checkpoint
+from retnet_edge.errors import InputError
+from retnet_edge.model import RetNet
+
+
+class Float64Reference:
+    """A RetNet checkpoint in float64, run chunkwise (which equals one step after the other)."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Convert the model. Raises InputError for a checkpoint that is not a RetNet."""
+        if not isinstance(checkpoint.model, RetNet):
+            raise InputError(f"{checkpoint.path}: the float64 reference needs a RetNet checkpoint")
+        self._model = RetNet(checkpoint.model.config)
+        self._model.load_state_dict(checkpoint.model.state_dict())
+        self._model.to(torch.float64).eval()
+
+    @torch.no_grad()
+    def run(
+        self,
+        tokens: NDArray[np.int64],
+        states: Sequence[NDArray[np.float64]] | None,
+        position: int,
+    ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+        """Tokens [T] after `position` others -> logits [T, vocab], states [1, H, K, V] a layer."""
+        logits, new_states = self._model(
+            torch.from_numpy(tokens)[None],
+            states=None if states is None else [torch.from_numpy(state) for state in states],
+            position=torch.tensor([position]),
+        )
+        return logits[0].numpy(), [state.numpy() for state in new_states]
