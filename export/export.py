@@ -16,9 +16,9 @@ from retnet_edge.config import encode_config
 from retnet_edge.errors import InputError
 from retnet_edge.export.contract import lowerings, state_specs
 from retnet_edge.export.golden import write_golden
-from retnet_edge.export.graph_spec import graph_spec
-from retnet_edge.export.onnx_graph import lower_onnx, save_models
+from retnet_edge.export.onnx_graph import lower_onnx
 from retnet_edge.model import RetNet
+from retnet_edge.onnx_files import graph_spec, save_models
 from retnet_edge.reference import Float64Reference
 from retnet_edge.runtime.manifest import (
     SCHEMA_VERSION,
@@ -84,12 +84,16 @@ def _manifest(
     source: Checkpoint, states: tuple[StateSpec, ...], models: dict[str, ir.Model]
 ) -> Manifest:
     model = source.model
-    kind = "retnet" if isinstance(model, RetNet) else "transformer"
     parameters = sum(p.numel() for p in model.parameters())
     config = msgspec.json.decode(encode_config(source.config))
     return Manifest(
         schema_version=SCHEMA_VERSION,
-        model=ModelSpec(kind, source.config.vocab_size, parameters, config),
+        model=ModelSpec(
+            "retnet" if isinstance(model, RetNet) else "transformer",
+            source.config.vocab_size,
+            parameters,
+            config,
+        ),
         graphs=tuple(
             graph_spec(file, "step" if file.startswith("step") else "prefill", m)
             for file, m in models.items()

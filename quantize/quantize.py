@@ -1,0 +1,101 @@
+"""`retnet-edge quantize`: a recipe applied to an fp32 bundle makes a new bundle."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import onnx_ir as ir
+
+from retnet_edge.errors import InputError
+from retnet_edge.onnx_files import graph_spec, save_models
+from retnet_edge.quantize.block_int8 import apply_block_int8
+from retnet_edge.quantize.dynamic_int8 import apply_dynamic_int8
+from retnet_edge.quantize.graph_edit import drop_unused, weight_matrices
+from retnet_edge.quantize.recipe import BlockInt8, DynamicInt8, Recipe, find_recipe
+from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.manifest import Quantization, QuantizedTensor, Verification
+from retnet_edge.runtime.writer import new_bundle, write_manifest
+
+
+def quantize(
+    bundle: str | Path,
+    out: str | Path,
+    *,
+    recipe: str | Recipe = "int8",
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Apply `recipe` to an fp32 bundle, into a new bundle at `out`; `bundle` is only read.
+
+    Raises InputError for a bundle that does not open or is quantized already, an unknown recipe, a
+    matrix that a rule names and no pass can quantize, a rule that names no matrix, and an `out`
+    that exists.
+    """
+    chosen = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    source, out = Bundle.open(bundle), Path(out)
+    with new_bundle(out) as folder:
+        write_quantized(source, chosen, folder, say)
+    return out
+
+
+def write_quantized(
+    source: Bundle, recipe: Recipe, folder: Path, say: Callable[[str], None]
+) -> None:
+    """Write every file of the quantized bundle into an existing folder."""
+    manifest = source.manifest
+    if manifest.quantization.recipe != "fp32":
+        raise InputError(
+            f"{source.path} is quantized already ({manifest.quantization.recipe}); give the fp32 "
+            "bundle that it was made from"
+        )
+    models: dict[str, ir.Model] = {}
+    applied: dict[str, QuantizedTensor] = {}
+    for graph in manifest.graphs:
+        say(f"quantizing {graph.kind} ({recipe.name})")
+        model = ir.load(source.file(graph.file))
+        for tensor in apply_recipe(model, recipe, graph.file):
+            applied[tensor.weight] = tensor
+        models[graph.file] = model
+    save_models(models, folder)
+    graph_files = {graph.file for graph in manifest.graphs}
+    weights = {name for graph in manifest.graphs for name in graph.external_data}
+    for name in manifest.files:
+        if name not in graph_files | weights and not name.startswith("reports/"):
+            shutil.copyfile(source.file(name), folder / name)
+    write_manifest(
+        folder,
+        msgspec.structs.replace(
+            manifest,
+            graphs=tuple(graph_spec(g.file, g.kind, models[g.file]) for g in manifest.graphs),
+            quantization=Quantization(recipe.name, tuple(applied.values())),
+            tolerance=recipe.tolerance,
+            verification=Verification("unverified", ("verify has not run",)),
+        ),
+    )
+
+
+def apply_recipe(model: ir.Model, recipe: Recipe, where: str) -> list[QuantizedTensor]:
+    """Quantize a graph in place; what was done to each matrix.
+
+    Raises InputError naming a matrix that is still float32 though a rule says otherwise, and a
+    rule that no matrix of the graph matches.
+    """
+    applied = []
+    for weight in weight_matrices(model, where):
+        rule = recipe.rule_for(weight.name)
+        shape = tuple(int(dim) for dim in weight.matrix().shape)
+        if isinstance(rule.scheme, BlockInt8):
+            apply_block_int8(model, weight, rule.scheme)
+        elif isinstance(rule.scheme, DynamicInt8):
+            apply_dynamic_int8(model, weight)
+        drop_unused(model, weight)
+        applied.append(QuantizedTensor(weight.name, rule.pattern, rule.scheme.name, shape))
+    for tensor in applied:
+        if tensor.scheme != "float32" and tensor.weight in model.graph.initializers:
+            raise InputError(f"{where}: {tensor.weight} was not quantized: it is still read as float32")
+    matched = {tensor.rule for tensor in applied}
+    if idle := [rule.pattern for rule in recipe.rules if rule.pattern not in matched]:
+        raise InputError(f"recipe {recipe.name}: the rule {idle[0]!r} decides about no matrix")
+    return applied
