@@ -65,7 +65,9 @@ class RetentionGraph(nn.Module):
         self.out = Projection(retention.out)
         scale = retention.head_norm
         width = self.config.value_head_dim
-        self.head_norm = Norm(torch.ones(width) if scale is None else scale, self.config.head_norm_eps)
+        self.head_norm = Norm(
+            torch.ones(width) if scale is None else scale, self.config.head_norm_eps
+        )
         self.log_decay = nn.Buffer(retention.log_decay.to(torch.float32))
 
     def forward(
@@ -83,12 +85,15 @@ class RetentionGraph(nn.Module):
         y = self._norm_heads(y, position).flatten(2)
         return self.out(F.silu(gate) * y), state
 
-    def _chunkwise(
-        self, q: Tensor, k: Tensor, v: Tensor, state: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _chunkwise(self, q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         heads = self.config.heads
         y, state = retention_span(
-            unpack(q, heads), unpack(k, heads), unpack(v, heads), self.log_decay, state, PREFILL_CHUNK
+            unpack(q, heads),
+            unpack(k, heads),
+            unpack(v, heads),
+            self.log_decay,
+            state,
+            PREFILL_CHUNK,
         )
         return pack(y), state
 

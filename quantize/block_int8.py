@@ -22,7 +22,11 @@ def apply_block_int8(model: ir.Model, weight: Weight, scheme: BlockInt8) -> None
     for product in (*weight.products, *(product for _, product in weight.transposed)):
         node = ir.node(
             "MatMulNBits",
-            [product.inputs[0], code_value, add_initializer(model, f"{weight.name}.scales", scales)],
+            [
+                product.inputs[0],
+                code_value,
+                add_initializer(model, f"{weight.name}.scales", scales),
+            ],
             {
                 "K": inputs,
                 "N": outputs,

@@ -31,9 +31,7 @@ def apply_dynamic_int8(model: ir.Model, weight: Weight) -> None:
         _replace_lookup(model, lookup, code_value, scale_value)
 
 
-def _replace_lookup(
-    model: ir.Model, lookup: ir.Node, codes: ir.Value, scales: ir.Value
-) -> None:
+def _replace_lookup(model: ir.Model, lookup: ir.Node, codes: ir.Value, scales: ir.Value) -> None:
     """Rows of the embedding are columns of the head's codes: [d, B, T] -> [B, T, d], scaled."""
     ids = lookup.inputs[1]
     columns = ir.node("Gather", [codes, ids], {"axis": 1})

@@ -70,7 +70,9 @@ def add_initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value
     if name not in model.graph.initializers:
         tensor = ir.tensor(np.ascontiguousarray(array), name=name)
         model.graph.register_initializer(
-            ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            ir.Value(
+                name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
         )
     return model.graph.initializers[name]
 

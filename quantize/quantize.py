@@ -94,7 +94,9 @@ def apply_recipe(model: ir.Model, recipe: Recipe, where: str) -> list[QuantizedT
         applied.append(QuantizedTensor(weight.name, rule.pattern, rule.scheme.name, shape))
     for tensor in applied:
         if tensor.scheme != "float32" and tensor.weight in model.graph.initializers:
-            raise InputError(f"{where}: {tensor.weight} was not quantized: it is still read as float32")
+            raise InputError(
+                f"{where}: {tensor.weight} was not quantized: it is still read as float32"
+            )
     matched = {tensor.rule for tensor in applied}
     if idle := [rule.pattern for rule in recipe.rules if rule.pattern not in matched]:
         raise InputError(f"recipe {recipe.name}: the rule {idle[0]!r} decides about no matrix")

@@ -60,7 +60,8 @@ def write_checkpoint(
 ) -> None:
     """Write the three files into an existing folder; weights are stored in `dtype`."""
     tensors = {
-        name: value.detach().to("cpu", dtype).contiguous() for name, value in _weights(model).items()
+        name: value.detach().to("cpu", dtype).contiguous()
+        for name, value in _weights(model).items()
     }
     (folder / CONFIG_FILE).write_bytes(encode_config(model.config))
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "retnet-edge"})

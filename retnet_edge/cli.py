@@ -31,6 +31,11 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
+    "train": Entry("retnet_edge.commands_train:train", "Train a model on text files."),
+    "export": Entry("retnet_edge.commands_make:export", "Lower a checkpoint to an fp32 bundle."),
+    "quantize": Entry("retnet_edge.commands_make:quantize", "Apply a recipe to a bundle."),
+    "verify": Entry("retnet_edge.commands_make:verify", "Judge a bundle by its checkpoint."),
+    "build": Entry("retnet_edge.commands_make:build", "Export, quantize and verify in one go."),
     "generate": Entry("retnet_edge.commands_run:generate", "Continue a text with a bundle."),
     "info": Entry("retnet_edge.commands_run:info", "Print what a bundle or checkpoint holds."),
 }

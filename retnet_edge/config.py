@@ -56,7 +56,9 @@ class _Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     def _check_thetas(self) -> None:
         if self.key_head_dim % 2:
-            raise InputError(f"key_head_dim is {self.key_head_dim}; rotary pairs need an even number")
+            raise InputError(
+                f"key_head_dim is {self.key_head_dim}; rotary pairs need an even number"
+            )
         if len(self.thetas) != self.key_head_dim // 2:
             raise InputError(
                 f"thetas has {len(self.thetas)} values; key_head_dim {self.key_head_dim} needs "
@@ -90,7 +92,9 @@ class RetNetConfig(_Config, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         """Raises InputError where γ or θ do not fit the heads."""
         self._check_thetas()
         if len(self.gammas) != self.heads:
-            raise InputError(f"gammas has {len(self.gammas)} values; {self.heads} heads need one each")
+            raise InputError(
+                f"gammas has {len(self.gammas)} values; {self.heads} heads need one each"
+            )
         for gamma in self.gammas:
             if not 0.0 < gamma <= 1.0:
                 raise InputError(f"gammas holds {gamma}; a decay lies in (0, 1]")

@@ -5,6 +5,7 @@ A batch is a pure function of (seed, step), so a resumed run sees what an undist
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -92,9 +93,11 @@ def write_shard(sources: list[Path], tokenizer: Tokenizer, target: Path) -> Shar
         digest.update(_file_sha256(source).encode())
     wanted = (digest.hexdigest(), hashlib.sha256(tokenizer.to_str().encode()).hexdigest())
     if target.exists():
-        info = _read_info(target)
-        if (info.source_sha256, info.tokenizer_sha256) == wanted:
-            return Shard(target)
+        # a run killed between the shard and its description leaves one that is written anew
+        with contextlib.suppress(ValueError):
+            found = Shard(target)
+            if (found.info.source_sha256, found.info.tokenizer_sha256) == wanted:
+                return found
 
     dtype = "uint16" if tokenizer.get_vocab_size() <= 1 << 16 else "uint32"
     end = tokenizer.token_to_id(END_OF_TEXT)
@@ -131,7 +134,9 @@ def _read_info(shard: Path) -> ShardInfo:
     try:
         return msgspec.json.decode(_info_path(shard).read_bytes(), type=ShardInfo)
     except (OSError, msgspec.DecodeError) as error:
-        raise InputError(f"{_info_path(shard)}: no valid description of the shard: {error}") from error
+        raise InputError(
+            f"{_info_path(shard)}: no valid description of the shard: {error}"
+        ) from error
 
 
 def _file_sha256(path: Path) -> str:

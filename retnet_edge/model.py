@@ -25,9 +25,10 @@ INIT_STD = 0.02
 def position_sum(log_decay: Tensor, position: Tensor, tokens: int) -> Tensor:
     """Z_n = (1 - γ^n)/(1 - γ) for n = position + 1 …, the sum of decays seen: [B, H, T]."""
     n = position[:, None] + torch.arange(1, tokens + 1, device=position.device)
-    decay = log_decay.exp()[:, None]
-    z = torch.expm1(log_decay[:, None] * n[:, None, :]) / (decay - 1.0)
-    return torch.where(decay == 1.0, n[:, None, :].to(z.dtype), z)
+    log_decay = log_decay[:, None]
+    # expm1 twice: γ - 1 as a difference loses the digits of a float32 γ near 1
+    z = torch.expm1(log_decay * n[:, None, :]) / torch.expm1(log_decay)
+    return torch.where(log_decay == 0.0, n[:, None, :].to(z.dtype), z)
 
 
 class MultiScaleRetention(nn.Module):

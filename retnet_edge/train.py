@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
 import torch
 from tokenizers import Tokenizer
 
@@ -47,7 +48,7 @@ def train(
     Raises InputError for bad input, CheckFailed where the loss is not finite.
     """
     out = Path(out)
-    device = _device(device)
+    device = pick_device(device)
     out.mkdir(parents=True, exist_ok=True)
     sources = [Path(source) for source in data]
     bpe = _tokenizer(out, sources, tokenizer, vocab_size, say)
@@ -78,7 +79,16 @@ def train(
     )
 
 
-def _device(name: str) -> str:
+def train_options(**options: Any) -> TrainOptions:
+    """TrainOptions, validated. Raises InputError naming the option and what is allowed."""
+    try:
+        return msgspec.convert(options, TrainOptions)
+    except msgspec.ValidationError as error:
+        raise InputError(f"training options: {error}") from error
+
+
+def pick_device(name: str) -> str:
+    """A device that works: "auto" is a GPU where there is one. Raises InputError for others."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -112,10 +122,15 @@ def _tokenizer(
 
 def _config(model: str, tokenizer: Tokenizer) -> ModelConfig:
     """A preset with the tokenizer's vocabulary, rounded up to what block quantizers divide."""
+    entries = tokenizer.get_vocab_size()
     if model.endswith(".json"):
         try:
-            return decode_config(Path(model).read_bytes(), model)
+            config = decode_config(Path(model).read_bytes(), model)
         except OSError as error:
             raise InputError(f"{model}: cannot be read: {error.strerror}") from error
-    entries = tokenizer.get_vocab_size()
+        if entries > config.vocab_size:
+            raise InputError(
+                f"{model}: vocab_size is {config.vocab_size}; the tokenizer has {entries} tokens"
+            )
+        return config
     return preset(model, -(-entries // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE)

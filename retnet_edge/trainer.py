@@ -153,11 +153,11 @@ def fit(
             done = step + 1
             if done % eval_every == 0 or done == options.steps:
                 value = loss.item()
-                if not math.isfinite(value):
-                    raise CheckFailed(f"the loss is {value} at step {done}; lower --lr")
+                _check_finite(value, done)
                 seconds = time.perf_counter() - began
                 rate_tokens = (done - began_step) * options.batch * options.seq_len / seconds
                 result = validate()
+                _check_finite(result.loss, done)  # the last update has no training loss yet
                 metrics.write(
                     done,
                     train_loss=value,
@@ -181,6 +181,11 @@ def fit(
     with new_bundle(out / "checkpoint") as folder:
         write_checkpoint(folder, model, tokenizer)
     return validate()
+
+
+def _check_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise CheckFailed(f"the loss is {loss} at step {step}; lower --lr")
 
 
 def _loss_function(

@@ -93,13 +93,15 @@ class KvSession:
         binding.bind_ortvalue_input("tokens", _value(ids))
         binding.bind_ortvalue_input("position", _value(self._position))
         # Outputs come back in the order of binding: the logits, then the states.
-        binding.clear_binding_outputs()
         binding.bind_ortvalue_output("logits", _value(self._logits))
         for spec, state in zip(self._specs, self._states, strict=True):
             binding.bind_ortvalue_input(spec.input, state)
             binding.bind_output(spec.output)
         run_bound(graph, binding, self._bundle.path)
         self._states = binding.get_outputs()[1:]
+        # bound inputs would keep the cache before this one alive
+        binding.clear_binding_inputs()
+        binding.clear_binding_outputs()
         self._position[0] += ids.size
 
 

@@ -45,6 +45,9 @@ def load_graph(
     options.inter_op_num_threads = 1
     # Threads that spin between two nodes take the cores of everything else on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # The arena keeps what a growing cache has outgrown; fixed states allocate nothing anyway.
+    if any(state.growing_axis is not None for state in bundle.manifest.states):
+        options.enable_cpu_mem_arena = False
     try:
         session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class

@@ -18,7 +18,7 @@ from retnet_edge.runtime.parity import Reference, measure_parity
 from retnet_edge.runtime.probes import LONG_PREFIX
 from retnet_edge.runtime.report import Verdict, render_report
 from retnet_edge.runtime.session import open_session
-from retnet_edge.runtime.verdict import checks
+from retnet_edge.runtime.verdict import Check, checks
 from retnet_edge.runtime.writer import replace_file, update_manifest
 
 REPORTS = "reports"
@@ -37,13 +37,15 @@ def verify(
     baseline: Path | None = None,
     text_bytes: int | None = None,
     threads: int | None = None,
+    more_checks: Sequence[Check] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verdict:
     """Measure parity and memory of the bundle, and write reports and verdict into it.
 
     contexts: held-out text, int64 [T] each. baseline: a key-value bundle whose growth is shown
     beside (1,500 steps of it). text_bytes: see `measure_parity`. threads: for parity; memory is
-    measured on one. progress(done, total): tokens and steps.
+    measured on one. more_checks: figures of the caller's, judged and shown with the others.
+    progress(done, total): tokens and steps.
 
     A figure out of tolerance is no error: the verdict says so, and the manifest "unverified".
     An interrupted call leaves a bundle that opens: as it was, or without reports and unverified.
@@ -78,7 +80,7 @@ def verify(
         memory = measure_memory(bundle_path, bundle_steps, advance=advance)
     if baseline is not None and baseline_steps:
         baseline_memory = measure_memory(baseline, baseline_steps, warmup=50, advance=advance)
-    found = checks(parity, memory, tolerance)
+    found = (*checks(parity, memory, tolerance), *more_checks)
     verdict = Verdict(
         reasons=tuple(check.reason for check in found if not check.passed),
         checks=found,

@@ -1,0 +1,64 @@
+"""`retnet-edge build`: checkpoint -> export -> quantize -> verify -> report, in one go."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from retnet_edge.errors import InputError
+from retnet_edge.export.export import export
+from retnet_edge.quantize.quantize import quantize
+from retnet_edge.quantize.recipe import find_recipe
+from retnet_edge.runtime.report import Verdict
+from retnet_edge.verify import verify
+
+FP32 = "fp32"
+
+
+def build(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    text: str | Path,
+    recipe: str = "int8",
+    tokens: int = 24_576,
+    context: int = 2048,
+    memory_steps: int = 20_000,
+    baseline: bool = True,
+    threads: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Verdict:
+    """Make the bundle `out` from a checkpoint with `recipe` ("fp32": none) and verify it on `text`.
+
+    The bundle stays when a figure is out of tolerance, and its manifest says unverified. Raises
+    InputError for bad input, before any work is done where that can be.
+    """
+    checkpoint, out = Path(checkpoint), Path(out)
+    if recipe != FP32:
+        find_recipe(recipe)
+    if out.exists():
+        raise InputError(f"{out} exists already: name a new directory or remove it first")
+    if not Path(text).is_file():
+        raise InputError(f"{text}: no such text file")
+    if not out.absolute().parent.is_dir():
+        raise InputError(
+            f"{out.absolute().parent} is not a directory: {out.name} cannot be made in it"
+        )
+    if recipe == FP32:
+        export(checkpoint, out, say=say)
+    else:
+        with tempfile.TemporaryDirectory(prefix="retnet-edge-") as folder:
+            exported = export(checkpoint, Path(folder) / "fp32.edge", say=say)
+            quantize(exported, out, recipe=recipe, say=say)
+    return verify(
+        out,
+        checkpoint=checkpoint,
+        text=text,
+        tokens=tokens,
+        context=context,
+        memory_steps=memory_steps,
+        baseline=baseline,
+        threads=threads,
+        say=say,
+    )

@@ -1,0 +1,102 @@
+"""The commands that make and check bundles: export, quantize, verify, build."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from retnet_edge.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from retnet_edge.runtime.report import Verdict
+
+_PATH = click.Path(path_type=Path)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _verification(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that verify and build share."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON."),
+        click.option("--threads", type=click.IntRange(min=1), help="Computing threads."),
+        click.option(
+            "--baseline/--no-baseline",
+            default=True,
+            show_default=True,
+            help="Show a Transformer's memory beside.",
+        ),
+        click.option(
+            "--memory-steps", type=click.IntRange(min=100), default=20_000, show_default=True
+        ),
+        click.option("--context", type=click.IntRange(min=2), default=2048, show_default=True),
+        click.option("--tokens", type=click.IntRange(min=2), default=24_576, show_default=True),
+        click.option("--text", type=_PATH, required=True, help="Held-out text to replay."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("checkpoint", type=_PATH)
+@click.argument("out", type=_PATH)
+@click.option("--to", default="onnx", show_default=True, help="Backends, separated by commas.")
+def export(checkpoint: Path, out: Path, to: str) -> None:
+    """Lower CHECKPOINT to an fp32 bundle at OUT."""
+    from retnet_edge.export.export import export as run
+
+    run(checkpoint, out, to=to.split(","), say=_say)
+    click.echo(f"wrote {out}")
+
+
+@click.command()
+@click.argument("bundle", type=_PATH)
+@click.argument("out", type=_PATH)
+@click.option("--recipe", default="int8", show_default=True, help="int8 or int8-dynamic.")
+def quantize(bundle: Path, out: Path, recipe: str) -> None:
+    """Apply a recipe to the fp32 BUNDLE, into a new bundle at OUT."""
+    from retnet_edge.quantize.quantize import quantize as run
+
+    run(bundle, out, recipe=recipe, say=_say)
+    click.echo(f"wrote {out}")
+
+
+@click.command()
+@click.argument("bundle", type=_PATH)
+@click.option("--checkpoint", type=_PATH, required=True, help="What the bundle was made from.")
+@_verification
+def verify(bundle: Path, as_json: bool, **options: Any) -> None:
+    """Compare BUNDLE with its checkpoint in float64 and measure its memory; status 1 if it fails."""
+    from retnet_edge.verify import verify as run
+
+    _conclude(bundle, run(bundle, say=_say, **options), as_json)
+
+
+@click.command()
+@click.argument("checkpoint", type=_PATH)
+@click.argument("out", type=_PATH)
+@click.option("--recipe", default="int8", show_default=True, help="int8, int8-dynamic or fp32.")
+@_verification
+def build(checkpoint: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Export CHECKPOINT, quantize it, verify it: a bundle at OUT; status 1 if a figure fails."""
+    from retnet_edge.build import build as run
+
+    _conclude(out, run(checkpoint, out, say=_say, **options), as_json)
+
+
+def _conclude(path: Path, verdict: Verdict, as_json: bool) -> None:
+    from retnet_edge.runtime.report import print_report
+    from retnet_edge.runtime.verify import to_json
+
+    if as_json:
+        sys.stdout.write(to_json(verdict).decode())
+    else:
+        print_report(path.name, verdict)
+    if verdict.reasons:
+        raise CheckFailed(f"{path} is unverified: {'; '.join(verdict.reasons)}")

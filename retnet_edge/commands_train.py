@@ -1,0 +1,97 @@
+"""The command that trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--out", type=_PATH, required=True, help="Run directory; a run begun there goes on.")
+@click.option("--data", type=_PATH, required=True, multiple=True, help="Text file (repeatable).")
+@click.option("--valid", type=_PATH, required=True, help="Held-out text file.")
+@click.option("--model", default="edge-15m", show_default=True, help="Preset or config.json.")
+@click.option(
+    "--arch",
+    "architecture",
+    type=click.Choice(["retnet", "transformer"]),
+    default="retnet",
+    show_default=True,
+    help="transformer: the baseline of the same size.",
+)
+@click.option("--tokenizer", type=_PATH, help="tokenizer.json [default: train one on the data].")
+@click.option("--vocab-size", type=int, default=8192, show_default=True)
+@click.option("--steps", type=int, required=True)
+@click.option("--batch", type=int, default=32, show_default=True, help="Sequences a step.")
+@click.option("--seq-len", type=int, default=2048, show_default=True, help="Tokens a sequence.")
+@click.option("--lr", type=float, default=1e-3, show_default=True, help="Peak learning rate.")
+@click.option("--warmup", type=int, default=375, show_default=True, help="Steps of warm-up.")
+@click.option("--weight-decay", type=float, default=0.1, show_default=True)
+@click.option("--clip", type=float, default=2.0, show_default=True, help="Gradient norm.")
+@click.option("--dropout", type=float, default=0.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--form",
+    type=click.Choice(["parallel", "chunkwise", "recurrent"]),
+    default="chunkwise",
+    show_default=True,
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="auto: bfloat16 on a GPU.",
+)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
+@click.option("--compile/--no-compile", "compile_model", default=None, help="[default: on a GPU]")
+@click.option("--eval-every", type=click.IntRange(min=1), default=500, show_default=True)
+@click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True)
+@click.option("--tensorboard/--no-tensorboard", default=True, show_default=True)
+def train(
+    out: Path,
+    data: tuple[Path, ...],
+    valid: Path,
+    model: str,
+    architecture: Literal["retnet", "transformer"],
+    tokenizer: Path | None,
+    vocab_size: int,
+    precision: str,
+    device: str,
+    compile_model: bool | None,
+    eval_every: int,
+    save_every: int,
+    tensorboard: bool,
+    **options: Any,
+) -> None:
+    """Train a RetNet, or the Transformer baseline, on text files."""
+    from retnet_edge.train import pick_device, train_options
+    from retnet_edge.train import train as run
+
+    device = pick_device(device)
+    if precision == "auto":
+        precision = "bfloat16" if device.startswith("cuda") else "float32"
+    result = run(
+        out=out,
+        data=data,
+        valid=valid,
+        options=train_options(precision=precision, **options),
+        model=model,
+        architecture=architecture,
+        vocab_size=vocab_size,
+        tokenizer=tokenizer,
+        device=device,
+        compile_model=compile_model,
+        eval_every=eval_every,
+        save_every=save_every,
+        tensorboard=tensorboard,
+        say=lambda text: click.echo(text, err=True),
+    )
+    click.echo(
+        f"{out / 'checkpoint'}: held-out perplexity {result.perplexity:.2f}, "
+        f"{result.bits_per_byte:.4f} bits a byte"
+    )

@@ -1,0 +1,121 @@
+"""A model and a text small enough to train in seconds, and a child process that can be killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from retnet_edge import trainer
+from retnet_edge.config import encode_config, retnet_config
+from retnet_edge.evaluate import Evaluation
+from retnet_edge.runtime.writer import new_bundle
+from retnet_edge.tokenizer import END_OF_TEXT
+from retnet_edge.train import train
+from retnet_edge.trainer import TrainOptions
+
+WORDS = {
+    "who": ["the cat", "a dog", "the old man", "my sister", "the naïve traveller"],
+    "does": ["sees", "follows", "paints", "never forgets", "asks for"],
+    "what": ["the river", "a green door", "some bread", "the first train", "an open window"],
+    "when": ["in the morning", "at night", "after the rain", "on Sundays"],
+}
+OPTIONS = TrainOptions(
+    steps=24, batch=2, seq_len=32, lr=3e-3, warmup=4, dropout=0.1, seed=7, form="chunkwise"
+)
+
+
+def write_text(path: Path, sentences: int, seed: int) -> Path:
+    rng = random.Random(seed)
+    lines = []
+    for i in range(sentences):
+        words = [rng.choice(choices) for choices in WORDS.values()]
+        lines.append(" ".join(words).capitalize() + ".")
+        if i % 25 == 24:
+            lines.append(END_OF_TEXT)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def write_inputs(folder: Path) -> Path:
+    """train.txt, valid.txt and config.json (d_model 32, 2 layers) in `folder`."""
+    write_text(folder / "train.txt", 900, 0)
+    write_text(folder / "valid.txt", 60, 1)
+    config = retnet_config(vocab_size=384, d_model=32, layers=2, heads=2, ffn_dim=48)
+    (folder / "config.json").write_bytes(encode_config(config))
+    return folder
+
+
+def run(inputs: Path, out: Path, options: TrainOptions = OPTIONS, **changes: Any) -> Evaluation:
+    """`train` on the inputs' text, on one thread, validating and saving every few steps."""
+    torch.set_num_threads(1)
+    arguments: dict[str, Any] = {
+        "model": str(inputs / "config.json"),
+        "vocab_size": 384,
+        "device": "cpu",
+        "eval_every": 4,
+        "save_every": 5,
+        "tensorboard": False,
+        "say": lambda text: None,
+        **changes,
+    }
+    return train(
+        out=out,
+        data=[inputs / "train.txt"],
+        valid=inputs / "valid.txt",
+        options=options,
+        **arguments,
+    )
+
+
+def _kill_in(moment: str) -> None:
+    """Arrange for SIGKILL at the given moment of the run."""
+
+    def kill(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    real_rate, real_save = trainer.learning_rate, torch.save
+
+    def rate(options: TrainOptions, step: int) -> float:
+        return kill() if step == 13 else real_rate(options, step)
+
+    def save(what: dict[str, Any], path: Path) -> None:
+        if what["step"] == 15:  # weights are written, the optimizer half
+            path.write_bytes(b"half")
+            kill()
+        real_save(what, path)
+
+    if moment == "between checkpoints":
+        _replace(trainer, "learning_rate", rate)
+    elif moment == "while writing a checkpoint":
+        _replace(torch, "save", save)
+    elif moment == "before the first checkpoint":
+        _replace(trainer, "_save", kill)
+    elif moment == "while writing the result":
+        _replace(trainer, "new_bundle", _bundle_that_kills(new_bundle))
+
+
+def _replace(module: ModuleType, name: str, value: Any) -> None:
+    assert hasattr(module, name)
+    setattr(module, name, value)
+
+
+def _bundle_that_kills(real: Any) -> Any:
+    def killing(target: Path) -> Any:
+        if target.name == "checkpoint":
+            (target.parent / ".checkpoint.0.partial").mkdir()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(target)
+
+    return killing
+
+
+if __name__ == "__main__":
+    _kill_in(sys.argv[3])
+    run(Path(sys.argv[1]), Path(sys.argv[2]))
