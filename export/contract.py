@@ -58,7 +58,7 @@ def lowerings(model: LanguageModel) -> list[Lowering]:
 
 
 def _retnet(model: RetNet, kind: Literal["step", "prefill"]) -> Lowering:
-    """The prefill graph is traced with more than one chunk, so that one chunk is no special case."""
+    """The prefill graph is traced with more than one chunk: one chunk is no special case."""
     states = model.initial_states(EXAMPLE_BATCH)
     tokens = 1 if kind == "step" else 2 * PREFILL_CHUNK + 44
     axes: dict[int, Any] = {0: BATCH}

@@ -9,6 +9,7 @@ state, `far` from position 1,000,000 and the state that `near` ended with. Array
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,11 +30,11 @@ def write_golden(reference: Float64Reference, vocab_size: int, folder: Path) -> 
     # what a runtime starts from is float32
     rounded = [state.astype(np.float32) for state in states]
     far_logits, _ = reference.run(far, [s.astype(np.float64) for s in rounded], FAR_POSITION)
-    np.savez_compressed(
-        folder / GOLDEN_FILE,
-        near_tokens=near,
-        near_logits=near_logits[-LOGITS:].astype(np.float32),
-        far_tokens=far,
-        far_logits=far_logits.astype(np.float32),
+    arrays: dict[str, Any] = {
+        "near_tokens": near,
+        "near_logits": near_logits[-LOGITS:].astype(np.float32),
+        "far_tokens": far,
+        "far_logits": far_logits.astype(np.float32),
         **{f"near_state_{i}": state for i, state in enumerate(rounded)},
-    )
+    }
+    np.savez_compressed(folder / GOLDEN_FILE, **arrays)

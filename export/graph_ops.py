@@ -48,7 +48,7 @@ def retention_step(
 
 def unpack(x: Tensor, heads: int) -> Tensor:
     """[B, T, heads · D] -> [B, heads, T, D]."""
-    return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
+    return x.reshape(*x.shape[:2], heads, x.shape[-1] // heads).transpose(1, 2)
 
 
 def pack(x: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class RetentionGraph(nn.Module):
 
     def _norm_heads(self, y: Tensor, position: Tensor) -> Tensor:
         """RMS norm of each head: [B, T, H · V] -> [B, T, H, V]."""
-        y = y.unflatten(-1, (self.config.heads, self.config.value_head_dim))
+        y = y.reshape(*y.shape[:2], self.config.heads, self.config.value_head_dim)
         if self.config.head_norm_eps_rule == "constant":
             normed: Tensor = self.head_norm(y)
             return normed

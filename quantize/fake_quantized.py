@@ -22,7 +22,7 @@ def block_int8_product(
 
     codes [N, blocks, block], scales [N, blocks] -> [..., N].
     """
-    outputs, blocks, block = codes.shape
+    _, blocks, block = codes.shape
     padded = np.zeros((*x.shape[:-1], blocks * block), dtype=np.float32)
     padded[..., : x.shape[-1]] = x
     groups = padded.reshape(*x.shape[:-1], blocks, block)
@@ -31,7 +31,10 @@ def block_int8_product(
     inverse = np.divide(np.float32(LEVELS), largest, out=np.zeros_like(largest), where=largest > 0)
     x_codes = np.rint(groups * inverse[..., None])
     sums = np.einsum("...bk,nbk->...nb", x_codes.astype(np.float64), codes - float(ZERO_POINT))
-    return np.einsum("...nb,...b,nb->...n", sums, x_scales.astype(np.float64), scales)
+    result: NDArray[np.float64] = np.einsum(
+        "...nb,...b,nb->...n", sums, x_scales.astype(np.float64), scales
+    )
+    return result
 
 
 def dynamic_int8_product(

@@ -71,7 +71,10 @@ def add_initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value
         tensor = ir.tensor(np.ascontiguousarray(array), name=name)
         model.graph.register_initializer(
             ir.Value(
-                name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+                name=name,
+                shape=ir.Shape(array.shape),
+                type=ir.TensorType(tensor.dtype),
+                const_value=tensor,
             )
         )
     return model.graph.initializers[name]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -106,8 +106,7 @@ def _products(model: ir.Model) -> list[_Product]:
         elif node.op_type == "MatMulInteger":
             quantizer = node.inputs[0].producer() if node.inputs[0] is not None else None
             assert quantizer is not None
-            cast = node.outputs[0].uses()[0].node
-            last = cast.outputs[0].uses()[0].node
+            last = _reader(_reader(node))
             scale = last.inputs[1].producer() if last.inputs[1] is not None else None
             assert scale is not None
             codes, scales = _constant(node, 1), _constant(scale, 1)
@@ -127,6 +126,12 @@ def _products(model: ir.Model) -> list[_Product]:
     return found
 
 
+def _reader(node: ir.Node) -> ir.Node:
+    """The one node that reads the first output of `node`."""
+    (usage,) = node.outputs[0].uses()
+    return usage.node
+
+
 def _constant(node: ir.Node, index: int) -> Array:
     value = node.inputs[index]
     assert value is not None
@@ -137,7 +142,7 @@ def _constant(node: ir.Node, index: int) -> Array:
 class MatMulNBits(OpRun):
     """com.microsoft.MatMulNBits, 8 bits, accuracy level 4."""
 
-    op_domain: ClassVar[str] = "com.microsoft"
+    op_domain = "com.microsoft"
 
     def _run(self, x: Array, codes: Array, scales: Array, **_: Any) -> tuple[Array]:
         return (block_int8_product(x, codes, scales).astype(np.float32),)
@@ -146,7 +151,7 @@ class MatMulNBits(OpRun):
 class GatherBlockQuantized(OpRun):
     """com.microsoft.GatherBlockQuantized along axis 0 of [rows, blocks, block]."""
 
-    op_domain: ClassVar[str] = "com.microsoft"
+    op_domain = "com.microsoft"
 
     def _run(self, codes: Array, ids: Array, scales: Array, **_: Any) -> tuple[Array]:
         return (dequantize(codes[ids], scales[ids][..., 0]),)
@@ -155,7 +160,7 @@ class GatherBlockQuantized(OpRun):
 class LinearAttention(OpRun):
     """com.microsoft.LinearAttention, update rule "gated", T = 1: paper, eq. 6."""
 
-    op_domain: ClassVar[str] = "com.microsoft"
+    op_domain = "com.microsoft"
 
     def _run(
         self,

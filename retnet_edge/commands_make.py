@@ -72,7 +72,7 @@ def quantize(bundle: Path, out: Path, recipe: str) -> None:
 @click.option("--checkpoint", type=_PATH, required=True, help="What the bundle was made from.")
 @_verification
 def verify(bundle: Path, as_json: bool, **options: Any) -> None:
-    """Compare BUNDLE with its checkpoint in float64 and measure its memory; status 1 if it fails."""
+    """Compare BUNDLE with its checkpoint in float64, measure its memory; status 1 if it fails."""
     from retnet_edge.verify import verify as run
 
     _conclude(bundle, run(bundle, say=_say, **options), as_json)

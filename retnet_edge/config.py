@@ -131,7 +131,7 @@ def retnet_config(
     head_norm_affine: bool = False,
     schedule: Literal["log_linear", "eq8"] = "log_linear",
 ) -> RetNetConfig:
-    """A RetNet by its usual proportions: heads share d_model keys and value_factor · d_model values.
+    """A RetNet by its usual proportions: d_model keys and value_factor · d_model values in heads.
 
     Raises InputError where d_model is no multiple of heads and no key_head_dim is given.
     """
@@ -187,6 +187,7 @@ def encode_config(config: ModelConfig) -> bytes:
 def decode_config(raw: bytes, where: str | Path) -> ModelConfig:
     """Parse config.json. Raises InputError naming the file, the field and what is allowed."""
     try:
-        return msgspec.json.decode(raw, type=ModelConfig)
+        config: ModelConfig = msgspec.json.decode(raw, type=ModelConfig)
+        return config
     except msgspec.DecodeError as error:
         raise InputError(f"{where}: not a valid model configuration: {error}") from error

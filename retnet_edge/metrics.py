@@ -28,7 +28,7 @@ class MetricsLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=from_step + 1)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=from_step + 1)
 
     def __enter__(self) -> Self:
         """The log itself."""

@@ -78,7 +78,7 @@ class MultiScaleRetention(nn.Module):
         return self.out(F.silu(gate) * y), state
 
     def _heads(self, x: Tensor, width: int) -> Tensor:
-        return x.unflatten(-1, (self.config.heads, width)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.config.heads, width).transpose(1, 2)
 
     def _norm_heads(self, out: Tensor, log_decay: Tensor, position: Tensor) -> Tensor:
         """RMS norm of each head's output (the paper's GroupNorm over heads)."""

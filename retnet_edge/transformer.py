@@ -35,7 +35,8 @@ class Attention(nn.Module):
 
         With a past, T must be 1 (one decoding step); without, attention is causal over T.
         """
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self._project(x))
+        shape = (*x.shape[:2], self.heads, -1)
+        q, k, v = (y.reshape(shape).transpose(1, 2) for y in self._project(x))
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
