@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import MANIFEST_FILE, Verification, encode
 from retnet_edge.runtime.memory import measure_memory, memory_supported
@@ -19,7 +20,7 @@ from retnet_edge.runtime.probes import LONG_PREFIX
 from retnet_edge.runtime.report import Verdict, render_report
 from retnet_edge.runtime.session import open_session
 from retnet_edge.runtime.verdict import Check, checks
-from retnet_edge.runtime.writer import replace_file, update_manifest
+from retnet_edge.runtime.writer import DISK_FULL, is_disk_full, replace_file, update_manifest
 
 REPORTS = "reports"
 REPORT_FILE = f"{REPORTS}/report.html"
@@ -100,8 +101,7 @@ def verify(
 def write_verdict(bundle: Bundle, verdict: Verdict) -> Bundle:
     """Write reports/{parity.json, memory.json, report.html} and the manifest's verification.
 
-    The manifest lists the hash of every file, so old reports are first taken off its list and the
-    bundle called unverified; then files are replaced; then the manifest is written anew.
+    Raises InputError where the disk is full; the bundle then opens, as after an interrupted call.
     """
     title = bundle.path.resolve().name
     contents = {
@@ -109,19 +109,31 @@ def write_verdict(bundle: Bundle, verdict: Verdict) -> Bundle:
         MEMORY_FILE: to_json({"bundle": verdict.memory, "baseline": verdict.baseline}),
         REPORT_FILE: render_report(title, bundle.manifest, verdict).encode(),
     }
+    verification = Verification(verdict.status, verdict.reasons, REPORT_FILE)
+    try:
+        return _replace_reports(bundle, contents, verification)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise InputError(f"{bundle.path}: {DISK_FULL}: no verdict was written") from error
+
+
+def _replace_reports(
+    bundle: Bundle, contents: dict[str, bytes], verification: Verification
+) -> Bundle:
+    """Replace files and manifest in an order that leaves a bundle that opens at every moment.
+
+    The manifest lists the hash of every file, so old reports are first taken off its list and the
+    bundle called unverified; then files are replaced; then the manifest is written anew.
+    """
     listed = {n: e for n, e in bundle.manifest.files.items() if n not in contents}
     if listed != bundle.manifest.files:
         pending = Verification("unverified", ("verification was interrupted",))
         manifest = msgspec.structs.replace(bundle.manifest, files=listed, verification=pending)
         replace_file(bundle.path / MANIFEST_FILE, encode(manifest))
-    folder = bundle.path / REPORTS
-    folder.mkdir(exist_ok=True)
-    # what a call that was killed in the middle of a write left behind
-    for left_over in [*bundle.path.glob(".*.partial"), *folder.glob(".*.partial")]:
-        left_over.unlink()
+    (bundle.path / REPORTS).mkdir(exist_ok=True)
     for name, content in contents.items():
         replace_file(bundle.path / name, content)
-    verification = Verification(verdict.status, verdict.reasons, REPORT_FILE)
     return update_manifest(bundle, verification=verification)
 
 

@@ -6,6 +6,8 @@ import errno
 import os
 import secrets
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,9 @@ from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.files import file_entry, regular_file
 from retnet_edge.runtime.manifest import MANIFEST_FILE, Manifest, encode
 
+DISK_FULL = "disk full (or a file size limit reached)"
+
+_BESIDE = ".{name}.{token}.partial"  # a file or folder until it is whole; token: 8 hex digits
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -26,14 +31,14 @@ def new_bundle(target: Path) -> Iterator[Path]:
     """A folder to build a bundle in, which becomes `target` when the block ends well.
 
     The folder is hidden and lies beside `target`. On an exception, Ctrl-C included, it is removed
-    and nothing is left. Raises InputError where `target` exists already, where the folder that it
-    is to lie in does not, and where the disk is full.
+    and nothing is left; a second Ctrl-C does not stop that. Raises InputError where `target` exists
+    already, where the folder that it is to lie in does not, and where the disk is full.
     """
     if target.exists() or target.is_symlink():
         raise InputError(f"{target} exists already: name a new directory or remove it first")
     if not target.parent.is_dir():
         raise InputError(f"{target.parent} is not a directory: {target.name} cannot be made in it")
-    staging = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
+    staging = target.parent / _BESIDE.format(name=target.name, token=secrets.token_hex(4))
     try:
         staging.mkdir()
         yield staging
@@ -41,12 +46,13 @@ def new_bundle(target: Path) -> Iterator[Path]:
         staging.rename(target)
         _sync(target.parent)
     except BaseException as error:
-        written = _bytes_in(staging)
-        shutil.rmtree(staging, ignore_errors=True)
-        if isinstance(error, Exception) and _is_disk_full(error):
+        with _no_signals():
+            written = _bytes_in(staging)
+            shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(error, Exception) and is_disk_full(error):
             raise InputError(
-                f"{target}: disk full (or a file size limit reached) in {target.parent}: needs "
-                f"more than the {written} bytes that fitted; nothing was written"
+                f"{target}: {DISK_FULL} in {target.parent}: needs more than the {written} bytes "
+                "that fitted; nothing was written"
             ) from error
         if isinstance(error, OSError) and target.exists():
             raise InputError(f"{target} exists already: it was made meanwhile") from error
@@ -56,9 +62,12 @@ def new_bundle(target: Path) -> Iterator[Path]:
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Write manifest.json with `files` = size and SHA-256 of every other file below `folder`.
 
-    Returns the manifest as written. Raises InputError for a symlink, or a file whose name a bundle
-    may not hold.
+    What a killed `replace_file` left is removed first. Returns the manifest as written. Raises
+    InputError for a symlink, or a file whose name a bundle may not hold.
     """
+    for left_over in folder.rglob(_BESIDE.format(name="*", token="????????")):
+        if not left_over.is_dir():
+            left_over.unlink()
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -87,7 +96,7 @@ def update_manifest(bundle: Bundle, **changes: Any) -> Bundle:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write `content` beside `path`, sync, and rename: a reader sees the old file or the new."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    beside = path.with_name(_BESIDE.format(name=path.name, token=secrets.token_hex(4)))
     try:
         with beside.open("wb") as file:
             file.write(content)
@@ -114,12 +123,30 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def _no_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are ignored in the block (they reach the main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
 def _bytes_in(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
 
 
-def _is_disk_full(error: BaseException) -> bool:
-    """True for the operating system's error and for libraries that only repeat its text."""
+def is_disk_full(error: BaseException) -> bool:
+    """A full disk or quota, or a file too large.
+
+    True for the operating system's error and for libraries that only repeat its text.
+    """
     texts = [os.strerror(code) for code in _DISK_FULL]
     cause: BaseException | None = error
     while cause is not None:

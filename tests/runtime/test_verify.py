@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,10 @@ from conftest import Tiny
 from numpy.typing import NDArray
 from tiny_bundle import TinyModel, write_tiny_bundle
 
+from retnet_edge.errors import InputError
 from retnet_edge.runtime import verify as module
 from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import Tolerance
+from retnet_edge.runtime.manifest import Manifest, Tolerance
 from retnet_edge.runtime.memory import memory_supported
 from retnet_edge.runtime.report import Verdict
 from retnet_edge.runtime.verify import verify, write_verdict
@@ -134,7 +138,7 @@ def test_an_interrupted_second_run_leaves_a_bundle_that_opens(
         def interrupted(path: Path, content: bytes, stop_at: int = stop_at) -> None:
             nonlocal writes
             if writes == stop_at:
-                path.with_name(f".{path.name}.beef.partial").write_bytes(b"half")
+                path.with_name(f".{path.name}.0123beef.partial").write_bytes(b"half")
                 raise KeyboardInterrupt
             writes += 1
             replace_file(path, content)
@@ -148,3 +152,35 @@ def test_an_interrupted_second_run_leaves_a_bundle_that_opens(
         assert (left.reasons == ("verification was interrupted",)) == (stop_at > 0)
         write_verdict(Bundle.open(bundle[0]), changed)
         assert Bundle.open(bundle[0]).manifest.verification.reasons == changed.reasons
+        assert not list(bundle[0].rglob("*.partial"))
+
+
+@contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """No file grows beyond `limit` bytes: what a full disk looks like to a process."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_a_bundle_that_opens(
+    bundle: tuple[Path, TinyModel],
+) -> None:
+    verdict = run(bundle)
+    before = Bundle.open(bundle[0]).manifest
+
+    def left(limit: int) -> Manifest:
+        with file_size_limit(limit), pytest.raises(InputError) as caught:
+            write_verdict(Bundle.open(bundle[0]), verdict)
+        assert str(caught.value).startswith(f"{bundle[0]}: disk full")
+        assert not list(bundle[0].rglob("*.partial"))
+        return Bundle.open(bundle[0]).manifest
+
+    assert left(100) == before
+    interrupted = left(bundle[0].joinpath("reports/report.html").stat().st_size - 1)
+    assert interrupted.verification.reasons == ("verification was interrupted",)
+    assert not any(name.startswith("reports/") for name in interrupted.files)
+    write_verdict(Bundle.open(bundle[0]), verdict)
+    assert Bundle.open(bundle[0]).manifest == before

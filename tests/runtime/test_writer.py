@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,81 @@ def test_a_signal_in_the_middle(number: signal.Signals, status: int, tmp_path: P
     assert child.returncode == status
     assert "Traceback" not in stderr
     assert os.listdir(tmp_path) == []
+
+
+SLOW_TO_CLEAN = """
+import os, shutil, signal, sys
+from pathlib import Path
+from retnet_edge import cli
+from retnet_edge.runtime.writer import new_bundle
+
+real = shutil.rmtree
+
+def impatient(*args, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    real(*args, **options)
+
+shutil.rmtree = impatient
+signal.signal(signal.SIGTERM, cli._terminate)
+try:
+    with new_bundle(Path(sys.argv[1])) as folder:
+        (folder / "weights.bin").write_bytes(b"x")
+        os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("and still can be")
+"""
+
+
+def test_a_second_ctrl_c_does_not_stop_the_cleaning_up(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW_TO_CLEAN, str(tmp_path / "b.edge")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "interrupted\nand still can be\n"
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_bundle_is_cleaned_up_in_a_thread_too(tmp_path: Path) -> None:
+    """Where signals cannot be ignored, and do not arrive."""
+
+    def fail() -> None:
+        with new_bundle(tmp_path / "b.edge") as folder:
+            (folder / "a").write_text("a")
+            raise RuntimeError("on purpose")
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="on purpose"):
+        pool.submit(fail).result()
+    assert os.listdir(tmp_path) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from retnet_edge.runtime.writer import replace_file
+
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+replace_file(Path(sys.argv[1]), b"half")
+"""
+
+
+def test_what_a_killed_write_left_is_removed(broken: Path) -> None:
+    (broken / "reports").mkdir()
+    for name in ("manifest.json", "reports/parity.json"):
+        killed = [sys.executable, "-c", KILLED, str(broken / name)]
+        assert subprocess.run(killed, check=False).returncode == -signal.SIGKILL
+    assert len(list(broken.rglob(".*.partial"))) == 2
+    bundle = Bundle.open(broken)
+    verdict = Verification(status="verified")
+    assert update_manifest(bundle, verification=verdict).manifest.files == bundle.manifest.files
+    assert not list(broken.rglob(".*"))
 
 
 def test_the_manifest_lists_every_file_but_itself(broken: Path, tiny: Tiny) -> None:
