@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.agreement import Figures, StateSample, Trace, mean_surprise, summarise
+from retnet_edge.runtime.golden import GoldenReplay
 from retnet_edge.runtime.probes import (
     LONG_PREFIX,
     Place,
@@ -41,6 +42,7 @@ class Parity(msgspec.Struct, frozen=True):
     bits_per_token: mean surprise / ln 2; bits_per_byte: summed surprise / ln 2 / bytes of text.
     nonfinite_tokens: positions at which the bundle gave a NaN or an infinity.
     places: position 10, the same text at 1,000,000, and 1,000,000 after a long prefix.
+    golden: the bundle's own golden.npz (None: it has none).
     """
 
     contexts: int
@@ -56,6 +58,7 @@ class Parity(msgspec.Struct, frozen=True):
     halves_kl_ratio: float
     places: tuple[Place, ...]
     prefill: PrefillCheck | None
+    golden: GoldenReplay | None = None
 
 
 def _ratio(value: float, base: float) -> float:

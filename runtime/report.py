@@ -10,6 +10,7 @@ import msgspec
 from retnet_edge.runtime.manifest import Manifest
 from retnet_edge.runtime.memory import Memory
 from retnet_edge.runtime.parity import Parity
+from retnet_edge.runtime.probes import FAR_POSITION
 from retnet_edge.runtime.verdict import Check
 
 if TYPE_CHECKING:
@@ -162,6 +163,10 @@ def parity_rows(parity: Parity) -> Rows:
         both = f"{prefill.max_abs_state_error:.3g} / {prefill.relative_state_error:.3g}"
         rows.append((f"{name}: states, largest / relative", both))
         rows.append((f"mean KL of {prefill.following} steps after it", number(prefill.mean_kl)))
+    if (golden := parity.golden) is not None:
+        both = f"{golden.near_logit_error:.3g} / {golden.far_logit_error:.3g}"
+        rows.append((f"golden.npz: logits, largest / from position {FAR_POSITION:,}", both))
+        rows.append(("golden.npz: states, relative", number(golden.relative_state_error)))
     return rows
 
 

@@ -7,8 +7,10 @@ import msgspec
 from retnet_edge.runtime.manifest import Tolerance
 from retnet_edge.runtime.memory import Memory
 from retnet_edge.runtime.parity import Parity
+from retnet_edge.runtime.probes import FAR_POSITION
 
 HALVES_RATIO = 2.0
+GOLDEN_STATE_ERROR = 1e-4
 KL_FLOOR = 1e-8  # nats; below it a difference is the rounding of float32 logits, not drift
 
 
@@ -37,7 +39,8 @@ def checks(parity: Parity, memory: Memory | None, tolerance: Tolerance) -> tuple
     A figure that is not a number fails. Two bounds are rules of the product and not of a recipe:
     the mean KL of the second halves of contexts is at most twice that of the first halves, and at
     position 1,000,000 at most twice what the same text has at position 10 (or the mean KL
-    tolerance, where that is more: 64 tokens are few). memory: None where it was not measured.
+    tolerance, where that is more: 64 tokens are few). golden.npz is judged where the logit error
+    is, its states to 1e-4 of their largest magnitude. memory: None where it was not measured.
     """
     return (*_parity_checks(parity, tolerance), *_memory_checks(memory, tolerance))
 
@@ -85,6 +88,13 @@ def _parity_checks(parity: Parity, tolerance: Tolerance) -> list[Check]:
             error = prefill.max_abs_logit_error
             found.append(_at_most(f"largest logit error {where}", error, allowed))
         found.append(_at_most(f"mean KL {where}", prefill.mean_kl, tolerance.mean_kl))
+    if (golden := parity.golden) is not None and allowed is not None:
+        near, far = golden.near_logit_error, golden.far_logit_error
+        name = "golden.npz: largest logit error"
+        found.append(_at_most(name, near, allowed))
+        found.append(_at_most(f"{name} at position {FAR_POSITION:,}", far, allowed))
+        name = "golden.npz: relative state error"
+        found.append(_at_most(name, golden.relative_state_error, GOLDEN_STATE_ERROR))
     return found
 
 

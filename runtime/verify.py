@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.golden import GOLDEN_FILE, replay_golden
 from retnet_edge.runtime.manifest import MANIFEST_FILE, Verification, encode
 from retnet_edge.runtime.memory import measure_memory, memory_supported
 from retnet_edge.runtime.parity import Reference, measure_parity
@@ -50,7 +51,8 @@ def verify(
 
     A figure out of tolerance is no error: the verdict says so, and the manifest "unverified".
     An interrupted call leaves a bundle that opens: as it was, or without reports and unverified.
-    Raises InputError for a bundle that does not open or run, and for contexts that do not fit.
+    Raises InputError for a bundle that does not open or run, for a golden.npz that does not hold
+    what it should, and for contexts that do not fit.
     """
     bundle = Bundle.open(bundle_path)
     bundle_steps = memory_steps if memory_supported() else 0
@@ -66,8 +68,11 @@ def verify(
     growing = any(state.growing_axis is not None for state in bundle.manifest.states)
     has_prefill = any(graph.kind == "prefill" for graph in bundle.manifest.graphs)
     tolerance = bundle.manifest.tolerance
+    session = open_session(bundle, threads=threads)
+    has_golden = GOLDEN_FILE in bundle.manifest.files and not growing
+    golden = replay_golden(bundle, session) if has_golden else None
     parity = measure_parity(
-        open_session(bundle, threads=threads),
+        session,
         reference,
         contexts,
         allowed_error=tolerance.max_abs_logit_error,
@@ -76,6 +81,7 @@ def verify(
         prefill_tokens=LONG_PREFIX if has_prefill else None,
         advance=advance,
     )
+    parity = msgspec.structs.replace(parity, golden=golden)
     memory = baseline_memory = None
     if bundle_steps:
         memory = measure_memory(bundle_path, bundle_steps, advance=advance)

@@ -28,6 +28,7 @@ from retnet_edge.errors import InputError
 from retnet_edge.export.baseline import export_baseline
 from retnet_edge.export.export import export
 from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.golden import replay_golden
 from retnet_edge.runtime.session import open_session
 
 TOLERANCE = 2e-5
@@ -293,7 +294,8 @@ def test_the_golden_runs_replay_through_a_session(
     """Near and far, through step and through prefill, states too."""
     source = exported[variant]
     golden = np.load(source.bundle / "golden.npz")
-    session = open_session(Bundle.open(source.bundle), threads=1)
+    bundle = Bundle.open(source.bundle)
+    session = open_session(bundle, threads=1)
     near, far = golden["near_tokens"], golden["far_tokens"]
     wanted = [golden[f"near_state_{i}"] for i in range(2)]
     assert np.abs(golden["near_logits"]).max() > 1.0
@@ -313,6 +315,11 @@ def test_the_golden_runs_replay_through_a_session(
     assert np.abs(rows - golden["far_logits"]).max() <= 2e-4
     session.load_states(wanted, 1_000_000)
     assert np.abs(session.prefill(far.tolist()) - golden["far_logits"][-1]).max() <= 2e-4
+
+    replayed = replay_golden(bundle, session)
+    assert replayed.far_logit_error == np.abs(rows - golden["far_logits"]).max()
+    assert replayed.near_logit_error <= 2e-4
+    assert replayed.relative_state_error <= 1e-5
 
 
 def test_golden_is_the_float64_model(exported: dict[str, Exported]) -> None:

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from conftest import Tiny
 from numpy.typing import NDArray
+from test_golden import golden_arrays, save
 from tiny_bundle import TinyModel, write_tiny_bundle
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime import verify as module
 from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.golden import GOLDEN_FILE
 from retnet_edge.runtime.manifest import Manifest, Tolerance
 from retnet_edge.runtime.memory import memory_supported
 from retnet_edge.runtime.report import Verdict
@@ -29,6 +31,7 @@ pytestmark = pytest.mark.skipif(not memory_supported(), reason="needs /proc/self
 
 # The tiny graph takes its angles in float32, which at position 1,000,000 is not good enough.
 LOOSE = Tolerance(max_abs_logit_error=None, perplexity_ratio=1.001, mean_kl=1.0, top1_agreement=1.0)
+STRICT = msgspec.structs.replace(LOOSE, max_abs_logit_error=2e-4)
 
 
 class TinyReference:
@@ -111,12 +114,29 @@ def test_a_reference_of_other_weights_makes_it_unverified(bundle: tuple[Path, Ti
 
 
 def test_a_far_position_in_float32_is_caught(bundle: tuple[Path, TinyModel]) -> None:
-    strict = msgspec.structs.replace(LOOSE, max_abs_logit_error=2e-4)
-    update_manifest(Bundle.open(bundle[0]), tolerance=strict)
+    update_manifest(Bundle.open(bundle[0]), tolerance=STRICT)
     reasons = run(bundle).reasons
     far = [r for r in reasons if r.startswith("largest logit error at position 1,000,000 after 10")]
     assert far
     assert not any("at position 10 " in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("tolerance", [LOOSE, STRICT])
+def test_golden_runs_are_reported_and_judged_where_logit_errors_are(
+    tolerance: Tolerance, bundle: tuple[Path, TinyModel]
+) -> None:
+    """The `far` run of golden_arrays is not one of position 1,000,000; `near` is right."""
+    save(bundle[0] / GOLDEN_FILE, golden_arrays(bundle[1]))
+    update_manifest(Bundle.open(bundle[0]), tolerance=tolerance)
+    verdict = run(bundle)
+    opened = Bundle.open(bundle[0])
+    golden = json.loads(opened.file("reports/parity.json").read_bytes())["golden"]
+    assert golden == msgspec.to_builtins(verdict.parity.golden)
+    assert golden["near_logit_error"] < 1e-4 < golden["far_logit_error"]
+    assert "golden.npz: states, relative" in opened.file("reports/report.html").read_text()
+    reasons = [reason for reason in verdict.reasons if reason.startswith("golden.npz")]
+    assert len(reasons) == (1 if tolerance is STRICT else 0)
+    assert all("at position 1,000,000 is" in reason for reason in reasons)
 
 
 def test_a_bundle_without_memory_figures_is_not_verified(

@@ -1,0 +1,119 @@
+"""golden.npz: the float64 reference's own logits and states, replayed through a session.
+
+Two runs of token ids, and what the reference computes on them: `near` from position 0 and the
+empty state, `far` from position 1,000,000 and the states that `near` ends with. `export` writes
+the file (`export/golden.py`); every runtime can replay it, without the checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from retnet_edge.errors import InputError
+from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.manifest import Manifest
+from retnet_edge.runtime.probes import FAR_POSITION
+from retnet_edge.runtime.replay import run_steps
+from retnet_edge.runtime.session import Session, state_shape
+
+GOLDEN_FILE = "golden.npz"
+NEAR_TOKENS = 128
+LOGIT_ROWS = 16  # of the last tokens of a run
+
+_HEADER_BYTES = 4096  # of an array in the file, at most
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class GoldenReplay(msgspec.Struct, frozen=True):
+    """Largest absolute logit error of either run; `relative_state_error` is the states' after
+    `near`: the largest error of a state over the largest magnitude in it, the worst of them.
+    """
+
+    near_logit_error: float
+    far_logit_error: float
+    relative_state_error: float
+
+
+def golden_shapes(manifest: Manifest) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> (dtype, shape) of every array of the file."""
+    logits = (LOGIT_ROWS, manifest.model.vocab_size)
+    return {
+        "near_tokens": ("int64", (NEAR_TOKENS,)),
+        "near_logits": ("float32", logits),
+        "far_tokens": ("int64", (LOGIT_ROWS,)),
+        "far_logits": ("float32", logits),
+        **{
+            f"near_state_{i}": (spec.dtype, state_shape(spec, NEAR_TOKENS))
+            for i, spec in enumerate(manifest.states)
+        },
+    }
+
+
+def replay_golden(bundle: Bundle, session: Session) -> GoldenReplay:
+    """Step through both runs of the bundle's golden.npz (states of constant size only).
+
+    Raises InputError where the file is not listed or does not hold the arrays of `golden_shapes`.
+    """
+    arrays = read_golden(bundle.file(GOLDEN_FILE), bundle.manifest)
+    wanted = [arrays[f"near_state_{i}"] for i in range(len(bundle.manifest.states))]
+    session.reset()
+    near = run_steps(session, arrays["near_tokens"])[-LOGIT_ROWS:]
+    states = session.states()
+    session.load_states(wanted, FAR_POSITION)
+    far = run_steps(session, arrays["far_tokens"])
+    return GoldenReplay(
+        near_logit_error=_error(near, arrays["near_logits"]),
+        far_logit_error=_error(far, arrays["far_logits"]),
+        relative_state_error=float(np.max([*map(_relative_error, states, wanted)], initial=0.0)),
+    )
+
+
+def read_golden(path: Path, manifest: Manifest) -> Arrays:
+    """The arrays of `golden_shapes`. Raises InputError naming the file and what is wrong with it.
+
+    No more bytes are read than those arrays take, and no Python objects.
+    """
+    arrays: Arrays = {}
+    for name, (dtype, shape) in golden_shapes(manifest).items():
+        size = np.dtype(dtype).itemsize * math.prod(shape)
+        found = _read_array(path, name, _HEADER_BYTES + size)
+        if (found.dtype, found.shape) != (np.dtype(dtype), shape):
+            raise InputError(
+                f"{path}: {name} is {found.dtype} {list(found.shape)}; this bundle's is {dtype} "
+                f"{list(shape)}"
+            )
+        arrays[name] = found
+    return arrays
+
+
+def _read_array(path: Path, name: str, largest: int) -> NDArray[Any]:
+    """An array of a .npz file, of `largest` bytes at most. Raises InputError."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            if (size := archive.getinfo(f"{name}.npy").file_size) > largest:
+                raise ValueError(f"it has {size} bytes; at most {largest} are allowed")
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except KeyError as error:
+        raise InputError(f"{path} lacks the array {name}") from error
+    except Exception as error:  # of many kinds, from the archive and from the array's header
+        why = " ".join(str(error).split())
+        raise InputError(f"{path}: the array {name} cannot be read: {why}") from error
+
+
+def _error(found: NDArray[Any], wanted: NDArray[Any]) -> float:
+    return float(np.abs(found.astype(np.float64) - wanted).max())
+
+
+def _relative_error(found: NDArray[Any], wanted: NDArray[Any]) -> float:
+    error, scale = _error(found, wanted), float(np.abs(wanted).max())
+    if scale == 0:
+        return 0.0 if error == 0 else math.inf
+    return error / scale
