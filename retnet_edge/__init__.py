@@ -3,4 +3,10 @@
 Importing this package loads neither torch nor a backend; each sub-module says what it needs.
 """
 
+import os
+
 __version__ = "0.1.0"
+
+# ONNX Runtime 1.29 and newer report use to Microsoft from Linux, macOS, Android and iOS, from three
+# threads of their own, and keep a device id on disk. This must be set before it is first imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

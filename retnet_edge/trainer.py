@@ -20,6 +20,7 @@ import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 
 from retnet_edge.checkpoint import (
     TOKENIZER_FILE,
@@ -33,6 +34,7 @@ from retnet_edge.config import ModelConfig
 from retnet_edge.data import Shard
 from retnet_edge.errors import CheckFailed, InputError
 from retnet_edge.evaluate import Evaluation, evaluate
+from retnet_edge.int8_aware import SHARE, Consistency, on_grid
 from retnet_edge.metrics import MetricsLog
 from retnet_edge.model import Form, RetNet
 from retnet_edge.progress import progress
@@ -47,7 +49,11 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything but the model that decides the weights a run ends with."""
+    """Everything but the model and the text that decides the weights a run ends with.
+
+    int8_aware: weight of the KL terms of `int8_aware.py`; above 0 the weights stay on the int8
+    grid. init_sha256: of the weights that the run starts from, "" for fresh ones.
+    """
 
     steps: Positive
     batch: Positive
@@ -62,6 +68,8 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] = 0
     form: Form = "chunkwise"
     precision: Literal["float32", "bfloat16"] = "float32"
+    int8_aware: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    init_sha256: str = ""
 
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,6 +110,7 @@ def fit(
     train_shard: Shard,
     valid_shard: Shard,
     *,
+    initial: Path | None = None,
     device: str = "cpu",
     compile_model: bool = False,
     eval_every: int = 500,
@@ -111,7 +120,7 @@ def fit(
 ) -> Evaluation:
     """Train `config` in the run directory `out`, from its newest checkpoint if it has one.
 
-    `out` holds tokenizer.json already. Returns the last validation and leaves `out/checkpoint`.
+    `out` holds tokenizer.json already; `initial` is a weights file to start from. Returns the last validation and leaves `out/checkpoint`.
     Raises InputError where `out` was begun with other options, CheckFailed where the loss is not
     finite.
     """
@@ -120,10 +129,13 @@ def fit(
         raise InputError(f"{out / 'checkpoint'}: the run is complete; give another --out")
     tokenizer = load_tokenizer(out / TOKENIZER_FILE)
     torch.manual_seed(options.seed)
-    model = build_model(config, dropout=options.dropout).to(device).train()
+    model = build_model(config, dropout=options.dropout)
+    if initial is not None:
+        load_weights(model, initial)
+    model.to(device).train()
     optimizer = make_optimizer(model, options)
     start = _resume(out, model, optimizer, say)
-    loss_of = _loss_function(model, options, device, compile_model)
+    losses_of = _loss_function(model, options, device, compile_model)
     autocast = options.precision == "bfloat16"
 
     def validate() -> Evaluation:
@@ -143,8 +155,8 @@ def fit(
             rate = learning_rate(options, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = loss_of(tokens)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss, int8_kl = losses_of(tokens)
+            (loss + options.int8_aware * int8_kl).backward()  # type: ignore[no-untyped-call]
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -161,6 +173,7 @@ def fit(
                 metrics.write(
                     done,
                     train_loss=value,
+                    **({"int8_kl": int8_kl.item()} if options.int8_aware else {}),
                     gradient_norm=norm.item(),
                     learning_rate=rate,
                     tokens_per_second=rate_tokens,
@@ -178,6 +191,12 @@ def fit(
                 _save(out, done, model, optimizer, tokenizer)
                 began, began_step = time.perf_counter(), done
 
+    if options.int8_aware:
+        with torch.no_grad():
+            for parameter, rounded in zip(
+                model.parameters(), on_grid(dict(model.named_parameters())).values(), strict=True
+            ):
+                parameter.copy_(rounded)
     with new_bundle(out / "checkpoint") as folder:
         write_checkpoint(folder, model, tokenizer)
     return validate()
@@ -190,23 +209,29 @@ def _check_finite(loss: float, step: int) -> None:
 
 def _loss_function(
     model: LanguageModel, options: TrainOptions, device: str, compile_model: bool
-) -> Callable[[Tensor], Tensor]:
-    """Mean cross-entropy in nats of a block [batch, T + 1] of token ids."""
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Of a block [batch, T + 1] of token ids, nats a token: cross-entropy, and the int8 KL or 0."""
+    form: dict[str, str] = {"form": options.form} if isinstance(model, RetNet) else {}
+    weights = dict(model.named_parameters())
+    consistency = Consistency(model) if options.int8_aware else None
 
     def autocast() -> AbstractContextManager[Any]:
         if options.precision == "bfloat16":
             return torch.autocast(torch.device(device).type, torch.bfloat16)
         return nullcontext()
 
-    def loss_of(tokens: Tensor) -> Tensor:
+    def losses_of(tokens: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        used = weights if consistency is None else on_grid(weights)
         with autocast():
-            if isinstance(model, RetNet):
-                logits, _ = model(tokens[:, :-1], form=options.form)
-            else:
-                logits, _ = model(tokens[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+            logits, _ = functional_call(model, used, (inputs,), form)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        if consistency is None:
+            return loss, torch.zeros_like(loss)
+        with autocast():
+            return loss, consistency.loss(used, inputs[: max(1, len(inputs) // SHARE)], **form)
 
-    return torch.compile(loss_of) if compile_model else loss_of
+    return torch.compile(losses_of) if compile_model else losses_of
 
 
 def _open_run(out: Path, run: Run) -> None:
