@@ -1,0 +1,120 @@
+"""Round to nearest: what every scheme promises of its codes and scales."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from retnet_edge.quantize.rounding import (
+    LEVELS,
+    ZERO_POINT,
+    dequantize,
+    quantize_blocks,
+    quantize_channels,
+)
+
+Floats = NDArray[np.float32]
+
+# From 1e-30 on: below, the scale itself is a denormal number, which float32 rounds coarsely.
+magnitudes = st.floats(2.0**-100, 2.0**100, width=32)
+numbers = st.one_of(st.just(0.0), magnitudes, magnitudes.map(lambda x: -x))
+shapes = st.tuples(st.integers(1, 3), st.integers(1, 40))
+matrices = arrays(np.float32, shapes, elements=numbers)
+blocks = st.sampled_from([1, 16, 32, 128])
+
+
+def by_block(weight: Floats, block: int) -> tuple[Floats, Floats]:
+    """W dequantized [N, K] and the scale of each of its elements [N, K]."""
+    codes, scales = quantize_blocks(weight, block)
+    columns = weight.shape[1]
+    found = dequantize(codes, scales).reshape(len(weight), -1)
+    return found[:, :columns], np.repeat(scales, block, axis=1)[:, :columns]
+
+
+@given(matrices, blocks)
+def test_no_element_is_further_off_than_half_a_scale(weight: Floats, block: int) -> None:
+    """Apart from rounding in float32, of a scale of 127 steps."""
+    found, scales = by_block(weight, block)
+    error = np.abs(found.astype(np.float64) - weight)
+    assert (error <= scales * (0.5 + 1e-4)).all()
+    codes, of_channels = quantize_channels(weight)
+    error = np.abs(dequantize(codes, of_channels).astype(np.float64) - weight)
+    assert (error <= of_channels[:, None] * (0.5 + 1e-4)).all()
+
+
+@given(matrices, blocks)
+def test_the_scale_is_the_largest_magnitude_over_127(weight: Floats, block: int) -> None:
+    """So the largest element of a block comes back, and no finer scale could hold it."""
+    codes, scales = quantize_blocks(weight, block)
+    outputs, columns = weight.shape
+    count = -(-columns // block)
+    assert codes.shape == (outputs, count, block)
+    assert scales.shape == (outputs, count)
+    for b in range(count):
+        largest = np.abs(weight[:, b * block : (b + 1) * block]).max(axis=1)
+        wanted = np.where(largest > 0, largest / np.float32(LEVELS), 1)
+        np.testing.assert_allclose(scales[:, b], wanted, rtol=1e-6)
+        extremes = np.abs(codes[:, b].astype(int) - ZERO_POINT).max(axis=1)
+        assert (extremes == np.where(largest > 0, LEVELS, 0)).all()
+
+
+@given(matrices, blocks)
+def test_codes_are_symmetric(weight: Floats, block: int) -> None:
+    """-W has the same scales and the opposite codes; code 0 is never used."""
+    codes, scales = quantize_blocks(weight, block)
+    opposite, same = quantize_blocks(-weight, block)
+    assert (same == scales).all()
+    assert (opposite.astype(int) - ZERO_POINT == ZERO_POINT - codes.astype(int)).all()
+    assert codes.min() >= ZERO_POINT - LEVELS
+
+
+@given(matrices, st.integers(-20, 20))
+def test_a_power_of_two_changes_the_scales_only(weight: Floats, exponent: int) -> None:
+    codes, scales = quantize_channels(weight)
+    factor = np.float32(2.0**exponent)
+    moved, other = quantize_channels(weight * factor)
+    assert (moved == codes).all()
+    zero = ~weight.any(axis=1)
+    np.testing.assert_array_equal(other, np.where(zero, scales, scales * factor))
+
+
+@given(matrices)
+def test_what_was_quantized_stays_as_it_is(weight: Floats) -> None:
+    codes, scales = quantize_channels(weight)
+    again, _ = quantize_channels(dequantize(codes, scales))
+    assert (again == codes).all()
+
+
+def test_rows_of_zeros_come_back_as_zeros() -> None:
+    weight = np.zeros((3, 40), dtype=np.float32)
+    weight[1] = np.linspace(-1, 1, 40)
+    for found, scales in (by_block(weight, 16), by_block(weight, 128)):
+        assert (found[[0, 2]] == 0).all()
+        assert (scales[[0, 2]] == 1).all()
+        assert np.abs(found[1] - weight[1]).max() <= 0.5 / LEVELS
+
+
+@pytest.mark.parametrize(("columns", "count"), [(127, 1), (128, 1), (129, 2), (300, 3)])
+def test_a_last_block_that_is_not_full_holds_zeros(columns: int, count: int) -> None:
+    weight = np.random.default_rng(0).standard_normal((5, columns)).astype(np.float32)
+    codes, scales = quantize_blocks(weight, 128)
+    assert codes.shape == (5, count, 128)
+    padding = codes.reshape(5, -1)[:, columns:]
+    assert padding.shape[1] == 128 * count - columns
+    assert (padding == ZERO_POINT).all()
+    # and does not change the scale of its block
+    alone, own = quantize_blocks(weight[:, 128 * (count - 1) :], 128)
+    assert (codes[:, -1:] == alone).all()
+    assert (scales[:, -1:] == own).all()
+
+
+def test_one_block_over_all_inputs_is_a_channel() -> None:
+    weight = np.random.default_rng(1).standard_normal((6, 50)).astype(np.float32)
+    codes, scales = quantize_blocks(weight, 50)
+    by_channel, channel_scales = quantize_channels(weight)
+    assert (codes[:, 0] == by_channel).all()
+    assert (scales[:, 0] == channel_scales).all()
