@@ -10,19 +10,20 @@ from retnet_edge.checkpoint import Checkpoint, build_model, write_checkpoint
 from retnet_edge.config import RetNetConfig, transformer_like
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import export
+from retnet_edge.runtime.writer import new_bundle
 
 
 def export_baseline(checkpoint: Checkpoint, folder: Path) -> Path:
     """Export the same-size Transformer into `folder` (existing) and return its bundle.
 
     Its weights are random: what a step allocates does not depend on them. Raises InputError for a
-    checkpoint that is not a RetNet.
+    checkpoint that is not a RetNet, and where the disk is full.
     """
     if not isinstance(checkpoint.config, RetNetConfig):
         raise InputError(f"{checkpoint.path}: the baseline is derived from a RetNet checkpoint")
     torch.manual_seed(0)
     source = folder / "baseline"
-    source.mkdir()
     model = build_model(transformer_like(checkpoint.config))
-    write_checkpoint(source, model, checkpoint.tokenizer)
+    with new_bundle(source) as written:
+        write_checkpoint(written, model, checkpoint.tokenizer)
     return export(source, folder / "baseline.edge", say=lambda text: None)

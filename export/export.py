@@ -20,6 +20,7 @@ from retnet_edge.export.onnx_graph import lower_onnx
 from retnet_edge.model import RetNet
 from retnet_edge.onnx_files import graph_spec, save_models
 from retnet_edge.reference import Float64Reference
+from retnet_edge.runtime.bundle import check_vocabulary
 from retnet_edge.runtime.manifest import (
     SCHEMA_VERSION,
     Manifest,
@@ -51,12 +52,13 @@ def export(
     """Lower a checkpoint's step contract into a new fp32 bundle at `out`, and return its path.
 
     A RetNet gets step and prefill graphs, the Transformer baseline a step graph. Raises
-    InputError for a checkpoint that does not load, a backend that is not known, an `out` that
-    exists.
+    InputError for a checkpoint that does not load or whose tokenizer is not the model's, a backend
+    that is not known, an `out` that exists.
     """
     if unknown := [name for name in to if name not in BACKENDS]:
         raise InputError(f"unknown backend {unknown[0]!r}; --to takes: {', '.join(BACKENDS)}")
     source, out = load_checkpoint(checkpoint), Path(out)
+    check_vocabulary(source.tokenizer, source.config.vocab_size, source.path / TOKENIZER_FILE)
     with new_bundle(out) as folder:
         write_bundle(source, folder, say)
     return out

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import click
 
 from retnet_edge import __version__
-from retnet_edge.errors import CheckFailed, InputError
+from retnet_edge.errors import DISK_FULL, CheckFailed, InputError, is_disk_full
 
 PROGRAM = "retnet-edge"
 
@@ -112,10 +112,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has gone; what is still buffered must not fail again when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except OSError as error:
-        if error.filename is None:
-            raise
-        return _fail(f"{error.filename}: {error.strerror}", 2)
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            return _fail(f"{error.filename}: {error.strerror}", 2)
+        if is_disk_full(error):
+            return _fail(f"{DISK_FULL}: {str(error).splitlines()[0]}", 2)
+        raise
     except Terminated:
         return 128 + signal.SIGTERM
     except (KeyboardInterrupt, click.Abort):

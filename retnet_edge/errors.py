@@ -1,4 +1,13 @@
-"""The two ways in which a command ends without having done its work."""
+"""The two ways in which a command ends without having done its work, and the full disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+DISK_FULL = "disk full (or a file size limit reached)"
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(ValueError):
@@ -10,3 +19,19 @@ class InputError(ValueError):
 
 class CheckFailed(Exception):  # noqa: N818 - a verdict about the bundle, not an error of the tool
     """The work was done and says no (a figure is out of tolerance): exit status 1."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """A full disk or quota, or a file too large.
+
+    True for the operating system's error and for libraries that only repeat its text.
+    """
+    texts = [os.strerror(code) for code in _DISK_FULL]
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _DISK_FULL:
+            return True
+        if any(text in str(cause) for text in texts):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

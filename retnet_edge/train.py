@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +18,13 @@ from retnet_edge.data import write_shard
 from retnet_edge.errors import InputError
 from retnet_edge.evaluate import Evaluation
 from retnet_edge.presets import preset
-from retnet_edge.tokenizer import load_tokenizer, read_documents, train_tokenizer
-from retnet_edge.trainer import TrainOptions, fit
+from retnet_edge.tokenizer import (
+    SMALLEST_VOCABULARY,
+    load_tokenizer,
+    read_documents,
+    train_tokenizer,
+)
+from retnet_edge.trainer import RUN_FILE, TrainOptions, fit
 
 VOCABULARY_MULTIPLE = 128
 
@@ -49,16 +55,20 @@ def train(
     """
     out = Path(out)
     device = pick_device(device)
-    out.mkdir(parents=True, exist_ok=True)
     sources = [Path(source) for source in data]
-    bpe = _tokenizer(out, sources, tokenizer, vocab_size, say)
-    config = _config(model, bpe)
-    if architecture == "transformer":
-        if not isinstance(config, RetNetConfig):
-            raise InputError(f"{model}: --arch transformer derives its size from a RetNet's")
-        config = transformer_like(config)
-    train_shard = write_shard(sources, bpe, out / "data" / "train.bin")
-    valid_shard = write_shard([Path(valid)], bpe, out / "data" / "valid.bin")
+    for path in (*sources, Path(valid)):
+        next(read_documents(path))  # before the work: it is there, and it is text
+    _config(model, SMALLEST_VOCABULARY)
+    with _removed_on_bad_input(out):
+        bpe = _tokenizer(out, sources, tokenizer, vocab_size, say)
+        config = _config(model, bpe.get_vocab_size())
+        if architecture == "transformer":
+            if not isinstance(config, RetNetConfig):
+                raise InputError(f"{model}: --arch transformer derives its size from a RetNet's")
+            config = transformer_like(config)
+        train_shard = write_shard(sources, bpe, out / "data" / "train.bin")
+        valid_shard = write_shard([Path(valid)], bpe, out / "data" / "valid.bin")
+        train_shard.batch(options.seed, 0, options.batch, options.seq_len)  # it is long enough
     say(
         f"{train_shard.info.tokens:,} training tokens "
         f"({train_shard.info.text_bytes / train_shard.info.tokens:.2f} bytes each), "
@@ -98,6 +108,19 @@ def pick_device(name: str) -> str:
     return name
 
 
+@contextmanager
+def _removed_on_bad_input(out: Path) -> Iterator[None]:
+    """Make the run directory; on an InputError in the block it goes again, if it is new."""
+    fresh = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except InputError:
+        if fresh:
+            shutil.rmtree(out)
+        raise
+
+
 def _tokenizer(
     out: Path,
     sources: list[Path],
@@ -105,9 +128,12 @@ def _tokenizer(
     vocab_size: int,
     say: Callable[[str], None],
 ) -> Tokenizer:
-    """The run's tokenizer: the one it was begun with, the one given, or a new one."""
+    """The run's tokenizer: the one it was begun with, the one given, or a new one.
+
+    What a call that ended before its run began left is replaced: it may be of other options.
+    """
     path = out / TOKENIZER_FILE
-    if not path.exists():
+    if not (out / RUN_FILE).exists():
         partial = path.with_suffix(".partial")
         if given is not None:
             load_tokenizer(Path(given))
@@ -120,9 +146,8 @@ def _tokenizer(
     return load_tokenizer(path)
 
 
-def _config(model: str, tokenizer: Tokenizer) -> ModelConfig:
-    """A preset with the tokenizer's vocabulary, rounded up to what block quantizers divide."""
-    entries = tokenizer.get_vocab_size()
+def _config(model: str, entries: int) -> ModelConfig:
+    """A preset with the tokenizer's entries, rounded up to what block quantizers divide."""
     if model.endswith(".json"):
         try:
             config = decode_config(Path(model).read_bytes(), model)

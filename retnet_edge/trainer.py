@@ -267,7 +267,9 @@ def _save(
     target.parent.mkdir(exist_ok=True)
     with new_bundle(target) as folder:
         write_checkpoint(folder, model, tokenizer)
-        torch.save({"step": step, "optimizer": optimizer.state_dict()}, folder / OPTIMIZER_FILE)
+        # into an open file: given a path, torch hides a full disk behind an error of its own
+        with (folder / OPTIMIZER_FILE).open("wb") as file:
+            torch.save({"step": step, "optimizer": optimizer.state_dict()}, file)
     for old in _checkpoints(out)[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(old)
 

@@ -42,12 +42,13 @@ def verify(
 
     `tokens` of the text, in contexts of `context`; `memory_steps` steps in a process of its own;
     with `baseline`, beside a Transformer of the same size. Reports and the verdict go into the
-    bundle. Raises InputError where the bundle was not made from the checkpoint, or the text is
-    shorter than one context.
+    bundle. Raises InputError where the bundle was not made from the checkpoint, that is not a
+    RetNet's, or the text is shorter than one context.
     """
     opened, source = Bundle.open(bundle), load_checkpoint(checkpoint)
     if opened.manifest.provenance.checkpoint_sha256 != source.weights_sha256():
         raise InputError(f"{bundle} was not made from {checkpoint}: the weights' SHA-256 differ")
+    reference = Float64Reference(source)
     contexts = text_contexts(source.tokenizer, Path(text), tokens, context)
     say(f"replaying {sum(map(len, contexts)):,} tokens of {text}")
     kernel = measure_kernel_parity(opened, contexts[0][:KERNEL_TOKENS])
@@ -57,7 +58,7 @@ def verify(
         with progress("verify", units) as advance:
             return verify_bundle(
                 Path(bundle),
-                reference=Float64Reference(source),
+                reference=reference,
                 contexts=contexts,
                 memory_steps=memory_steps,
                 baseline=growing,

@@ -52,7 +52,11 @@ class Bundle:
                 _check_external_data(path, manifest, graph)
         check_contract(manifest, where)
         bundle = cls(path, manifest)
-        _check_tokenizer(bundle.tokenizer(), manifest, bundle.file(manifest.tokenizer.file))
+        tokenizer, where = bundle.tokenizer(), bundle.file(manifest.tokenizer.file)
+        check_vocabulary(tokenizer, manifest.model.vocab_size, where)
+        end = manifest.tokenizer.end_of_text
+        if end is not None and tokenizer.id_to_token(end) is None:
+            raise InputError(f"{where} has no token {end}, which the manifest names as end_of_text")
         return bundle
 
     def file(self, name: str) -> Path:
@@ -124,9 +128,12 @@ def _check_external_data(root: Path, manifest: Manifest, graph: GraphSpec) -> No
             )
 
 
-def _check_tokenizer(tokenizer: tokenizers.Tokenizer, manifest: Manifest, path: Path) -> None:
-    """Every token id has a logit, and the vocabulary is at most padded to a multiple of 128."""
-    size, vocabulary = tokenizer.get_vocab_size(), manifest.model.vocab_size
+def check_vocabulary(tokenizer: tokenizers.Tokenizer, vocabulary: int, path: Path) -> None:
+    """Every token id has a logit, and the vocabulary is at most padded to a multiple of 128.
+
+    Raises InputError naming `path`, the tokenizer's file.
+    """
+    size = tokenizer.get_vocab_size()
     padded = -(-size // _VOCABULARY_PADDING) * _VOCABULARY_PADDING
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if not (0 < size <= vocabulary <= padded and largest < vocabulary):
@@ -134,6 +141,3 @@ def _check_tokenizer(tokenizer: tokenizers.Tokenizer, manifest: Manifest, path: 
             f"{path} does not match the vocabulary: the tokenizer has {size} tokens (largest id "
             f"{largest}) and the model {vocabulary}, where {size} to {padded} are allowed"
         )
-    end = manifest.tokenizer.end_of_text
-    if end is not None and tokenizer.id_to_token(end) is None:
-        raise InputError(f"{path} has no token {end}, which the manifest names as end_of_text")

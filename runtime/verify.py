@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from retnet_edge.errors import InputError
+from retnet_edge.errors import DISK_FULL, InputError, is_disk_full
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.golden import GOLDEN_FILE, replay_golden
 from retnet_edge.runtime.manifest import MANIFEST_FILE, Verification, encode
@@ -21,7 +21,7 @@ from retnet_edge.runtime.probes import LONG_PREFIX
 from retnet_edge.runtime.report import Verdict, render_report
 from retnet_edge.runtime.session import open_session
 from retnet_edge.runtime.verdict import Check, checks
-from retnet_edge.runtime.writer import DISK_FULL, is_disk_full, replace_file, update_manifest
+from retnet_edge.runtime.writer import replace_file, update_manifest
 
 REPORTS = "reports"
 REPORT_FILE = f"{REPORTS}/report.html"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import shutil
@@ -15,15 +14,12 @@ from typing import Any
 
 import msgspec
 
-from retnet_edge.errors import InputError
+from retnet_edge.errors import DISK_FULL, InputError, is_disk_full
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.files import file_entry, regular_file
 from retnet_edge.runtime.manifest import MANIFEST_FILE, Manifest, encode
 
-DISK_FULL = "disk full (or a file size limit reached)"
-
 _BESIDE = ".{name}.{token}.partial"  # a file or folder until it is whole; token: 8 hex digits
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -140,19 +136,3 @@ def _no_signals() -> Iterator[None]:
 
 def _bytes_in(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """A full disk or quota, or a file too large.
-
-    True for the operating system's error and for libraries that only repeat its text.
-    """
-    texts = [os.strerror(code) for code in _DISK_FULL]
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in _DISK_FULL:
-            return True
-        if any(text in str(cause) for text in texts):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +25,16 @@ class Tiny:
 
     def open(self) -> Bundle:
         return Bundle.open(self.path)
+
+
+@contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """No file grows beyond `limit` bytes: what a full disk looks like to a process."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -85,11 +85,12 @@ def _kill_in(moment: str) -> None:
     def rate(options: TrainOptions, step: int) -> float:
         return kill() if step == 13 else real_rate(options, step)
 
-    def save(what: dict[str, Any], path: Path) -> None:
+    def save(what: dict[str, Any], file: BinaryIO) -> None:
         if what["step"] == 15:  # weights are written, the optimizer half
-            path.write_bytes(b"half")
+            file.write(b"half")
+            file.flush()
             kill()
-        real_save(what, path)
+        real_save(what, file)
 
     if moment == "between checkpoints":
         _replace(trainer, "learning_rate", rate)

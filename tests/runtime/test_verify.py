@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from conftest import Tiny
+from conftest import Tiny, file_size_limit
 from numpy.typing import NDArray
 from test_golden import golden_arrays, save
 from tiny_bundle import TinyModel, write_tiny_bundle
@@ -173,16 +170,6 @@ def test_an_interrupted_second_run_leaves_a_bundle_that_opens(
         write_verdict(Bundle.open(bundle[0]), changed)
         assert Bundle.open(bundle[0]).manifest.verification.reasons == changed.reasons
         assert not list(bundle[0].rglob("*.partial"))
-
-
-@contextmanager
-def file_size_limit(limit: int) -> Iterator[None]:
-    """No file grows beyond `limit` bytes: what a full disk looks like to a process."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_a_bundle_that_opens(
