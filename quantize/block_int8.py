@@ -2,41 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
 from retnet_edge.quantize.graph_edit import Weight, add_initializer, replace
 from retnet_edge.quantize.recipe import BlockInt8
 from retnet_edge.quantize.rounding import quantize_blocks
+from retnet_edge.quantize.tails import split_tail
 
 CONTRIB = "com.microsoft"
 INT8_COMPUTE = 4  # MatMulNBits' accuracy_level; without it 8-bit weights run 70 times slower
 
 
-def apply_block_int8(model: ir.Model, weight: Weight, scheme: BlockInt8) -> None:
-    """Replace every node that reads `weight`."""
+def apply_block_int8(
+    model: ir.Model, weight: Weight, scheme: BlockInt8, input_rms: Mapping[str, float]
+) -> None:
+    """Replace every node that reads `weight`; input_rms: see `activations.py`."""
     matrix = weight.matrix()
     outputs, inputs = matrix.shape
     codes, scales = quantize_blocks(matrix, scheme.block)
     code_value = add_initializer(model, f"{weight.name}.codes", codes)
-    for product in (*weight.products, *(product for _, product in weight.transposed)):
-        node = ir.node(
-            "MatMulNBits",
-            [
-                product.inputs[0],
-                code_value,
-                add_initializer(model, f"{weight.name}.scales", scales),
-            ],
-            {
-                "K": inputs,
-                "N": outputs,
-                "bits": 8,
-                "block_size": scheme.block,
-                "accuracy_level": INT8_COMPUTE,
-            },
-            domain=CONTRIB,
-        )
-        replace(model, product, [node])
+    scale_value = add_initializer(model, f"{weight.name}.scales", scales)
+
+    def multiply(x: ir.Value | None) -> ir.Node:
+        attributes = {
+            "K": inputs,
+            "N": outputs,
+            "bits": 8,
+            "block_size": scheme.block,
+            "accuracy_level": INT8_COMPUTE,
+        }
+        return ir.node("MatMulNBits", [x, code_value, scale_value], attributes, domain=CONTRIB)
+
+    for product in weight.all_products:
+        x = product.inputs[0]
+        if scheme.tail is None:
+            nodes = [multiply(x)]
+        else:
+            # body and tail are two rows of one product, which reads the weights once
+            parts = split_tail(model, x, weight.name, scheme.tail * input_rms[weight.name])
+            rows = ir.node("Concat", [part.outputs[0] for part in parts], {"axis": 1})
+            both = multiply(rows.outputs[0])
+            halves = ir.node("Split", both.outputs, {"axis": 1, "num_outputs": 2}, num_outputs=2)
+            nodes = [*parts, rows, both, halves, ir.node("Add", halves.outputs)]
+        replace(model, product, nodes)
     for lookup in weight.lookups:
         # the same scales with the rank of the codes, which this operator asks for
         scales3 = add_initializer(model, f"{weight.name}.scales3", scales[..., None])

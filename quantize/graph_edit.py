@@ -27,6 +27,11 @@ class Weight:
     transposed: tuple[tuple[ir.Node, ir.Node], ...]
     lookups: tuple[ir.Node, ...]
 
+    @property
+    def all_products(self) -> tuple[ir.Node, ...]:
+        """The MatMul nodes of both kinds."""
+        return (*self.products, *(product for _, product in self.transposed))
+
     def matrix(self) -> NDArray[np.float32]:
         """W [outputs, inputs] (of an embedding: [vocab, d_model])."""
         assert self.value.const_value is not None
@@ -44,6 +49,11 @@ def weight_matrices(model: ir.Model, where: str) -> list[Weight]:
         if value.dtype != ir.DataType.FLOAT or value.shape is None or len(value.shape) != 2:
             continue
         if not name.endswith(".weight"):
+            if any(node.op_type == "MatMul" for node, _ in value.uses()):
+                raise InputError(
+                    f"{where}: {name} was not quantized: MatMul reads it, and only matrices whose "
+                    "name ends in .weight are quantized"
+                )
             continue
         products, transposed, lookups = [], [], []
         for node, index in value.uses():
@@ -68,7 +78,8 @@ def weight_matrices(model: ir.Model, where: str) -> list[Weight]:
 def add_initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
     """A constant of the graph, made once for a name."""
     if name not in model.graph.initializers:
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        # not ascontiguousarray, which makes a scalar one-dimensional
+        tensor = ir.tensor(np.array(array, order="C"), name=name)
         model.graph.register_initializer(
             ir.Value(
                 name=name,

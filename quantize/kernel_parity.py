@@ -14,16 +14,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from retnet_edge.quantize.exposed import Array, ExposedStep, step_feeds
 from retnet_edge.quantize.fake_quantized import block_int8_product, dynamic_int8_product
 from retnet_edge.quantize.rounding import dequantize
 from retnet_edge.runtime.bundle import Bundle
-
-Array = NDArray[Any]
 
 
 class KernelParity(msgspec.Struct, frozen=True):
@@ -56,33 +54,22 @@ class _Product:
 def measure_kernel_parity(bundle: Bundle, tokens: NDArray[np.int64]) -> KernelParity:
     """Step through `tokens` [T] on ONNX Runtime, and redo every step in NumPy."""
     model = ir.load(bundle.file(bundle.manifest.graph("step").file))
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
     products = _products(model)
-    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=list(_CONTRIB_OPERATORS))
     outputs = [value.name for value in model.graph.outputs]
+    evaluator = _evaluator(model)
     exposed = {name for product in products for name in (product.input, product.output)}
-    for node in model.graph:
-        model.graph.outputs.extend(v for v in node.outputs if v.name in exposed)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
-    states: dict[str, Array] = {
-        spec.input: np.zeros([1, *(int(dim) for dim in spec.shape[1:])], dtype=spec.dtype)
-        for spec in bundle.manifest.states
-    }
+    values = [v for node in model.graph for v in node.outputs if v.name in exposed]
+    step = ExposedStep(bundle, model, values)
+    states = step.zero_states()
     product_error, logit_errors = 0.0, []
     for position, token in enumerate(tokens):
-        feeds = {"tokens": np.array([[token]]), "position": np.array([position]), **states}
-        names = [value.name for value in model.graph.outputs]
-        found = dict(zip(names, session.run(None, feeds), strict=True))
+        feeds = step_feeds(int(token), position, states)
         expected = dict(zip(outputs, evaluator.run(outputs, feeds), strict=True))
+        found, states = step.run(int(token), position, states)
         logit_errors.append(float(np.abs(found["logits"] - expected["logits"]).max()))
         for product in products:
             error = np.abs(found[product.output] - product.formula(found[product.input])).max()
             product_error = max(product_error, float(error))
-        states = {spec.input: found[spec.output] for spec in bundle.manifest.states}
     return KernelParity(
         tokens=len(tokens),
         products=len(products),
@@ -91,6 +78,16 @@ def measure_kernel_parity(bundle: Bundle, tokens: NDArray[np.int64]) -> KernelPa
         logit_error_max=max(logit_errors),
         steps_within=float(np.mean(np.array(logit_errors) <= 1e-4)),
     )
+
+
+def _evaluator(model: ir.Model) -> ReferenceEvaluator:
+    """The graph in NumPy. Small constants lie in the proto; weights are read into it."""
+    whole = ir.from_proto(ir.to_proto(model))
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            whole.graph.initializers[name].const_value = ir.tensor(tensor.numpy(), name=name)
+    return ReferenceEvaluator(ir.to_proto(whole), new_ops=list(_CONTRIB_OPERATORS))
 
 
 def _products(model: ir.Model) -> list[_Product]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from retnet_edge.errors import InputError
 from retnet_edge.onnx_files import graph_spec, save_models
+from retnet_edge.quantize.activations import input_rms
 from retnet_edge.quantize.block_int8 import apply_block_int8
 from retnet_edge.quantize.dynamic_int8 import apply_dynamic_int8
 from retnet_edge.quantize.graph_edit import drop_unused, weight_matrices
@@ -50,12 +51,13 @@ def write_quantized(
             f"{source.path} is quantized already ({manifest.quantization.recipe}); give the fp32 "
             "bundle that it was made from"
         )
+    rms = input_rms(source, lambda weight: recipe.tail_of(weight) is not None)
     models: dict[str, ir.Model] = {}
     applied: dict[str, QuantizedTensor] = {}
     for graph in manifest.graphs:
         say(f"quantizing {graph.kind} ({recipe.name})")
         model = ir.load(source.file(graph.file))
-        for tensor in apply_recipe(model, recipe, graph.file):
+        for tensor in apply_recipe(model, recipe, graph.file, rms):
             applied[tensor.weight] = tensor
         models[graph.file] = model
     save_models(models, folder)
@@ -76,20 +78,25 @@ def write_quantized(
     )
 
 
-def apply_recipe(model: ir.Model, recipe: Recipe, where: str) -> list[QuantizedTensor]:
+def apply_recipe(
+    model: ir.Model, recipe: Recipe, where: str, rms: Mapping[str, float] | None = None
+) -> list[QuantizedTensor]:
     """Quantize a graph in place; what was done to each matrix.
+
+    rms: root mean square of the inputs of every matrix whose scheme has a tail, by name.
 
     Raises InputError naming a matrix that is still float32 though a rule says otherwise, and a
     rule that no matrix of the graph matches.
     """
+    rms = rms or {}
     applied = []
     for weight in weight_matrices(model, where):
         rule = recipe.rule_for(weight.name)
         shape = tuple(int(dim) for dim in weight.matrix().shape)
         if isinstance(rule.scheme, BlockInt8):
-            apply_block_int8(model, weight, rule.scheme)
+            apply_block_int8(model, weight, rule.scheme, rms)
         elif isinstance(rule.scheme, DynamicInt8):
-            apply_dynamic_int8(model, weight)
+            apply_dynamic_int8(model, weight, rule.scheme, rms)
         drop_unused(model, weight)
         applied.append(QuantizedTensor(weight.name, rule.pattern, rule.scheme.name, shape))
     for tensor in applied:

@@ -6,12 +6,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from retnet_edge.checkpoint import load_checkpoint
+from retnet_edge.config import RetNetConfig
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import export
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipe import find_recipe
 from retnet_edge.runtime.report import Verdict
-from retnet_edge.verify import verify
+from retnet_edge.runtime.writer import remove_bundle
+from retnet_edge.verify import text_contexts, verify
 
 FP32 = "fp32"
 
@@ -31,34 +34,41 @@ def build(
 ) -> Verdict:
     """Make the bundle `out` from a checkpoint with `recipe` ("fp32": none) and verify it on `text`.
 
-    The bundle stays when a figure is out of tolerance, and its manifest says unverified. Raises
-    InputError for bad input, before any work is done where that can be.
+    The bundle stays when a figure is out of tolerance, and its manifest says unverified; when
+    verification is interrupted or cannot be done, nothing is left. Raises InputError for bad input,
+    before any work is done where that can be.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     if recipe != FP32:
         find_recipe(recipe)
     if out.exists():
         raise InputError(f"{out} exists already: name a new directory or remove it first")
-    if not Path(text).is_file():
-        raise InputError(f"{text}: no such text file")
     if not out.absolute().parent.is_dir():
         raise InputError(
             f"{out.absolute().parent} is not a directory: {out.name} cannot be made in it"
         )
+    source = load_checkpoint(checkpoint)
+    if not isinstance(source.config, RetNetConfig):
+        raise InputError(f"{checkpoint}: build verifies what it makes, which needs a RetNet")
+    text_contexts(source.tokenizer, Path(text), tokens, context)
     if recipe == FP32:
         export(checkpoint, out, say=say)
     else:
         with tempfile.TemporaryDirectory(prefix="retnet-edge-") as folder:
             exported = export(checkpoint, Path(folder) / "fp32.edge", say=say)
             quantize(exported, out, recipe=recipe, say=say)
-    return verify(
-        out,
-        checkpoint=checkpoint,
-        text=text,
-        tokens=tokens,
-        context=context,
-        memory_steps=memory_steps,
-        baseline=baseline,
-        threads=threads,
-        say=say,
-    )
+    try:
+        return verify(
+            out,
+            checkpoint=checkpoint,
+            text=text,
+            tokens=tokens,
+            context=context,
+            memory_steps=memory_steps,
+            baseline=baseline,
+            threads=threads,
+            say=say,
+        )
+    except BaseException:
+        remove_bundle(out)
+        raise

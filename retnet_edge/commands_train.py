@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
+from click.core import ParameterSource
+
+from retnet_edge.errors import InputError
 
 _PATH = click.Path(path_type=Path)
 
@@ -25,14 +28,23 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--tokenizer", type=_PATH, help="tokenizer.json [default: train one on the data].")
 @click.option("--vocab-size", type=int, default=8192, show_default=True)
+@click.option("--init", type=_PATH, help="Checkpoint to start from: model, tokenizer, weights.")
 @click.option("--steps", type=int, required=True)
 @click.option("--batch", type=int, default=32, show_default=True, help="Sequences a step.")
 @click.option("--seq-len", type=int, default=2048, show_default=True, help="Tokens a sequence.")
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Peak learning rate.")
 @click.option("--warmup", type=int, default=375, show_default=True, help="Steps of warm-up.")
+@click.option("--final-lr-ratio", type=float, default=0.1, show_default=True, help="Of --lr.")
 @click.option("--weight-decay", type=float, default=0.1, show_default=True)
 @click.option("--clip", type=float, default=2.0, show_default=True, help="Gradient norm.")
 @click.option("--dropout", type=float, default=0.0, show_default=True)
+@click.option(
+    "--int8-aware",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Weight of what int8 changes in the predictions; above 0 weights stay on the int8 grid.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--form",
@@ -52,7 +64,10 @@ _PATH = click.Path(path_type=Path)
 @click.option("--eval-every", type=click.IntRange(min=1), default=500, show_default=True)
 @click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True)
 @click.option("--tensorboard/--no-tensorboard", default=True, show_default=True)
+@click.pass_context
 def train(
+    context: click.Context,
+    /,
     out: Path,
     data: tuple[Path, ...],
     valid: Path,
@@ -60,6 +75,7 @@ def train(
     architecture: Literal["retnet", "transformer"],
     tokenizer: Path | None,
     vocab_size: int,
+    init: Path | None,
     precision: str,
     device: str,
     compile_model: bool | None,
@@ -72,6 +88,11 @@ def train(
     from retnet_edge.train import pick_device, train_options
     from retnet_edge.train import train as run
 
+    if init is not None:
+        for name in ("model", "architecture", "tokenizer", "vocab_size"):
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                option = "--arch" if name == "architecture" else f"--{name.replace('_', '-')}"
+                raise InputError(f"{option} is decided by the checkpoint of --init: leave it out")
     device = pick_device(device)
     if precision == "auto":
         precision = "bfloat16" if device.startswith("cuda") else "float32"
@@ -84,6 +105,7 @@ def train(
         architecture=architecture,
         vocab_size=vocab_size,
         tokenizer=tokenizer,
+        init=init,
         device=device,
         compile_model=compile_model,
         eval_every=eval_every,

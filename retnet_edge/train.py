@@ -12,7 +12,7 @@ import msgspec
 import torch
 from tokenizers import Tokenizer
 
-from retnet_edge.checkpoint import TOKENIZER_FILE
+from retnet_edge.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, load_checkpoint
 from retnet_edge.config import ModelConfig, RetNetConfig, decode_config, transformer_like
 from retnet_edge.data import write_shard
 from retnet_edge.errors import InputError
@@ -39,6 +39,7 @@ def train(
     architecture: Literal["retnet", "transformer"] = "retnet",
     vocab_size: int = 8192,
     tokenizer: str | Path | None = None,
+    init: str | Path | None = None,
     device: str = "auto",
     compile_model: bool | None = None,
     eval_every: int = 500,
@@ -49,7 +50,8 @@ def train(
     """Train a model on text files into the run directory `out`; a run begun there goes on.
 
     `model` is a preset's name or a config.json; "transformer" trains the baseline of the same
-    size. Without `tokenizer` a byte-level BPE of `vocab_size` is trained on the same text.
+    size. Without `tokenizer` a byte-level BPE of `vocab_size` is trained on the same text. A
+    checkpoint `init` gives configuration, tokenizer and first weights instead of all these.
     `device` "auto" takes a GPU where there is one; the model is compiled there by default.
     Raises InputError for bad input, CheckFailed where the loss is not finite.
     """
@@ -58,14 +60,20 @@ def train(
     sources = [Path(source) for source in data]
     for path in (*sources, Path(valid)):
         next(read_documents(path))  # before the work: it is there, and it is text
-    _config(model, SMALLEST_VOCABULARY)
+    started = None if init is None else load_checkpoint(init)
+    if started is not None:
+        tokenizer = started.path / TOKENIZER_FILE
+        options = msgspec.structs.replace(options, init_sha256=started.weights_sha256())
+    else:
+        _config(model, SMALLEST_VOCABULARY)
     with _removed_on_bad_input(out):
         bpe = _tokenizer(out, sources, tokenizer, vocab_size, say)
-        config = _config(model, bpe.get_vocab_size())
-        if architecture == "transformer":
-            if not isinstance(config, RetNetConfig):
-                raise InputError(f"{model}: --arch transformer derives its size from a RetNet's")
-            config = transformer_like(config)
+        if started is not None:
+            config = started.config
+        else:
+            config = _config(model, bpe.get_vocab_size())
+            if architecture == "transformer":
+                config = _transformer(model, config)
         train_shard = write_shard(sources, bpe, out / "data" / "train.bin")
         valid_shard = write_shard([Path(valid)], bpe, out / "data" / "valid.bin")
         train_shard.batch(options.seed, 0, options.batch, options.seq_len)  # it is long enough
@@ -80,6 +88,7 @@ def train(
         options,
         train_shard,
         valid_shard,
+        initial=None if started is None else started.path / WEIGHTS_FILE,
         device=device,
         compile_model=device.startswith("cuda") if compile_model is None else compile_model,
         eval_every=eval_every,
@@ -159,3 +168,9 @@ def _config(model: str, entries: int) -> ModelConfig:
             )
         return config
     return preset(model, -(-entries // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE)
+
+
+def _transformer(model: str, config: ModelConfig) -> ModelConfig:
+    if not isinstance(config, RetNetConfig):
+        raise InputError(f"{model}: --arch transformer derives its size from a RetNet's")
+    return transformer_like(config)

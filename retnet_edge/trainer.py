@@ -20,7 +20,6 @@ import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 
 from retnet_edge.checkpoint import (
     TOKENIZER_FILE,
@@ -34,7 +33,7 @@ from retnet_edge.config import ModelConfig
 from retnet_edge.data import Shard
 from retnet_edge.errors import CheckFailed, InputError
 from retnet_edge.evaluate import Evaluation, evaluate
-from retnet_edge.int8_aware import SHARE, Consistency, on_grid
+from retnet_edge.int8_aware import Int8Aware, on_grid
 from retnet_edge.metrics import MetricsLog
 from retnet_edge.model import Form, RetNet
 from retnet_edge.progress import progress
@@ -120,9 +119,9 @@ def fit(
 ) -> Evaluation:
     """Train `config` in the run directory `out`, from its newest checkpoint if it has one.
 
-    `out` holds tokenizer.json already; `initial` is a weights file to start from. Returns the last validation and leaves `out/checkpoint`.
-    Raises InputError where `out` was begun with other options, CheckFailed where the loss is not
-    finite.
+    `out` holds tokenizer.json already; `initial` is a weights file to start from. Returns the last
+    validation and leaves `out/checkpoint`. Raises InputError where `out` was begun with other
+    options, CheckFailed where the loss is not finite.
     """
     _open_run(out, Run(options, config))
     if (out / "checkpoint").exists():
@@ -212,26 +211,28 @@ def _loss_function(
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Of a block [batch, T + 1] of token ids, nats a token: cross-entropy, and the int8 KL or 0."""
     form: dict[str, str] = {"form": options.form} if isinstance(model, RetNet) else {}
-    weights = dict(model.named_parameters())
-    consistency = Consistency(model) if options.int8_aware else None
 
     def autocast() -> AbstractContextManager[Any]:
         if options.precision == "bfloat16":
             return torch.autocast(torch.device(device).type, torch.bfloat16)
         return nullcontext()
 
-    def losses_of(tokens: Tensor) -> tuple[Tensor, Tensor]:
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        used = weights if consistency is None else on_grid(weights)
-        with autocast():
-            logits, _ = functional_call(model, used, (inputs,), form)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-        if consistency is None:
-            return loss, torch.zeros_like(loss)
-        with autocast():
-            return loss, consistency.loss(used, inputs[: max(1, len(inputs) // SHARE)], **form)
+    if options.int8_aware:
+        aware = Int8Aware(model, compile_blocks=compile_model)
 
-    return torch.compile(losses_of) if compile_model else losses_of
+        def int8_losses(tokens: Tensor) -> tuple[Tensor, Tensor]:
+            with autocast():
+                return aware.losses(tokens, **form)
+
+        return int8_losses
+
+    def losses(tokens: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast():
+            logits, _ = model(tokens[:, :-1], **form)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        return loss, torch.zeros_like(loss)
+
+    return torch.compile(losses) if compile_model else losses
 
 
 def _open_run(out: Path, run: Run) -> None:

@@ -90,6 +90,12 @@ def update_manifest(bundle: Bundle, **changes: Any) -> Bundle:
     return Bundle(bundle.path, write_manifest(bundle.path, manifest))
 
 
+def remove_bundle(path: Path) -> None:
+    """Remove a bundle, which Ctrl-C does not stop."""
+    with _no_signals():
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write `content` beside `path`, sync, and rename: a reader sees the old file or the new."""
     beside = path.with_name(_BESIDE.format(name=path.name, token=secrets.token_hex(4)))

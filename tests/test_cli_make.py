@@ -241,10 +241,7 @@ def train(world: World) -> Arguments:
 
 Spoil = Callable[[World], None]
 Command = Callable[[World], Arguments]
-BUILD_CHECKS_LATE = pytest.mark.xfail(
-    strict=True, reason="build finds out when the bundle is made, and leaves it"
-)
-BAD_INPUTS: list[tuple[Spoil, Command, str] | Any] = [
+BAD_INPUTS: list[tuple[Spoil, Command, str]] = [
     *(
         (spoil, command, complaint)
         for command in (export, build)
@@ -285,15 +282,10 @@ BAD_INPUTS: list[tuple[Spoil, Command, str] | Any] = [
     (nothing, lambda w: w.build(out=w.folder / "no/out"), "no is not a directory"),
     (nothing, lambda w: [*build(w), "--recipe", "int3"],
      "unknown recipe 'int3'; known: int8, int8-dynamic"),
-    (no_text, build, "text.txt: no such text file"),
-    *(
-        pytest.param(spoil, command, complaint, marks=BUILD_CHECKS_LATE)
-        for spoil, command, complaint in (
-            (short_text, build, "tokens are fewer than one context of 24"),
-            (empty_text, build, "text.txt: holds no text"),
-            (text_of_bytes, build, "text.txt: not UTF-8 text"),
-        )
-    ),
+    (no_text, build, "text.txt: cannot be read: No such file or directory"),
+    (short_text, build, "tokens are fewer than one context of 24"),
+    (empty_text, build, "text.txt: holds no text"),
+    (text_of_bytes, build, "text.txt: not UTF-8 text"),
     (no_text, train, "text.txt: cannot be read: No such file or directory"),
     (empty_text, train, "text.txt: holds no text"),
     (text_of_bytes, train, "text.txt: not UTF-8 text"),
@@ -387,7 +379,6 @@ VERIFYING = (
     ("retnet_edge.runtime.verify:measure_parity", 1),
     ("retnet_edge.runtime.verify:render_report", 1),
 )
-BUILD_LEAVES_IT = pytest.mark.xfail(strict=True, reason="build leaves the bundle that it made")
 
 
 @pytest.mark.parametrize(
@@ -403,7 +394,7 @@ BUILD_LEAVES_IT = pytest.mark.xfail(strict=True, reason="build leaves the bundle
         (build, LOWERED),
         (build, ("retnet_edge.quantize.quantize:apply_recipe", 1)),
         (build, ("retnet_edge.runtime.writer:encode", 2)),  # of the quantized bundle
-        *(pytest.param(build, place, marks=BUILD_LEAVES_IT) for place in VERIFYING),
+        *((build, place) for place in VERIFYING),
         *((verify, place) for place in VERIFYING),
         (lambda w: [*verify(w), "--baseline"], ("retnet_edge.export.export:lower_onnx", 1)),
     ],

@@ -31,16 +31,8 @@ from retnet_edge.runtime.writer import update_manifest, write_manifest
 
 VARIANTS = ("base", "untied")  # a tied head, and one of its own
 BUILT_IN = ("int8", "int8-dynamic")
-SCALARS = pytest.mark.xfail(
-    strict=True, reason="graph_edit.add_initializer makes a scalar one-dimensional: no such bundle"
-)
 EACH = pytest.mark.parametrize(
-    ("variant", "recipe"),
-    [
-        pytest.param(variant, recipe, marks=SCALARS if recipe == "int8-dynamic" else ())
-        for variant in VARIANTS
-        for recipe in BUILT_IN
-    ],
+    ("variant", "recipe"), [(variant, recipe) for variant in VARIANTS for recipe in BUILT_IN]
 )
 TOKENS = np.random.default_rng(4).integers(0, 384, 48)
 KERNEL_BOUND = 1e-4
@@ -192,10 +184,7 @@ def test_kernel_parity_of_an_fp32_bundle_has_no_products(exported: dict[str, Exp
 
 @pytest.mark.parametrize(
     ("recipe", "formula"),
-    [
-        ("int8", "block_int8_product"),
-        pytest.param("int8-dynamic", "dynamic_int8_product", marks=SCALARS),
-    ],
+    [("int8", "block_int8_product"), ("int8-dynamic", "dynamic_int8_product")],
 )
 def test_kernel_parity_sees_one_scale_that_is_off(
     quantized: Quantized, recipe: str, formula: str, monkeypatch: pytest.MonkeyPatch

@@ -220,7 +220,6 @@ def test_a_matrix_that_cannot_be_quantized_is_named(
         apply_recipe(model(), recipe(("*", scheme)), "g.onnx")
 
 
-@pytest.mark.xfail(strict=True, reason="weight_matrices goes by the name, and passes it over")
 def test_a_matrix_by_another_name_is_not_passed_over() -> None:
     """An exporter that folds a transposed weight into a constant gives it a name of its own."""
     model = graph(

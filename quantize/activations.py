@@ -1,0 +1,48 @@
+"""How large the inputs of matrix products are, on text that the model writes itself.
+
+No calibration text is needed: the fp32 step graph samples tokens from its own predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from retnet_edge.quantize.exposed import ExposedStep
+from retnet_edge.quantize.graph_edit import weight_matrices
+from retnet_edge.runtime.bundle import Bundle
+
+TOKENS = 256
+
+
+def input_rms(bundle: Bundle, wanted: Callable[[str], bool]) -> dict[str, float]:
+    """Root mean square of what is multiplied with each weight wanted, over 256 sampled tokens.
+
+    A weight whose inputs are all zero gets 1.
+    """
+    file = bundle.manifest.graph("step").file
+    model = ir.load(bundle.file(file))
+    inputs = {
+        weight.name: product.inputs[0]
+        for weight in weight_matrices(model, file)
+        if wanted(weight.name)
+        for product in weight.all_products
+    }
+    observed = {name: value for name, value in inputs.items() if value is not None}
+    if not observed:
+        return {}
+    step = ExposedStep(bundle, model, observed.values())
+    squares: dict[str, list[float]] = {name: [] for name in observed}
+    rng = np.random.default_rng(0)
+    states = step.zero_states()
+    token = int(rng.integers(bundle.manifest.model.vocab_size))
+    for position in range(TOKENS):
+        found, states = step.run(token, position, states)
+        for name, value in observed.items():
+            squares[name].append(float(np.mean(np.square(found[str(value.name)]))))
+        logits = found["logits"][0].astype(np.float64)
+        odds = np.exp(logits - logits.max())
+        token = int(rng.choice(len(odds), p=odds / odds.sum()))
+    return {name: float(np.sqrt(np.mean(seen))) or 1.0 for name, seen in squares.items()}

@@ -1,0 +1,61 @@
+"""Running a bundle's graph with values exposed that it keeps to itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from retnet_edge.runtime.bundle import Bundle
+
+Array = NDArray[Any]
+
+
+class ExposedStep:
+    """A step graph in ONNX Runtime that also returns some inner values, token after token."""
+
+    def __init__(self, bundle: Bundle, model: ir.Model, values: Iterable[ir.Value]) -> None:
+        """`model` is the bundle's step graph, loaded; `values` of it become outputs."""
+        known = {id(value) for value in model.graph.outputs}
+        model.graph.outputs.extend(v for v in dict.fromkeys(values) if id(v) not in known)
+        self._states = bundle.manifest.states
+        self._session = _session(model)
+        self._names = [value.name for value in self._session.get_outputs()]
+
+    def zero_states(self) -> dict[str, Array]:
+        """The empty states of one sequence, by input name."""
+        return {
+            spec.input: np.zeros([1, *(int(dim) for dim in spec.shape[1:])], dtype=spec.dtype)
+            for spec in self._states
+        }
+
+    def run(
+        self, token: int, position: int, states: dict[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """One step: everything that the graph returns, by name, and the next states."""
+        feeds = step_feeds(token, position, states)
+        found = dict(zip(self._names, self._session.run(None, feeds), strict=True))
+        return found, {spec.input: found[spec.output] for spec in self._states}
+
+
+def step_feeds(token: int, position: int, states: dict[str, Array]) -> dict[str, Array]:
+    """The inputs of a step graph for one sequence."""
+    return {"tokens": np.array([[token]]), "position": np.array([position]), **states}
+
+
+def _session(model: ir.Model) -> onnxruntime.InferenceSession:
+    """A session whose weights are handed over in memory: a graph may not hold 2 GiB of them."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    weights = {
+        name: value.const_value.numpy()
+        for name, value in model.graph.initializers.items()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), values)
+    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
