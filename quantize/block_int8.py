@@ -24,9 +24,9 @@ def apply_block_int8(
     outputs, inputs = matrix.shape
     codes, scales = quantize_blocks(matrix, scheme.block)
     code_value = add_initializer(model, f"{weight.name}.codes", codes)
-    scale_value = add_initializer(model, f"{weight.name}.scales", scales)
 
     def multiply(x: ir.Value | None) -> ir.Node:
+        scale_value = add_initializer(model, f"{weight.name}.scales", scales)
         attributes = {
             "K": inputs,
             "N": outputs,

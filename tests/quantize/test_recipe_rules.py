@@ -63,14 +63,14 @@ def graph(
     return ir.from_proto(proto)
 
 
-def two_products() -> ir.Model:
-    """y = (x · a.weight) · b.weight."""
+def two_products(a: str = "a.weight", b: str = "b.weight") -> ir.Model:
+    """y = (x · a) · b."""
     return graph(
         [
-            helper.make_node("MatMul", ["x", "a.weight"], ["h"]),
-            helper.make_node("MatMul", ["h", "b.weight"], ["y_inner"]),
+            helper.make_node("MatMul", ["x", a], ["h"]),
+            helper.make_node("MatMul", ["h", b], ["y_inner"]),
         ],
-        {"a.weight": matrix(20, 30), "b.weight": matrix(30, 10)},
+        {a: matrix(20, 30), b: matrix(30, 10)},
         {"x": (TensorProto.FLOAT, ["batch", 1, 20])},
         {"y": ["batch", 1, 10]},
     )
@@ -116,15 +116,15 @@ def operators(model: ir.Model) -> set[str]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_built_in_recipe_decides_about_every_matrix(name: str) -> None:
-    model = two_products()
-    applied = apply_recipe(model, find_recipe(name), "g.onnx")
+    model = two_products("a.inner.weight", "a.out.weight")
+    applied = apply_recipe(model, find_recipe(name), "g.onnx", {"a.out.weight": 1.0})
     assert [(t.weight, t.shape) for t in applied] == [
-        ("a.weight", (30, 20)),
-        ("b.weight", (10, 30)),
+        ("a.inner.weight", (30, 20)),
+        ("a.out.weight", (10, 30)),
     ]
     assert all(t.scheme != "float32" for t in applied)
     assert "MatMul" not in operators(model)
-    assert not {"a.weight", "b.weight"} & set(model.graph.initializers)
+    assert not {"a.inner.weight", "a.out.weight"} & set(model.graph.initializers)
 
 
 def test_the_first_rule_that_matches_wins() -> None:
