@@ -41,11 +41,11 @@ def apply_block_int8(
         if scheme.tail is None:
             nodes = [multiply(x)]
         else:
-            # body and tail are two rows of one product, which reads the weights once
+            # body and tail are rows of one product, which reads the weights once
             parts = split_tail(model, x, weight.name, scheme.tail * input_rms[weight.name])
-            rows = ir.node("Concat", [part.outputs[0] for part in parts], {"axis": 1})
+            rows = ir.node("Concat", [part.outputs[0] for part in parts], {"axis": -2})
             both = multiply(rows.outputs[0])
-            halves = ir.node("Split", both.outputs, {"axis": 1, "num_outputs": 2}, num_outputs=2)
+            halves = ir.node("Split", both.outputs, {"axis": -2, "num_outputs": 2}, num_outputs=2)
             nodes = [*parts, rows, both, halves, ir.node("Add", halves.outputs)]
         replace(model, product, nodes)
     for lookup in weight.lookups:

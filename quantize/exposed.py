@@ -11,6 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.session import state_shape
 
 Array = NDArray[Any]
 
@@ -27,10 +28,9 @@ class ExposedStep:
         self._names = [value.name for value in self._session.get_outputs()]
 
     def zero_states(self) -> dict[str, Array]:
-        """The empty states of one sequence, by input name."""
+        """The empty states of one sequence, by input name; a cache is 0 tokens long."""
         return {
-            spec.input: np.zeros([1, *(int(dim) for dim in spec.shape[1:])], dtype=spec.dtype)
-            for spec in self._states
+            spec.input: np.zeros(state_shape(spec, 0), dtype=spec.dtype) for spec in self._states
         }
 
     def run(
