@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 CHECKPOINT ?= checkpoints/edge-15m
 RECIPE ?= int8
 BUNDLE ?= runs/demo.edge
-PROMPT ?= The old house stood at the end of the road, and
+PROMPT ?= My fellow citizens, the condition of our country
 TORCH_VERSION ?= 2.13.0
 
 VENV := .venv

@@ -27,7 +27,7 @@ def build(
     recipe: str = "int8",
     tokens: int = 24_576,
     context: int = 2048,
-    memory_steps: int = 20_000,
+    memory_steps: int = 40_000,
     baseline: bool = True,
     threads: int | None = None,
     say: Callable[[str], None] = print,

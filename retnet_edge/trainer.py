@@ -70,6 +70,11 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     int8_aware: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     init_sha256: str = ""
 
+    def __post_init__(self) -> None:
+        """Raises InputError for int8-aware training with dropout."""
+        if self.int8_aware > 0 and self.dropout > 0:
+            raise InputError("int8-aware training needs dropout 0")
+
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A run directory's `run.json`."""

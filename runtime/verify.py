@@ -35,7 +35,7 @@ def verify(
     *,
     reference: Reference,
     contexts: Sequence[NDArray[np.int64]],
-    memory_steps: int = 20_000,
+    memory_steps: int = 40_000,
     baseline: Path | None = None,
     text_bytes: int | None = None,
     threads: int | None = None,

@@ -171,7 +171,7 @@ def test_codes_lie_once_in_one_weights_file(
 def test_kernel_parity(quantized: Quantized, variant: str, recipe: str) -> None:
     found = measure_kernel_parity(quantized(variant, recipe), TOKENS)
     assert found.tokens == len(TOKENS)
-    # four in each of two layers, and the head; int8-dynamic multiplies the tails of two by themselves
+    # four in each of two layers, and the head; int8-dynamic has another for each of four tails
     assert found.products == (9 if recipe == "int8" else 13)
     assert found.product_error <= KERNEL_BOUND
     assert found.logit_error_median <= KERNEL_BOUND

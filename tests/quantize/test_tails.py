@@ -16,6 +16,7 @@ from graphs_by_hand import (
     matrix,
     recipe,
     run,
+    two_products,
 )
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -131,6 +132,24 @@ def test_a_product_is_that_of_the_body_and_that_of_the_tail(
     wanted = formula(scheme, body, weight) + formula(scheme, x - body, weight)
     assert found.shape == wanted.shape
     assert np.abs(found - wanted).max() <= 1e-6 * np.abs(wanted).max()
+
+
+@SCHEMES
+def test_every_matrix_has_bounds_of_its_own(scheme: type[BlockInt8 | DynamicInt8]) -> None:
+    model = two_products()
+    apply_recipe(
+        model, recipe(("*", scheme(tail=2.0))), "g.onnx", {"a.weight": 0.5, "b.weight": 3.0}
+    )
+    bounds = [
+        [
+            float(value.const_value.numpy())
+            for value in node.inputs[1:]
+            if value and value.const_value
+        ]
+        for node in model.graph
+        if node.op_type == "Clip"
+    ]
+    assert bounds == [[-1.0, 1.0], [-6.0, 6.0]]
 
 
 @SCHEMES

@@ -1,0 +1,101 @@
+"""What the tails of the int8 recipes buy and cost: with and without, in one run.
+
+    python benchmarks/tails.py checkpoints/edge-15m
+
+Quality: KL(float64 ‖ bundle) and top-1 agreement over held-out tokens. Speed: decode steps on one
+thread, the bundles interleaved, the median of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from retnet_edge.checkpoint import load_checkpoint
+from retnet_edge.export.export import export
+from retnet_edge.quantize.quantize import quantize
+from retnet_edge.quantize.recipe import RECIPES, Float32, Recipe, Rule
+from retnet_edge.reference import Float64Reference
+from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.parity import measure_parity
+from retnet_edge.runtime.session import Session, open_session
+from retnet_edge.verify import text_contexts
+
+ROUNDS = 15
+STEPS = 200
+
+
+def without_tails(recipe: Recipe) -> Recipe:
+    """The same recipe with every tail left in its body."""
+    rules = tuple(
+        Rule(
+            rule.pattern,
+            rule.scheme
+            if isinstance(rule.scheme, Float32)
+            else dataclasses.replace(rule.scheme, tail=None),
+        )
+        for rule in recipe.rules
+    )
+    return dataclasses.replace(recipe, name=f"{recipe.name} without tails", rules=rules)
+
+
+def milliseconds(session: Session) -> float:
+    """Of one step, averaged over a round."""
+    began = time.perf_counter()
+    for token in range(STEPS):
+        session.step(token)
+    return (time.perf_counter() - began) / STEPS * 1e3
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--tokens", type=int, default=24_576)
+    parser.add_argument("--context", type=int, default=2048)
+    args = parser.parse_args()
+    source = load_checkpoint(args.checkpoint)
+    contexts = text_contexts(
+        source.tokenizer, args.checkpoint / "heldout.txt", args.tokens, args.context
+    )
+    reference = Float64Reference(source)
+    with tempfile.TemporaryDirectory() as folder:
+        exported = export(args.checkpoint, Path(folder) / "fp32.edge", say=lambda text: None)
+        recipes = [r for recipe in RECIPES.values() for r in (without_tails(recipe), recipe)]
+        sessions = {"fp32": open_session(Bundle.open(exported), threads=1)}
+        rows: dict[str, list[str]] = {"fp32": ["", "", ""]}
+        for index, recipe in enumerate(recipes):
+            out = quantize(
+                exported, Path(folder) / f"{index}.edge", recipe=recipe, say=lambda text: None
+            )
+            session = open_session(Bundle.open(out), threads=1)
+            figures = measure_parity(
+                session, reference, contexts, allowed_error=None, text_bytes=None, places=False
+            ).figures
+            sessions[recipe.name] = session
+            rows[recipe.name] = [
+                f"{figures.mean_kl:.2e}",
+                f"{100 * figures.top1_agreement:.2f} %",
+                f"{figures.perplexity_ratio:.5f}",
+            ]
+        rounds: dict[str, list[float]] = {name: [] for name in sessions}
+        for _ in range(ROUNDS):
+            for name, session in sessions.items():
+                rounds[name].append(milliseconds(session))
+    fastest = min(statistics.median(times) for times in rounds.values())
+    table = Table("recipe", "mean KL", "top-1", "perplexity", "ms a step", "of the fastest")
+    for name, times in rounds.items():
+        median = statistics.median(times)
+        table.add_row(name, *rows[name], f"{median:.3f}", f"{median / fastest:.2f}")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
