@@ -8,7 +8,8 @@ the rounding of activations inside the kernels. It enters the loss as
     KL(float ‖ int8) + KL(float ‖ int8-dynamic)
 
 between the model and two twins of it, which share its weights and round every input of a matrix
-product as those recipes' kernels do.
+product as those recipes' kernels do in a step, or more coarsely: no tail has a scale of its own,
+and the scale of int8-dynamic is symmetric.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ class RoundedBlocks(nn.Linear):
 
 
 class RoundedRows(nn.Linear):
-    """A linear map whose input is rounded as the `int8-dynamic` recipe's kernel rounds it."""
+    """A linear map whose input is rounded in steps no smaller than those of `int8-dynamic`.
+
+    Its kernel's are (max x - min x) / 255, with 0 among the values.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, in] -> […, out]."""

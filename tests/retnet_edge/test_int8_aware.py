@@ -1,0 +1,396 @@
+"""Int8-aware training: its rounding is the recipes', its losses are, and its checkpoint is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from micro_training import OPTIONS, run, write_inputs
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from retnet_edge.checkpoint import LanguageModel, build_model, load_checkpoint
+from retnet_edge.config import RetNetConfig, encode_config, retnet_config, transformer_like
+from retnet_edge.data import Shard
+from retnet_edge.errors import InputError
+from retnet_edge.evaluate import evaluate
+from retnet_edge.int8_aware import (
+    BLOCK,
+    Int8Aware,
+    RoundedBlocks,
+    on_grid,
+    round_blocks,
+    round_rows,
+)
+from retnet_edge.metrics import read_metrics
+from retnet_edge.model import RetNet
+from retnet_edge.quantize.fake_quantized import block_int8_product
+from retnet_edge.quantize.recipe import BlockInt8
+from retnet_edge.quantize.rounding import dequantize, quantize_blocks, quantize_channels
+from retnet_edge.trainer import TrainOptions
+
+Floats = NDArray[np.float32]
+AWARE = msgspec.structs.replace(OPTIONS, dropout=0.0, int8_aware=10.0)
+WIDE = retnet_config(vocab_size=384, d_model=136, layers=1, heads=2, ffn_dim=144)
+ROUNDINGS = pytest.mark.parametrize("rounding", [round_blocks, round_rows])
+WIDTHS = pytest.mark.parametrize("width", [1, 52, 128, 200, 384])
+
+
+def blocks_by_recipe(x: Floats) -> Floats:
+    """[N, K] quantized and dequantized, as the int8 recipe does with a matrix."""
+    return dequantize(*quantize_blocks(x, BLOCK)).reshape(len(x), -1)[:, : x.shape[1]]
+
+
+def rows_by_recipe(x: Floats) -> Floats:
+    """[N, K] quantized and dequantized, as the int8-dynamic recipe does with a matrix."""
+    return dequantize(*quantize_channels(x))
+
+
+def codes(x: Tensor) -> NDArray[np.uint8]:
+    return quantize_blocks(x.detach().numpy(), BLOCK)[0]
+
+
+def values(*shape: int) -> Tensor:
+    """Rows from 1e-3 to 10 in size, with a row of zeros and, in another, a block of them."""
+    g = torch.Generator().manual_seed(5)
+    x = torch.randn(shape, generator=g) * torch.logspace(-3, 1, shape[-2])[:, None]
+    x[..., 3, :] = 0.0
+    x[..., 4, :BLOCK] = 0.0
+    return x
+
+
+def test_the_block_is_that_of_the_recipe() -> None:
+    assert BlockInt8().block == BLOCK
+
+
+@WIDTHS
+@pytest.mark.parametrize(
+    ("rounding", "by_recipe"), [(round_blocks, blocks_by_recipe), (round_rows, rows_by_recipe)]
+)
+def test_rounding_is_that_of_the_recipe(
+    rounding: Callable[[Tensor], Tensor], by_recipe: Callable[[Floats], Floats], width: int
+) -> None:
+    """To the bit, with any number of axes before the last."""
+    x = values(40, width)
+    wanted = by_recipe(x.numpy())
+    assert width == 1 or np.abs(wanted - x.numpy()).max() > 1e-3
+    np.testing.assert_array_equal(rounding(x).numpy(), wanted)
+    np.testing.assert_array_equal(
+        rounding(x.reshape(2, 4, 5, width)).numpy().reshape(40, -1), wanted
+    )
+
+
+@ROUNDINGS
+@WIDTHS
+def test_gradients_pass_straight_through(rounding: Callable[[Tensor], Tensor], width: int) -> None:
+    x = values(40, width).requires_grad_()
+    gradient = values(40, width) + 1.0
+    rounding(x).backward(gradient)  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    assert torch.equal(x.grad, gradient)
+
+
+@WIDTHS
+def test_rounding_twice_changes_no_code(width: int) -> None:
+    """Not by the rounding of a scale in float32, nor in float16, which checkpoints are kept in."""
+    x = values(40, width)
+    once = round_blocks(x)
+    twice = round_blocks(once)
+    np.testing.assert_array_equal(codes(once), codes(x))
+    np.testing.assert_array_equal(codes(twice), codes(x))
+    assert (once - twice).abs().max() <= 1e-6 * x.abs().max()
+    np.testing.assert_array_equal(codes(once.half().float()), codes(x))
+    if width > 1:
+        assert (codes(x.half().float()) != codes(x)).any()  # which is not so off the grid
+
+
+def test_on_grid_rounds_matrices_and_nothing_else() -> None:
+    weights = {"matrix": values(8, 200), "vector": torch.randn(200), "scalar": torch.tensor(0.3)}
+    for rounding in (round_blocks, round_rows):
+        found = on_grid(weights, rounding)
+        assert list(found) == list(weights)
+        assert torch.equal(found["matrix"], rounding(weights["matrix"]))
+        assert torch.equal(found["vector"], weights["vector"])
+        assert torch.equal(found["scalar"], weights["scalar"])
+    assert torch.equal(on_grid(weights)["matrix"], round_blocks(weights["matrix"]))
+
+
+def test_a_linear_map_of_rounded_blocks_is_the_kernels_product() -> None:
+    """MatMulNBits at accuracy level 4, where the weights are on the grid."""
+    weight = values(40, 200)
+    linear = RoundedBlocks(200, 40, bias=False)
+    linear.weight = nn.Parameter(round_blocks(weight))
+    x = torch.randn(3, 5, 200, generator=torch.Generator().manual_seed(6))
+    wanted = block_int8_product(x.numpy(), *quantize_blocks(weight.numpy(), BLOCK))
+    found = linear(x).detach().numpy()
+    assert np.abs(found - wanted).max() <= 1e-6 * np.abs(wanted).max()
+    assert np.abs(F.linear(x, linear.weight).detach().numpy() - wanted).max() > 1e-3
+
+
+def model_of(config: Any) -> LanguageModel:
+    """Weights large enough that int8 changes something, and a matrix or two in some hundreds."""
+    torch.manual_seed(3)
+    model = build_model(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 2:
+                p.copy_(torch.randn(p.shape) * p.shape[1] ** -0.5)
+            else:
+                p.add_(0.1 * torch.randn(p.shape))
+    return model
+
+
+UNTIED = msgspec.structs.replace(WIDE, tie_embeddings=False)
+TOKENS = torch.randint(0, 384, (2, 25), generator=torch.Generator().manual_seed(4))
+CONFIGS = pytest.mark.parametrize(
+    "config", [WIDE, UNTIED, transformer_like(WIDE)], ids=["tied", "untied", "transformer"]
+)
+
+
+def losses(aware: Int8Aware, model: LanguageModel) -> tuple[Tensor, Tensor]:
+    options = {"form": "parallel"} if isinstance(model, RetNet) else {}
+    return aware.losses(TOKENS, **options)
+
+
+@torch.no_grad()
+def log_probabilities(
+    model: LanguageModel,
+    weights: Callable[[Floats], Floats],
+    inputs: Callable[[Floats], Floats] | None,
+) -> NDArray[np.float64]:
+    """[tokens, vocab] of a copy whose matrices, and what is multiplied with them, are rounded."""
+    model = copy.deepcopy(model)
+
+    def in_rows(x: Tensor, by_recipe: Callable[[Floats], Floats]) -> Tensor:
+        return torch.from_numpy(by_recipe(x.flatten(0, -2).numpy())).reshape(x.shape)
+
+    def hook(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        assert inputs is not None
+        return (in_rows(given[0], inputs),)
+
+    for p in model.parameters():
+        if p.ndim == 2:
+            p.copy_(in_rows(p, weights))
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and inputs is not None:
+            module.register_forward_pre_hook(hook)
+    logits = model(TOKENS[:, :-1])[0].flatten(0, 1).double()
+    found: NDArray[np.float64] = F.log_softmax(logits, dim=-1).numpy()
+    return found
+
+
+@CONFIGS
+def test_losses_are_those_of_models_rounded_by_hand(config: Any) -> None:
+    """NumPy's rounding on a copy of the model: cross-entropy, and KL(float ‖ int8) of both kinds;
+    the weights of int8-dynamic are those of int8 rounded once more, as quantize makes them.
+
+    The model is so sure of itself that KL(int8 ‖ float) is another number.
+    """
+    model = model_of(config)
+    with torch.no_grad():
+        model.final_norm.weight.mul_(20.0)
+    cross_entropy, kl = losses(Int8Aware(model, compile_blocks=False), model)
+    whole = log_probabilities(model, blocks_by_recipe, None)
+    blocks = log_probabilities(model, blocks_by_recipe, blocks_by_recipe)
+    dynamic = log_probabilities(
+        model, lambda w: rows_by_recipe(blocks_by_recipe(w)), rows_by_recipe
+    )
+    targets = TOKENS[:, 1:].flatten().numpy()
+    nats = -whole[np.arange(len(targets)), targets].mean()
+    assert cross_entropy.item() == pytest.approx(nats, rel=1e-5)
+
+    def mean_kl(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+        return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+    first, second = mean_kl(whole, blocks), mean_kl(whole, dynamic)
+    assert first != pytest.approx(second, rel=0.05)
+    wanted = (first + second) / 2
+    assert wanted != pytest.approx((mean_kl(blocks, whole) + mean_kl(dynamic, whole)) / 2, rel=2e-3)
+    assert kl.item() == pytest.approx(wanted, rel=2e-4)
+
+
+@CONFIGS
+def test_the_twins_follow_the_model(config: Any) -> None:
+    """A weight changed in place, as an optimizer does it, is theirs; so is one that was loaded."""
+    model = model_of(config)
+    aware = Int8Aware(model, compile_blocks=False)
+    before = [loss.item() for loss in losses(aware, model)]
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            parameter.mul_(1.5)
+        found = [loss.item() for loss in losses(aware, model)]
+        assert found != before, name
+        fresh = Int8Aware(copy.deepcopy(model), compile_blocks=False)
+        assert found == [loss.item() for loss in losses(fresh, model)], name
+        before = found
+    other = model_of(config)
+    model.load_state_dict(other.state_dict())
+    again = Int8Aware(other, compile_blocks=False)
+    assert [x.item() for x in losses(aware, model)] == [x.item() for x in losses(again, model)]
+
+
+@CONFIGS
+def test_gradients_reach_every_weight_of_the_model(config: Any) -> None:
+    """Those of both losses; the twins' own weights get none, and the model's values stay."""
+    model = model_of(config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    aware = Int8Aware(model, compile_blocks=False)
+    for loss in losses(aware, model):
+        model.zero_grad(set_to_none=True)
+        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        for name, p in model.named_parameters():
+            assert p.grad is not None, name
+            assert p.grad.abs().max() > 0.0, name
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]), name
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
+    (folder / "wide.json").write_bytes(encode_config(WIDE))
+    return folder
+
+
+def train(inputs: Path, out: Path, options: TrainOptions, **changes: Any) -> Any:
+    """A run of the wide model."""
+    return run(inputs, out, options, **{"model": str(inputs / "wide.json"), **changes})
+
+
+@pytest.fixture(scope="module")
+def aware(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with int8_aware > 0, which no test changes."""
+    out = tmp_path_factory.mktemp("aware")
+    result = train(inputs, out, AWARE)
+    model = load_checkpoint(out / "checkpoint").model
+    shard = Shard(out / "data" / "valid.bin")
+    found = evaluate(model, shard, length=AWARE.seq_len, batch=AWARE.batch, autocast=False)
+    assert result == found  # of the checkpoint as it was written
+    return out
+
+
+def matrices(folder: Path) -> dict[str, Tensor]:
+    model = load_checkpoint(folder).model
+    return {name: p.detach() for name, p in model.named_parameters() if p.ndim == 2}
+
+
+def off_grid(folder: Path) -> float:
+    """The largest difference that the recipe's rounding makes, in steps of its grid."""
+    found = []
+    for w in matrices(folder).values():
+        scales = np.repeat(quantize_blocks(w.numpy(), BLOCK)[1], BLOCK, axis=1)[:, : w.shape[1]]
+        found.append(np.abs(blocks_by_recipe(w.numpy()) - w.numpy()) / scales)
+    return max(float(steps.max()) for steps in found)
+
+
+def test_the_checkpoint_is_on_the_grid(aware: Path, inputs: Path, tmp_path: Path) -> None:
+    """And the weights that training goes on with are not, nor those of another run."""
+    assert off_grid(aware / "checkpoint") < 1e-4
+    assert off_grid(aware / "steps" / "step-00000020") > 0.4
+    train(inputs, tmp_path / "free", msgspec.structs.replace(AWARE, int8_aware=0.0))
+    assert off_grid(tmp_path / "free" / "checkpoint") > 0.4
+
+
+def test_the_vectors_of_the_checkpoint_are_free(aware: Path) -> None:
+    model = load_checkpoint(aware / "checkpoint").model
+    vectors = {name: p.detach() for name, p in model.named_parameters() if p.ndim == 1}
+    assert len(vectors) == 3
+    for name, vector in vectors.items():
+        assert (round_blocks(vector) - vector).abs().max() > 1e-4, name
+
+
+def test_the_checkpoint_is_what_training_saw(inputs: Path, tmp_path: Path) -> None:
+    """A step of no size: the grid of the weights that it began with."""
+    options = msgspec.structs.replace(AWARE, steps=1, lr=1e-30, weight_decay=0.0)
+    train(inputs, tmp_path / "run", options)
+    torch.manual_seed(options.seed)
+    fresh = build_model(WIDE)
+    found = load_checkpoint(tmp_path / "run" / "checkpoint").model
+    wanted = on_grid(dict(fresh.named_parameters()))
+    for name, p in found.named_parameters():
+        assert torch.equal(p, wanted[name]), name
+
+
+def test_the_kl_is_in_the_metrics_of_such_a_run_alone(
+    aware: Path, inputs: Path, tmp_path: Path
+) -> None:
+    rows = read_metrics(aware / "metrics.jsonl")
+    assert len(rows) == 6
+    assert all(row["int8_kl"] > 0.0 for row in rows)
+    train(inputs, tmp_path / "run", msgspec.structs.replace(AWARE, steps=4, int8_aware=0.0))
+    (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert rows[0].keys() - row.keys() == {"int8_kl"}
+
+
+def test_training_lowers_what_int8_changes(inputs: Path, tmp_path: Path) -> None:
+    """To less than half of that of the same run without; over four seeds it was a quarter.
+
+    Both go on from one trained model, and know more than single tokens in the end.
+    """
+    first = msgspec.structs.replace(AWARE, steps=60, lr=1e-2, batch=4, int8_aware=0.0)
+    train(inputs, tmp_path / "first", first, eval_every=60, save_every=1_000)
+    shard = Shard(tmp_path / "first" / "data" / "valid.bin")
+    held_out = torch.from_numpy(shard.batch(0, 0, 8, 32))
+    kl = {}
+    for weight in (0.0, 1e5):
+        out = tmp_path / f"{weight}"
+        options = msgspec.structs.replace(first, steps=40, lr=3e-3, int8_aware=weight)
+        init = {"init": tmp_path / "first" / "checkpoint", "eval_every": 40, "save_every": 1_000}
+        assert run(inputs, out, options, **init).loss < 1.5
+        model = load_checkpoint(out / "checkpoint").model
+        with torch.no_grad():
+            kl[weight] = Int8Aware(model, compile_blocks=False).losses(held_out)[1].item()
+    assert 0.0 < kl[1e5] < 0.5 * kl[0.0]
+
+
+def test_a_resumed_run_ends_with_the_same_bits(aware: Path, inputs: Path, tmp_path: Path) -> None:
+    """Interrupted one step after a checkpoint: the weights saved are the free ones."""
+    out = tmp_path / "run"
+
+    def interrupt(text: str) -> None:
+        if text.startswith("step 16/24"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(inputs, out, AWARE, say=interrupt)
+    assert not (out / "checkpoint").exists()
+    said: list[str] = []
+    train(inputs, out, AWARE, say=said.append)
+    assert f"resuming from {out / 'steps' / 'step-00000015'}" in said
+    for name in ("checkpoint/model.safetensors", "steps/step-00000020/model.safetensors"):
+        assert (out / name).read_bytes() == (aware / name).read_bytes()
+    rows, wanted = (read_metrics(x / "metrics.jsonl") for x in (out, aware))
+    for row, other in zip(rows, wanted, strict=True):
+        del row["tokens_per_second"], other["tokens_per_second"]
+        assert row == other
+
+
+def test_resuming_with_another_weight_is_refused(aware: Path, inputs: Path) -> None:
+    other = msgspec.structs.replace(AWARE, int8_aware=1.0)
+    with pytest.raises(InputError, match=r"run\.json: the run was begun with other options"):
+        train(inputs, aware, other)
+
+
+def test_dropout_is_refused() -> None:
+    """As options, before a run directory is made, and as a model."""
+    with pytest.raises(InputError, match="int8-aware training needs dropout 0"):
+        msgspec.structs.replace(AWARE, dropout=0.1)
+    for build in (build_model(WIDE, dropout=0.1), build_model(transformer_like(WIDE), dropout=0.1)):
+        with pytest.raises(InputError, match="int8-aware training needs dropout 0"):
+            Int8Aware(build, compile_blocks=False)
+    Int8Aware(build_model(WIDE), compile_blocks=False)
+    assert msgspec.structs.replace(AWARE, dropout=0.1, int8_aware=0.0).dropout == 0.1
+
+
+def test_the_baseline_trains_on_the_grid(inputs: Path, tmp_path: Path) -> None:
+    options = msgspec.structs.replace(AWARE, steps=4)
+    train(inputs, tmp_path / "run", options, architecture="transformer")
+    assert not isinstance(load_checkpoint(tmp_path / "run" / "checkpoint").config, RetNetConfig)
+    assert off_grid(tmp_path / "run" / "checkpoint") < 1e-4
