@@ -2,8 +2,8 @@
 
 The weights that a step uses are those of training rounded to the grid of the `int8` recipe (a scale
 for every 128 inputs of an output), with gradients passed straight through the rounding; the
-checkpoint holds the rounded ones, which that recipe stores without a further error. What is left is
-the rounding of activations inside the kernels. It enters the loss as
+checkpoint holds the rounded ones, which that recipe stores almost without a further error. What is
+left is the rounding of activations inside the kernels. It enters the loss as
 
     KL(float ‖ int8) + KL(float ‖ int8-dynamic)
 
@@ -118,9 +118,11 @@ def _twin(model: nn.Module, linear: type[nn.Linear]) -> nn.Module:
 
 
 def _symmetric(x: Tensor) -> Tensor:
-    scale = x.detach().abs().amax(-1, keepdim=True) / LEVELS
+    """Codes and scales are float32: bfloat16 would round by as much as int8 does."""
+    wide = x.detach().float()
+    scale = wide.abs().amax(-1, keepdim=True) / LEVELS
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return torch.round(x / scale) * scale
+    return (torch.round(wide / scale) * scale).to(x.dtype)
 
 
 def _pass_through(x: Tensor, rounded: Tensor) -> Tensor:
