@@ -71,7 +71,7 @@ def our_transformer(size: str) -> tuple[nn.Module, Step]:
 
 def _own(model: Any, how: How) -> tuple[nn.Module, Step]:
     for block in model.blocks:
-        block.compile()
+        block.compile(dynamic=False)
     return model, lambda tokens: model.loss(tokens, how=how, compiled=True)
 
 
@@ -112,7 +112,7 @@ def llama(size: str) -> tuple[nn.Module, Step]:
     )
     model = LlamaForCausalLM(config)
     for layer in model.model.layers:
-        layer.compile()
+        layer.compile(dynamic=False)
     return model, lambda tokens: model(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss
 
 
@@ -188,22 +188,33 @@ def contenders(names: list[str], size: str) -> dict[str, Callable[[], tuple[nn.M
 
 
 def speed(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One table: warm every contender up, then a step of each in turn, `--rounds` times."""
+    """For each length: warm every contender up, then a step of each in turn, `--rounds` times."""
     rate = matmul_rate()
     print(f"bf16 matmul {rate / 1e12:.0f} TFLOP/s", flush=True)
-    made = []
-    g = torch.Generator().manual_seed(0)
-    batch = max(1, args.tokens // args.seq)
-    tokens = torch.randint(VOCAB, (batch, args.seq + 1), generator=g).cuda()
+    ready = []
     for name, make in contenders(args.contenders.split(","), args.size).items():
         torch.manual_seed(0)
+        ready.append(Contender(name, make()))
+    return [row for seq in args.seq for row in speed_at(seq, ready, rate, args)]
+
+
+def speed_at(
+    seq: int, ready: list[Contender], rate: float, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Rows of one sequence length."""
+    g = torch.Generator().manual_seed(0)
+    batch = max(1, args.tokens // seq)
+    tokens = torch.randint(VOCAB, (batch, seq + 1), generator=g).cuda()
+    made = []
+    for one in ready:
+        one.seconds = []
         try:
-            one = Contender(name, make())
             warm = one.warm_up(tokens)
         except torch.cuda.OutOfMemoryError as error:
-            print(f"{name}: {str(error).splitlines()[0]}", flush=True)
+            one.optimizer.zero_grad(set_to_none=True)
+            print(f"{one.name}: {str(error).splitlines()[0]}", flush=True)
             continue
-        print(f"{name}: warm-up {warm:.0f} s, peak {one.peak / 2**30:.1f} GiB", flush=True)
+        print(f"{one.name}: warm-up {warm:.0f} s, peak {one.peak / 2**30:.1f} GiB", flush=True)
         made.append((one, warm))
         gc.collect()
         torch.cuda.empty_cache()
@@ -213,12 +224,12 @@ def speed(args: argparse.Namespace) -> list[dict[str, Any]]:
             one.seconds.append(one.step(tokens))
     rows = []
     for one, warm in made:
-        per_second = batch * args.seq / statistics.median(one.seconds)
+        per_second = batch * seq / statistics.median(one.seconds)
         rows.append(
             {
                 "size": args.size,
-                "tokens a sequence": args.seq,
-                "tokens a step": batch * args.seq,
+                "tokens a sequence": seq,
+                "tokens a step": batch * seq,
                 "contender": one.name,
                 "parameters": one.parameters,
                 "tokens/s": round(per_second),
@@ -255,7 +266,7 @@ def retention(args: argparse.Namespace) -> list[dict[str, Any]]:
 
         compiled = torch.compile(mine, dynamic=False)
         calls: dict[str, tuple[list[Tensor], Callable[..., Tensor]]] = {
-            f"ours-{c}": (inputs(heads, K, V), lambda q, k, v, c=c: compiled(q, k, v, c))
+            f"ours-{c}": (inputs(heads, K, V), lambda q, k, v, c=c, f=compiled: f(q, k, v, c))
             for c in (128, 256, 512)
         }
         if "fla" in args.contenders:
@@ -307,11 +318,12 @@ def profile(args: argparse.Namespace) -> list[dict[str, Any]]:
     """What the GPU's time in a step of the first contender is spent on, by kernel."""
     name = args.contenders.split(",")[0]
     one = Contender(name, contenders([name], args.size)[name]())
-    tokens = torch.randint(VOCAB, (max(1, args.tokens // args.seq), args.seq + 1)).cuda()
+    seq = args.seq[0]
+    tokens = torch.randint(VOCAB, (max(1, args.tokens // seq), seq + 1)).cuda()
     one.warm_up(tokens)
     with torch.profiler.profile() as profiler:
         wall = one.step(tokens)
-    found = [e for e in profiler.key_averages() if e.self_device_time_total > 0]
+    found = [e for e in profiler.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
     total = sum(e.self_device_time_total for e in found)
     print(f"{name}: wall {1e3 * wall:.1f} ms, kernels {total / 1e3:.1f} ms", flush=True)
     rows = []
@@ -334,7 +346,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["speed", "retention", "profile"])
     parser.add_argument("--size", choices=list(SHAPES), default="400m")
-    parser.add_argument("--seq", type=int, default=8192)
+    parser.add_argument("--seq", type=int, nargs="+", default=[8192])
+    parser.add_argument("--activation-memory", type=float, default=1.0, help="share kept, compiled")
+    parser.add_argument("--title", default="")
     parser.add_argument("--tokens", type=int, default=16384, help="a step")
     parser.add_argument("--contenders", default="ours-256,fla,transformer,llama")
     parser.add_argument("--rounds", type=int, default=7)
@@ -343,13 +357,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.cache_size_limit = 64
+    torch._functorch.config.activation_memory_budget = args.activation_memory
     work = {"speed": speed, "retention": retention, "profile": profile}[args.what]
     rows = work(args)
     if args.out is not None:
         table = {
-            "title": f"{args.what} {args.size} {args.seq}"
-            if args.what != "retention"
-            else args.what,
+            "title": args.title or args.what,
             "command": "python benchmarks/training_speed.py " + " ".join(sys.argv[1:]),
             "device": f"{torch.cuda.get_device_name()}, torch {torch.__version__}",
             "rows": rows,

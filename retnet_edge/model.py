@@ -20,7 +20,7 @@ from retnet_edge.retention import retention_chunkwise, retention_parallel, reten
 from retnet_edge.rotary import cos_sin, rotate, turns
 
 Form = Literal["parallel", "chunkwise", "recurrent"]
-CHUNK = 128
+CHUNK = 256
 INIT_STD = 0.02
 
 

@@ -34,7 +34,7 @@ from retnet_edge.errors import CheckFailed, InputError
 from retnet_edge.evaluate import Evaluation, evaluate
 from retnet_edge.int8_aware import Int8Aware, on_grid
 from retnet_edge.metrics import MetricsLog
-from retnet_edge.model import Form, How, RetNet
+from retnet_edge.model import CHUNK, Form, How, RetNet
 from retnet_edge.progress import progress
 from retnet_edge.runtime.writer import new_bundle
 from retnet_edge.tokenizer import END_OF_TEXT, load_tokenizer
@@ -68,7 +68,7 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] = 0
     form: Form = "chunkwise"
-    chunk: Positive = 256
+    chunk: Positive = CHUNK
     recompute: bool = False
     separate_documents: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -256,7 +256,7 @@ def _loss_function(
     end = tokenizer.token_to_id(END_OF_TEXT) if options.separate_documents else None
     if compile_model:
         for block in model.blocks:  # one graph for all of them: the whole model takes minutes
-            block.compile()
+            block.compile(dynamic=False)
 
     def losses(tokens: Tensor) -> tuple[Tensor, Tensor]:
         loss = model.loss(tokens, how=how, document_end=end, compiled=compile_model)
