@@ -1,0 +1,464 @@
+"""The paper's comparisons on one GPU: a queue of training runs through the project's own trainer.
+
+    python benchmarks/comparisons.py run --train train.txt --valid valid.txt --out OUT --until 540
+    python benchmarks/comparisons.py merge OUT/comparisons.jsonl
+    python benchmarks/comparisons.py heads          # head shapes: CPU milliseconds a token
+
+`run` trains what has no result yet under --results, several processes at once, in order of value
+(comparison_runs.py), and starts nothing that those done say it cannot finish before --until. Call
+it again for the rest. OUT/comparisons.jsonl always holds every result known; `merge` takes it apart
+into the committed files. `results.py` makes docs/results.md of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import lzma
+import os
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from comparison_queue import Queue
+from comparison_records import (
+    About,
+    Curve,
+    Failed,
+    Record,
+    Result,
+    merge,
+    read_folder,
+    write_records,
+)
+from comparison_runs import (
+    Run,
+    close_candidates,
+    config_of,
+    context_of,
+    further_seeds,
+    parameters_of,
+    planned,
+)
+
+from retnet_edge.config import RetNetConfig, encode_config
+from retnet_edge.errors import CheckFailed, InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "comparisons"
+CHECKPOINT = ROOT / "checkpoints" / "edge-15m"
+COMBINED = "comparisons.jsonl"
+WARMUP_SHARE = 0.05
+VALIDATIONS = 20
+LEARNING_RATES = {"10m": 2e-3, "25m": 1.5e-3, "60m": 1e-3, "shape": 1.5e-3}
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What all runs of a queue share; handed to their processes as a file."""
+
+    train: str
+    valid: str
+    heldout: str
+    tokenizer: str
+    work: str
+    results: str
+    tokens: int
+    step_tokens: int
+    learning_rates: dict[str, float]
+    dropout: float
+    device: str
+    precision: str
+    compile: bool
+    parallel: int
+    smoke: bool
+
+    def folder(self, run: Run) -> Path:
+        """A run's directory while it trains."""
+        return Path(self.work) / "runs" / run.name
+
+    def record(self, run: Run) -> Path:
+        """A run's metrics."""
+        return Path(self.results) / f"{run.name}.jsonl"
+
+
+def train_options(settings: Settings, run: Run) -> dict[str, Any]:
+    """The arguments of TrainOptions."""
+    context = context_of(run, smoke=settings.smoke)
+    if settings.step_tokens % context:
+        raise InputError(f"--step-tokens {settings.step_tokens} is no multiple of {context}")
+    steps = max(1, round(settings.tokens / settings.step_tokens))
+    return {
+        "steps": steps,
+        "batch": settings.step_tokens // context,
+        "seq_len": context,
+        "lr": settings.learning_rates[run.size],
+        "warmup": round(WARMUP_SHARE * steps),
+        "clip": 1.0,
+        "dropout": settings.dropout,
+        "seed": run.seed,
+        "precision": settings.precision,
+    }
+
+
+def unpacked(text: Path, work: Path) -> Path:
+    """The text file itself, or what an .xz file holds, unpacked once."""
+    if text.suffix != ".xz":
+        return text
+    target = work / text.stem
+    if not target.exists():
+        partial = target.with_name(target.name + ".partial")
+        with lzma.open(text) as packed, partial.open("wb") as file:
+            shutil.copyfileobj(packed, file)
+        os.replace(partial, target)
+    return target
+
+
+def shards(settings: Settings) -> Any:
+    """The three tokenized texts (train, valid, heldout), made by the first caller."""
+    from retnet_edge.data import write_shard
+    from retnet_edge.tokenizer import load_tokenizer
+
+    work = Path(settings.work)
+    work.mkdir(parents=True, exist_ok=True)
+    tokenizer = load_tokenizer(Path(settings.tokenizer))
+    return [
+        write_shard([unpacked(Path(text), work)], tokenizer, work / "data" / f"{name}.bin")
+        for name, text in (
+            ("train", settings.train),
+            ("valid", settings.valid),
+            ("heldout", settings.heldout),
+        )
+    ]
+
+
+def train_one(settings: Settings, run: Run) -> Record:
+    """Train and judge one run in this process, and write its file."""
+    began = time.perf_counter()
+    import torch
+    from ablations import builder
+
+    from retnet_edge.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, load_weights
+    from retnet_edge.evaluate import evaluate
+    from retnet_edge.metrics import METRICS_FILE, read_metrics
+    from retnet_edge.tokenizer import load_tokenizer
+    from retnet_edge.trainer import TrainOptions, fit
+
+    train, valid, heldout = shards(settings)
+    entries = load_tokenizer(Path(settings.tokenizer)).get_vocab_size()
+    config = config_of(run, -(-entries // 128) * 128, smoke=settings.smoke)
+    options = TrainOptions(**train_options(settings, run))
+    build = builder(run.variant)
+    out = settings.folder(run)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    shutil.copyfile(settings.tokenizer, out / TOKENIZER_FILE)
+    about = About(
+        run=run.name,
+        variant=run.variant,
+        size=run.size,
+        context=options.seq_len,
+        seed=run.seed,
+        parameters=sum(p.numel() for p in build(config).parameters()),
+        state_bytes=config.state_bytes() if isinstance(config, RetNetConfig) else 0,
+        options=msgspec.to_builtins(options),
+        config=msgspec.json.decode(encode_config(config)),
+        train_tokens=train.info.tokens,
+        device=device_name(settings.device),
+        torch=str(torch.__version__),
+        parallel=settings.parallel,
+    )
+    reason = ""
+    try:
+        fit(
+            out,
+            config,
+            options,
+            train,
+            valid,
+            device=settings.device,
+            compile_model=settings.compile,
+            eval_every=max(1, options.steps // VALIDATIONS),
+            save_every=options.steps,
+            tensorboard=False,
+            build=build,
+        )
+    except CheckFailed as error:  # such as a loss that is no longer finite: a finding
+        reason = str(error)
+    step_tokens = options.batch * options.seq_len
+    curve = [
+        Curve(
+            run=run.name,
+            step=row["step"],
+            tokens=row["step"] * step_tokens,
+            train_loss=row["train_loss"],
+            valid_loss=row["valid_loss"],
+            valid_bits_per_byte=row["valid_bits_per_byte"],
+            tokens_per_second=row["tokens_per_second"],
+        )
+        for row in read_metrics(out / METRICS_FILE)
+    ]
+    end: Result | Failed
+    if reason:
+        end = Failed(run.name, time.perf_counter() - began, reason)
+    else:
+        model = build(config)
+        load_weights(model, out / "checkpoint" / WEIGHTS_FILE)
+        found = evaluate(
+            model.to(settings.device),
+            heldout,
+            length=options.seq_len,
+            batch=max(1, options.batch // 2),
+            autocast=False,
+        )
+        end = Result(
+            run=run.name,
+            tokens=options.steps * step_tokens,
+            wall_seconds=time.perf_counter() - began,
+            tokens_per_second=statistics.median(line.tokens_per_second for line in curve),
+            loss=found.loss,
+            perplexity=found.perplexity,
+            bits_per_byte=found.bits_per_byte,
+        )
+    record = Record(about, curve, end)
+    write_records(settings.record(run), [record])
+    return record
+
+
+def device_name(device: str) -> str:
+    """What the figures were measured on."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def closest_pair(records: dict[str, Record]) -> tuple[Run, Run] | None:
+    """Of the pairs that are done, the one whose held-out losses differ least."""
+    gaps: dict[tuple[Run, Run], float] = {}
+    for pair in close_candidates():
+        one, other = (records[run.name].result if run.name in records else None for run in pair)
+        if one and other:
+            gaps[pair] = abs(one.loss - other.loss)
+    return min(gaps, key=lambda pair: gaps[pair]) if gaps else None
+
+
+def missing(records: dict[str, Record], only: list[str]) -> list[Run]:
+    """Runs without a result, in order; further seeds once all candidates for them are done."""
+    runs = planned()
+    candidates = {run for pair in close_candidates() for run in pair}
+    pair = closest_pair(records)
+    if pair and all(run.name in records for run in candidates if _wanted(run, only)):
+        runs += further_seeds(pair)
+    return [run for run in runs if run.name not in records and _wanted(run, only)]
+
+
+def _wanted(run: Run, only: list[str]) -> bool:
+    return any(fnmatch.fnmatch(run.name, pattern) for pattern in only)
+
+
+def check_alike(settings: Settings, records: dict[str, Record]) -> None:
+    """Raises InputError where a result was made with other options than it would be now."""
+    runs = {run.name: run for run in planned()}
+    for pair in close_candidates():
+        runs |= {run.name: run for run in further_seeds(pair)}
+    for name, record in records.items():
+        if name not in runs:
+            continue
+        wanted = train_options(settings, runs[name])
+        for option, value in wanted.items():
+            if record.about.options[option] != value:
+                raise InputError(
+                    f"{settings.results}/{name}.jsonl was made with {option} "
+                    f"{record.about.options[option]}, not {value}: give the same options or "
+                    "another --results"
+                )
+
+
+def run_queue(settings: Settings, *, out: Path | None, only: list[str], until: float) -> int:
+    """Train what is missing; how many runs have no result yet at the end."""
+    results = Path(settings.results)
+    records = read_folder(results)
+    check_alike(settings, records)
+    began = time.monotonic()
+    print("tokenizing", flush=True)
+    shards(settings)
+    path = Path(settings.work) / "settings.json"
+    path.write_bytes(msgspec.json.encode(settings))
+
+    def command(run: Run) -> list[str]:
+        one = [sys.executable, str(Path(__file__).resolve()), "one", run.name]
+        return [*one, "--settings", str(path)]
+
+    def finished(run: Run) -> None:
+        known = read_folder(results)
+        if out is not None:
+            write_records(out / COMBINED, known.values())
+        record = known.get(run.name)
+        if record is not None:
+            print(sentence(record), flush=True)
+
+    if out is not None and records:
+        write_records(out / COMBINED, records.values())
+    queue = Queue(
+        command=command,
+        log=lambda run: Path(settings.work) / f"{run.name}.log",
+        records=lambda: read_folder(results),
+        todo=lambda known: missing(known, only),
+        finished=finished,
+        parameters=lambda run: parameters_of(run, 8192, smoke=settings.smoke),
+        environment=_environment(settings),
+        parallel=settings.parallel,
+        deadline=began + until,
+    )
+    queue.run()
+    return len(missing(read_folder(results), only))
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """One compiler cache for all; each process its share of the cores."""
+    threads = max(1, (os.cpu_count() or 1) // settings.parallel)
+    path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(part for part in path if part),
+        "TORCHINDUCTOR_CACHE_DIR": str(Path(settings.work) / "inductor"),
+        "OMP_NUM_THREADS": str(threads),
+    }
+
+
+def sentence(record: Record) -> str:
+    """A line on one run."""
+    about, end = record.about, record.end
+    if isinstance(end, Failed):
+        return f"{about.run}: failed after {end.wall_seconds:.0f} s: {end.reason}"
+    return (
+        f"{about.run}: {about.parameters / 1e6:.1f}M parameters, {end.tokens / 1e6:.0f}M tokens, "
+        f"held-out perplexity {end.perplexity:.3f}, {end.bits_per_byte:.4f} bits a byte, "
+        f"{end.tokens_per_second:,.0f} tokens/s, {end.wall_seconds:.0f} s"
+    )
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings that the command line asks for."""
+    import torch
+
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    rates = dict(LEARNING_RATES)
+    for item in args.lr:
+        size, _, value = item.partition("=")
+        if size not in rates or not value:
+            raise InputError(f"--lr {item}: give SIZE=RATE, SIZE one of {', '.join(rates)}")
+        rates[size] = float(value)
+    on_gpu = device.startswith("cuda")
+    return Settings(
+        train=str(args.train),
+        valid=str(args.valid),
+        heldout=str(args.heldout),
+        tokenizer=str(args.tokenizer),
+        work=str(args.work.resolve()),
+        results=str(args.results.resolve()),
+        tokens=args.tokens or (1_024 if args.smoke else 100_000_000),
+        step_tokens=args.step_tokens or (256 if args.smoke else 32_768),
+        learning_rates=rates,
+        dropout=args.dropout,
+        device=device,
+        precision="bfloat16" if on_gpu else "float32",
+        compile=on_gpu and not args.no_compile,
+        parallel=args.parallel,
+        smoke=args.smoke,
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    commands = top.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="train what has no result yet")
+    run.add_argument("--train", type=Path, required=True, help="text, or text in .xz")
+    run.add_argument("--valid", type=Path, required=True, help="text of the validation curve")
+    run.add_argument("--heldout", type=Path, default=CHECKPOINT / "heldout.txt")
+    run.add_argument("--tokenizer", type=Path, default=CHECKPOINT / "tokenizer.json")
+    run.add_argument("--work", type=Path, default=Path("/tmp/comparisons"), help="shards, runs")
+    run.add_argument("--results", type=Path, default=RESULTS, help="one file a run")
+    run.add_argument("--out", type=Path, help=f"folder that gets {COMBINED}")
+    run.add_argument("--only", default="*", help="names or patterns of runs, with commas")
+    run.add_argument("--until", type=float, default=float("inf"), help="seconds from now")
+    run.add_argument("--parallel", type=int, default=3, help="processes on the device at once")
+    run.add_argument("--tokens", type=int, help="that each run sees (100M)")
+    run.add_argument("--step-tokens", type=int, help="in a step, whatever the context (32768)")
+    run.add_argument("--lr", action="append", default=[], metavar="SIZE=RATE")
+    run.add_argument("--dropout", type=float, default=0.1)
+    run.add_argument("--device", default="auto")
+    run.add_argument("--no-compile", action="store_true")
+    run.add_argument("--smoke", action="store_true", help="tiny models, short texts, few steps")
+
+    listed = commands.add_parser("list", help="the runs in order, and which have a result")
+    listed.add_argument("--results", type=Path, default=RESULTS)
+
+    one = commands.add_parser("one", help="one run in this process (what `run` starts)")
+    one.add_argument("name")
+    one.add_argument("--settings", type=Path, required=True)
+
+    joined = commands.add_parser("merge", help="joined files into one file a run")
+    joined.add_argument("files", type=Path, nargs="+")
+    joined.add_argument("--results", type=Path, default=RESULTS)
+
+    heads = commands.add_parser("heads", help="CPU milliseconds a token of the two head shapes")
+    heads.add_argument("--results", type=Path, default=RESULTS)
+    heads.add_argument("--tokenizer", type=Path, default=CHECKPOINT / "tokenizer.json")
+    heads.add_argument("--rounds", type=int, default=15)
+    heads.add_argument("--steps", type=int, default=200)
+    heads.add_argument("--smoke", action="store_true")
+    return top
+
+
+def find_run(name: str) -> Run:
+    """The run of a name."""
+    runs = planned()
+    for pair in close_candidates():
+        runs += further_seeds(pair)
+    for run in runs:
+        if run.name == name:
+            return run
+    raise InputError(f"no run is called {name}; see `comparisons.py list`")
+
+
+def main() -> int:
+    """Exit status 1: runs are left to do. 2: bad input."""
+    args = parser().parse_args()
+    try:
+        if args.command == "one":
+            settings = msgspec.json.decode(args.settings.read_bytes(), type=Settings)
+            train_one(settings, find_run(args.name))
+        elif args.command == "merge":
+            print("\n".join(merge(args.files, args.results)))
+        elif args.command == "list":
+            records = read_folder(args.results)
+            for run in planned():
+                print(sentence(records[run.name]) if run.name in records else f"{run.name}: to do")
+        elif args.command == "heads":
+            from head_shapes import measure
+
+            measure(args.results, args.tokenizer, args.rounds, args.steps, smoke=args.smoke)
+        else:
+            left = run_queue(
+                settings_of(args), out=args.out, only=args.only.split(","), until=args.until
+            )
+            print(f"{left} runs without a result")
+            return 1 if left else 0
+    except InputError as error:
+        print(f"comparisons.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
