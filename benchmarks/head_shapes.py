@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import msgspec
 from comparison_runs import Run, config_of
+from head_shape_records import ShapeCost, ShapeCosts, write_costs
 
 from retnet_edge.checkpoint import build_model, write_checkpoint
 from retnet_edge.config import RetNetConfig
@@ -22,30 +22,7 @@ from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.session import Session, open_session
 from retnet_edge.tokenizer import load_tokenizer
 
-FILE = "head-shapes-cpu.json"
 SHAPES = (Run("wide-heads", "shape"), Run("retnet", "shape"))
-
-
-class ShapeCost(msgspec.Struct, frozen=True):
-    """One shape; `milliseconds` is the median of the rounds, which `quartiles` enclose."""
-
-    run: str
-    heads: int
-    key_head_dim: int
-    value_head_dim: int
-    state_bytes: int
-    milliseconds: float
-    quartiles: tuple[float, float]
-
-
-class ShapeCosts(msgspec.Struct, frozen=True):
-    """The file: shapes measured in turns, in one process, on `threads` threads."""
-
-    machine: str
-    threads: int
-    rounds: int
-    steps: int
-    shapes: list[ShapeCost]
 
 
 def measure(results: Path, tokenizer: Path, rounds: int, steps: int, *, smoke: bool) -> None:
@@ -89,10 +66,7 @@ def measure(results: Path, tokenizer: Path, rounds: int, steps: int, *, smoke: b
             f"{shapes[-1].state_bytes:,} bytes of state, {median:.3f} ms a token "
             f"({first:.3f} to {third:.3f})"
         )
-    results.mkdir(parents=True, exist_ok=True)
-    costs = ShapeCosts(processor(), 1, rounds, steps, shapes)
-    text = msgspec.json.format(msgspec.json.encode(costs), indent=2) + b"\n"
-    (results / FILE).write_bytes(text)
+    write_costs(results, ShapeCosts(processor(), 1, rounds, steps, shapes))
 
 
 def milliseconds(session: Session, steps: int) -> float:

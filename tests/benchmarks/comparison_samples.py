@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 from comparison_records import About, Curve, Failed, Record, Result
 from comparison_runs import Run, config_of, parameters_of
 
@@ -21,8 +22,17 @@ def record(run: Run, loss: float, *, seconds: float = 60.0, reason: str = "") ->
         seed=run.seed,
         parameters=parameters_of(run, 8192),
         state_bytes=config.state_bytes() if isinstance(config, RetNetConfig) else 0,
-        options={"steps": 100, "batch": 2, "lr": 0.002, "seq_len": run.context},
-        config={"file": encode_config(config).decode()},
+        options={
+            "steps": 100,
+            "batch": 2048 // run.context,
+            "seq_len": run.context,
+            "lr": 0.002,
+            "warmup": 5,
+            "clip": 1.0,
+            "dropout": 0.1,
+            "precision": "bfloat16",
+        },
+        config=msgspec.json.decode(encode_config(config)),
         train_tokens=50_000,
         device="a GPU",
         torch="2.11.0",
