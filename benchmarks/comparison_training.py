@@ -8,7 +8,7 @@ import shutil
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from comparison_records import About, Curve, Failed, Record, Result, write_records
@@ -16,6 +16,9 @@ from comparison_runs import Run, config_of, context_of
 
 from retnet_edge.config import RetNetConfig, encode_config
 from retnet_edge.errors import CheckFailed, InputError
+
+if TYPE_CHECKING:
+    from retnet_edge.trainer import TrainOptions
 
 WARMUP_SHARE = 0.05
 VALIDATIONS = 20
@@ -68,6 +71,16 @@ def train_options(settings: Settings, run: Run) -> dict[str, Any]:
     }
 
 
+def checked_options(settings: Settings, run: Run) -> TrainOptions:
+    """The run's TrainOptions. Raises InputError naming what is not allowed."""
+    from retnet_edge.trainer import TrainOptions
+
+    try:
+        return msgspec.convert(train_options(settings, run), TrainOptions)
+    except msgspec.ValidationError as error:
+        raise InputError(f"training options of {run.name}: {error}") from error
+
+
 def unpacked(text: Path, work: Path) -> Path:
     """The text file itself, or what an .xz file holds, unpacked once."""
     if text.suffix != ".xz":
@@ -109,12 +122,12 @@ def train_one(settings: Settings, run: Run) -> Record:
     from retnet_edge.evaluate import evaluate
     from retnet_edge.metrics import METRICS_FILE, read_metrics
     from retnet_edge.tokenizer import load_tokenizer
-    from retnet_edge.trainer import TrainOptions, fit
+    from retnet_edge.trainer import fit
 
     train, valid, heldout = shards(settings)
     entries = load_tokenizer(Path(settings.tokenizer)).get_vocab_size()
     config = config_of(run, -(-entries // 128) * 128, smoke=settings.smoke)
-    options = TrainOptions(**train_options(settings, run))
+    options = checked_options(settings, run)
     build = builder(run.variant)
     out = settings.folder(run)
     shutil.rmtree(out, ignore_errors=True)

@@ -23,7 +23,7 @@ import msgspec
 from comparison_queue import Queue
 from comparison_records import Failed, Record, merge, read_folder, write_records
 from comparison_runs import Run, close_candidates, further_seeds, parameters_of, planned
-from comparison_training import Settings, shards, train_one, train_options
+from comparison_training import Settings, checked_options, shards, train_one, train_options
 
 from retnet_edge.errors import InputError
 
@@ -81,6 +81,8 @@ def run_queue(settings: Settings, *, out: Path | None, only: list[str], until: f
     results = Path(settings.results)
     records = read_folder(results)
     check_alike(settings, records)
+    for run in planned():
+        checked_options(settings, run)
     began = time.monotonic()
     print("tokenizing", flush=True)
     shards(settings)
@@ -152,7 +154,12 @@ def settings_of(args: argparse.Namespace) -> Settings:
         size, _, value = item.partition("=")
         if size not in rates or not value:
             raise InputError(f"--lr {item}: give SIZE=RATE, SIZE one of {', '.join(rates)}")
-        rates[size] = float(value)
+        try:
+            rates[size] = float(value)
+        except ValueError as error:
+            raise InputError(f"--lr {item}: {value} is no number") from error
+    if args.parallel < 1:
+        raise InputError(f"--parallel {args.parallel}: at least one process is needed")
     on_gpu = device.startswith("cuda")
     return Settings(
         train=str(args.train),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,9 +135,30 @@ def test_results_of_other_options_are_not_mixed(trained: Path, inputs: Path) -> 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--lr", "10m=-1"], "training options of retnet-10m: .*lr"),
+        (["--lr", "huge=1"], "--lr huge=1: give SIZE=RATE, SIZE one of 10m, 25m, 60m, shape"),
+        (["--lr", "10m=fast"], "--lr 10m=fast: fast is no number"),
+        (["--dropout", "1"], "training options of retnet-10m: .*dropout"),
+        (["--step-tokens", "100"], "--step-tokens 100 is no multiple of 64"),
+        (["--parallel", "0"], "--parallel 0: at least one process"),
+        (["--train", "none.txt"], r"none\.txt: cannot be read"),
+    ],
+)
+def test_bad_arguments(inputs: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    done = call(*run_arguments(inputs, tmp_path, *arguments))
+    assert done.returncode == 2
+    assert re.search(sentence, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_run_that_crashes_is_reported_and_leaves_no_result(inputs: Path, tmp_path: Path) -> None:
-    one = ("--only", "retnet-10m", "--lr", "10m=-1")  # refused by TrainOptions' check or AdamW
-    done = call(*run_arguments(inputs, tmp_path, *one))
+    in_the_way = tmp_path / "work" / "runs" / "retnet-10m"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("a file where the run's directory should be")
+    done = call(*run_arguments(inputs, tmp_path, "--only", "retnet-10m"))
     assert done.returncode == 1
     assert "retnet-10m: exit status" in done.stdout
     assert read_folder(tmp_path / "results") == {}
