@@ -135,19 +135,21 @@ def fit(
     save_every: int = 500,
     tensorboard: bool = True,
     say: Callable[[str], None] = print,
+    build: Callable[..., LanguageModel] = build_model,
 ) -> Evaluation:
     """Train `config` in the run directory `out`, from its newest checkpoint if it has one.
 
-    `out` holds tokenizer.json already; `initial` is a weights file to start from. Returns the last
-    validation and leaves `out/checkpoint`. Raises InputError where `out` was begun with other
-    options, CheckFailed where the loss is not finite.
+    `out` holds tokenizer.json already; `initial` is a weights file to start from; `build` makes
+    the model, called as `build_model` is. Returns the last validation and leaves
+    `out/checkpoint`. Raises InputError where `out` was begun with other options, CheckFailed where
+    the loss is not finite.
     """
     _open_run(out, Run(options, config))
     if (out / "checkpoint").exists():
         raise InputError(f"{out / 'checkpoint'}: the run is complete; give another --out")
     tokenizer = load_tokenizer(out / TOKENIZER_FILE)
     torch.manual_seed(options.seed)
-    model = build_model(config, dropout=options.dropout)
+    model = build(config, dropout=options.dropout)
     if initial is not None:
         load_weights(model, initial)
     model.to(device).train()
