@@ -33,7 +33,7 @@ class Ungated(nn.Module):
 class Unnormed(MultiScaleRetention):
     """Retention whose heads are not normalised: (swish(X W_G) ⊙ Retention(X)) W_O."""
 
-    def _norm_heads(self, out: Tensor, log_decay: Tensor, position: Tensor) -> Tensor:
+    def _norm_heads(self, out: Tensor, log_decay: Tensor, counts: Tensor) -> Tensor:
         return out
 
 

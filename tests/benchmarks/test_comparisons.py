@@ -29,7 +29,7 @@ from comparisons import ROOT, closest_pair, missing
 from retnet_edge.checkpoint import build_model
 from retnet_edge.config import RetNetConfig, TransformerConfig, retnet_config
 from retnet_edge.errors import InputError
-from retnet_edge.model import MultiScaleRetention, RetNet
+from retnet_edge.model import CHUNKWISE, MultiScaleRetention, Place, RetNet
 from retnet_edge.rotary import cos_sin, turns
 from retnet_edge.tokenizer import train_tokenizer
 
@@ -165,11 +165,15 @@ def test_a_run_that_crashes_is_reported_and_leaves_no_result(inputs: Path, tmp_p
 
 
 def test_a_loss_that_is_not_finite_is_a_result(inputs: Path, tmp_path: Path) -> None:
-    done = call(*run_arguments(inputs, tmp_path, "--only", "retnet-10m", "--lr", "10m=1e30"))
+    done = call(
+        *run_arguments(
+            inputs, tmp_path, "--only", "retnet-10m", "--lr", "10m=1e30", "--tokens", "4096"
+        )
+    )
     assert done.returncode == 0, done.stdout
     (found,) = read_folder(tmp_path / "results").values()
     assert isinstance(found.end, Failed)
-    assert "the loss is" in found.end.reason
+    assert "not finite in 10 steps in a row" in found.end.reason
 
 
 def test_sizes() -> None:
@@ -221,7 +225,8 @@ def output(retention: MultiScaleRetention, x: torch.Tensor) -> torch.Tensor:
     position = torch.zeros(1, dtype=torch.int64)
     cos, sin = cos_sin(position, x.shape[1], turns(config.thetas), x.dtype)
     with torch.no_grad():
-        return retention(x, cos, sin, position, state, "chunkwise")[0]  # type: ignore[no-any-return]
+        place = Place(cos, sin, torch.arange(1, x.shape[1] + 1)[None], None)
+        return retention(x, state, place, CHUNKWISE)[0]  # type: ignore[no-any-return]
 
 
 def test_without_the_gate_heads_come_out_as_the_norm_left_them() -> None:
