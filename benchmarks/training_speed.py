@@ -108,18 +108,18 @@ def llama(size: str) -> tuple[nn.Module, Step]:
 
     like = transformer_like(retnet(size))
     heads = like.d_model // HEAD_DIM
-    config = LlamaConfig(
-        hidden_size=like.d_model,
-        num_hidden_layers=like.layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        intermediate_size=like.ffn_dim,
-        vocab_size=VOCAB,
-        max_position_embeddings=1 << 17,
-        attn_implementation="sdpa",
-        use_cache=False,
-    )
-    model = LlamaForCausalLM(config)
+    shape: dict[str, Any] = {
+        "hidden_size": like.d_model,
+        "num_hidden_layers": like.layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "intermediate_size": like.ffn_dim,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 1 << 17,
+        "attn_implementation": "sdpa",
+        "use_cache": False,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**shape))
     for layer in model.model.layers:
         layer.compile(dynamic=False)
     return model, lambda tokens: model(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 from micro_training import OPTIONS, run, write_inputs
 
-from retnet_edge import model
 from retnet_edge.metrics import read_metrics
-from retnet_edge.model import Form
+from retnet_edge.model import CHUNK, Form
 
 pytestmark = pytest.mark.slow
 
@@ -31,22 +30,19 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-def test_a_hundred_steps_are_the_same_in_every_form(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hundred_steps_are_the_same_in_every_form(inputs: Path, tmp_path: Path) -> None:
     """Parallel, chunkwise with two chunk lengths (one that does not divide T) and recurrent."""
     forms: list[tuple[Form, int]] = [
-        ("parallel", model.CHUNK),
+        ("parallel", CHUNK),
         ("chunkwise", 64),
         ("chunkwise", 23),
-        ("recurrent", model.CHUNK),
+        ("recurrent", CHUNK),
     ]
     curves = []
     for form, chunk in forms:
-        monkeypatch.setattr(model, "CHUNK", chunk)
         out = tmp_path / f"{form}-{chunk}"
         options = msgspec.structs.replace(
-            OPTIONS, steps=100, batch=2, seq_len=192, dropout=0.0, form=form
+            OPTIONS, steps=100, batch=2, seq_len=192, dropout=0.0, form=form, chunk=chunk
         )
         run(inputs, out, options, eval_every=1, save_every=1000)
         curves.append([row["train_loss"] for row in read_metrics(out / "metrics.jsonl")])
