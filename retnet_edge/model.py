@@ -185,6 +185,17 @@ class RetNet(nn.Module):
         `position` int64 [B] is the index of the first token, 0 by default; `states` are zero by
         default.
         """
+        x, new_states = self.features(tokens, states, position, form)
+        return self.head(x), new_states
+
+    def features(
+        self,
+        tokens: Tensor,
+        states: Sequence[Tensor] | None,
+        position: Tensor | None,
+        form: Form,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Tokens [B, T] -> what the head sees, [B, T, d_model], and the states after the last."""
         batch, length = tokens.shape
         states = self.initial_states(batch) if states is None else states
         if position is None:
@@ -195,7 +206,7 @@ class RetNet(nn.Module):
         for block, state in zip(self.blocks, states, strict=True):
             x, state = block(x, cos, sin, position, state, form, self.dropout)
             new_states.append(state)
-        return self.head(self.final_norm(x)), new_states
+        return self.final_norm(x), new_states
 
 
 def init_weights(model: nn.Module, layers: int) -> None:
