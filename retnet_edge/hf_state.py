@@ -20,8 +20,8 @@ class RetNetCache:
     - `position` int64 [B]: tokens of each row that the states have seen;
     - `columns`: input columns that were fed in, masked ones included.
 
-    A forward pass makes a new cache and leaves the one it was given as it was, so that a cache can be
-    kept and continued from more than once.
+    A forward pass makes a new cache and leaves the one it was given as it was, so that a cache can
+    be kept and continued from more than once.
     """
 
     is_compileable = False
