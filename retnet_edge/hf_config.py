@@ -50,6 +50,13 @@ class RetNetEdgeConfig(PretrainedConfig):
         kwargs["tie_word_embeddings"] = config.tie_embeddings
         super().__init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As its parent; `name_or_path` says where the fields are from (4.57 tells it too late)."""
+        if "name_or_path" in kwargs:
+            config_dict = {**config_dict, "name_or_path": kwargs["name_or_path"]}
+        return super().from_dict(config_dict, **kwargs)
+
     def retnet_config(self) -> RetNetConfig:
         """The configuration that the attributes spell now. Raises InputError if they do not fit."""
         fields = {name: getattr(self, name) for name in RetNetConfig.__struct_fields__}

@@ -61,9 +61,11 @@ class RetNetEdgeForCausalLM(PreTrainedModel, GenerationMixin):
         if dtype in (None, "auto"):
             dtype = torch.float32
         if not isinstance(config, RetNetEdgeConfig):
+            source = folder if config is None else config
             config, kwargs = RetNetEdgeConfig.from_pretrained(
-                folder if config is None else config, return_unused_kwargs=True, **kwargs
+                source, return_unused_kwargs=True, name_or_path=str(source), **kwargs
             )
+            kwargs.pop("name_or_path", None)
         with torch.device("meta"):
             shape = RetNet(config.retnet_config())
         weights = read_weights(shape, folder / WEIGHTS_FILE)
@@ -137,7 +139,8 @@ class RetNetEdgeForCausalLM(PreTrainedModel, GenerationMixin):
         batch, length = input_ids.shape
         cache = self._cache(batch, past_key_values)
         present = _present(attention_mask, input_ids, cache.columns)
-        if present is None or (not use_cache and _right_padded(present)):
+        every = isinstance(logits_to_keep, int) and logits_to_keep == 0
+        if present is None or (every and not use_cache and _right_padded(present)):
             x, states = features(self.retnet, input_ids, cache.states, cache.position)
             seen: Tensor | int = length
         else:
@@ -261,5 +264,5 @@ def _present(mask: Tensor | None, input_ids: Tensor, columns: int) -> Tensor | N
 
 
 def _right_padded(present: Tensor) -> bool:
-    """Whether every masked place comes after a row's last token, where causality hides it."""
+    """Whether every masked place comes after a row's last token, which then cannot see it."""
     return not bool((present[:, 1:] & ~present[:, :-1]).any())

@@ -1,4 +1,4 @@
-"""lm-eval on a checkpoint: `python -m retnet_edge.lm_eval run --model hf --model_args pretrained=…`.
+"""lm-eval on a checkpoint: `python -m retnet_edge.lm_eval --model hf --model_args pretrained=DIR`.
 
 lm-eval's own command with `retnet_edge.hf` imported first, since it has no option that imports a
 module. All arguments are lm-eval's.
