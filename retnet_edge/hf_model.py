@@ -137,6 +137,8 @@ class RetNetEdgeForCausalLM(PreTrainedModel, GenerationMixin):
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         batch, length = input_ids.shape
+        if not length:
+            raise InputError("input_ids holds no token: begin with the end of the text before")
         cache = self._cache(batch, past_key_values)
         present = _present(attention_mask, input_ids, cache.columns)
         every = isinstance(logits_to_keep, int) and logits_to_keep == 0

@@ -572,6 +572,7 @@ def test_bad_inputs_are_refused(base: Path) -> None:
     refused(lambda: model(tokens, labels=tokens, logits_to_keep=1), "labels", "logits_to_keep")
     for name, value in (("position_ids", tokens), ("output_hidden_states", True)):
         refused(lambda name=name, value=value: model(tokens, **{name: value}), name)
+    refused(lambda: model(tokens[:, :0]), "input_ids", "no token")
     refused(lambda: RetNetEdgeConfig(vocab_size=5), "d_model")
     with pytest.raises(ValueError, match="assisted generation is not supported"):
         model.generate(tokens[:1], prompt_lookup_num_tokens=2, max_new_tokens=2)
