@@ -80,7 +80,9 @@ def masked_features(
         x, after = features(
             net, packed[rows, start:stop], [s[rows] for s in states], position[rows] + start
         )
-        shown = shown.to(x.dtype).index_put((rows[:, None], torch.arange(start, stop)[None]), x)
+        shown = shown.to(x.dtype).index_put(
+            (rows[:, None], torch.arange(start, stop, device=tokens.device)[None]), x
+        )
         states = [s.index_copy(0, rows, new) for s, new in zip(states, after, strict=True)]
         start = stop
     before = present.cumsum(dim=1)  # tokens of the row up to and with each place
