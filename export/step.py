@@ -103,7 +103,8 @@ class RetentionGraph(nn.Module):
         if self.config.head_norm_eps_rule == "constant":
             normed: Tensor = self.head_norm(y)
             return normed
-        z = position_sum(self.log_decay, position, y.shape[1]).mT[..., None]
+        n = position[:, None] + torch.arange(1, y.shape[1] + 1, device=y.device)
+        z = position_sum(self.log_decay, n).mT[..., None]
         variance = y.square().mean(-1, keepdim=True) + self.config.head_norm_eps * z
         return y * torch.rsqrt(variance) * self.head_norm.weight
 

@@ -53,6 +53,23 @@ _PATH = click.Path(path_type=Path)
     show_default=True,
 )
 @click.option(
+    "--chunk",
+    type=int,
+    default=256,
+    show_default=True,
+    help="Tokens of a chunk in the chunkwise form; no influence on what is learnt.",
+)
+@click.option(
+    "--recompute/--no-recompute",
+    default=False,
+    help="Compute activations again in the backward pass: less memory, a third more time.",
+)
+@click.option(
+    "--separate-documents/--joined-documents",
+    default=False,
+    help="Reset the state where a document ends.  [default: joined]",
+)
+@click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16"]),
     default="auto",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from retnet_edge.checkpoint import LanguageModel
 from retnet_edge.data import Shard
@@ -58,10 +57,8 @@ def evaluate(
             continue
         block = torch.from_numpy(np.stack(rows)).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            logits, _ = model(block[:, :-1])
-        nats += F.cross_entropy(
-            logits.flatten(0, 1).float(), block[:, 1:].flatten(), reduction="sum"
-        ).item()
+            mean = model.loss(block)
+        nats += mean.item() * block[:, 1:].numel()
         tokens += block[:, 1:].numel()
         rows = []
     model.train(was_training)

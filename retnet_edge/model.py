@@ -7,24 +7,62 @@ float64 model). The model holds no state: it goes in and comes out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from retnet_edge.config import RetNetConfig
+from retnet_edge.loss import cross_entropy
 from retnet_edge.retention import retention_chunkwise, retention_parallel, retention_recurrent
 from retnet_edge.rotary import cos_sin, rotate, turns
 
 Form = Literal["parallel", "chunkwise", "recurrent"]
-CHUNK = 128
+CHUNK = 256
 INIT_STD = 0.02
 
 
-def position_sum(log_decay: Tensor, position: Tensor, tokens: int) -> Tensor:
-    """Z_n = (1 - γ^n)/(1 - γ) for n = position + 1 …, the sum of decays seen: [B, H, T]."""
-    n = position[:, None] + torch.arange(1, tokens + 1, device=position.device)
+class How(NamedTuple):
+    """How retention is computed; what comes out is the same.
+
+    recompute: blocks keep only their inputs for the backward pass (activation checkpointing).
+    """
+
+    form: Form = "chunkwise"
+    chunk: int = CHUNK
+    recompute: bool = False
+
+
+CHUNKWISE = How()
+
+
+class Place(NamedTuple):
+    """Where the tokens stand: cosines and sines of the rotation, n counted from 1, documents."""
+
+    cos: Tensor
+    sin: Tensor
+    counts: Tensor
+    documents: Tensor | None
+
+
+def document_ids(tokens: Tensor, end: int) -> Tensor:
+    """Document borders before each token, [B, T]: the `end` token closes its document."""
+    ends = (tokens == end).long()
+    return ends.cumsum(1) - ends
+
+
+def counts_in_document(position: Tensor, documents: Tensor) -> Tensor:
+    """n = 1, 2, … within each document, [B, T]; the first document goes on from `position`."""
+    index = torch.arange(documents.shape[1], device=documents.device)
+    begins = torch.diff(documents, dim=1, prepend=torch.zeros_like(documents[:, :1])) > 0
+    start = torch.where(begins, index, -position[:, None]).cummax(1).values
+    return index - start + 1
+
+
+def position_sum(log_decay: Tensor, n: Tensor) -> Tensor:
+    """Z_n = (1 - γ^n)/(1 - γ), the sum of the decays seen; n [B, T] counts from 1: [B, H, T]."""
     log_decay = log_decay[:, None]
     # expm1 twice: γ - 1 as a difference loses the digits of a float32 γ near 1
     z = torch.expm1(log_decay * n[:, None, :]) / torch.expm1(log_decay)
@@ -55,36 +93,35 @@ class MultiScaleRetention(nn.Module):
         gammas = torch.tensor(config.gammas, dtype=torch.float64)
         self.register_buffer("log_decay", gammas.log(), persistent=False)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, position: Tensor, state: Tensor, form: Form
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, state: Tensor, place: Place, how: How) -> tuple[Tensor, Tensor]:
         """X [B, T, d_model] -> the same shape, and the state after the last token."""
         config = self.config
         q, k, v, gate = self.qkvg(x).split(self.splits, dim=-1)
         q, k = self._heads(q, config.key_head_dim), self._heads(k, config.key_head_dim)
         v = self._heads(v, config.value_head_dim)
-        q = (rotate(q, cos, sin) * config.key_head_dim**-0.5).to(v.dtype)
-        k = rotate(k, cos, sin).to(v.dtype)
+        q = (rotate(q, place.cos, place.sin) * config.key_head_dim**-0.5).to(v.dtype)
+        k = rotate(k, place.cos, place.sin).to(v.dtype)
+        documents = place.documents
         log_decay = self.log_decay.to(state.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            if form == "parallel":
-                out, state = retention_parallel(q, k, v, log_decay, state)
-            elif form == "chunkwise":
-                out, state = retention_chunkwise(q, k, v, log_decay, state, CHUNK)
+            if how.form == "parallel":
+                out, state = retention_parallel(q, k, v, log_decay, state, documents)
+            elif how.form == "chunkwise":
+                out, state = retention_chunkwise(q, k, v, log_decay, state, how.chunk, documents)
             else:
-                out, state = retention_recurrent(q, k, v, log_decay, state)
-            out = self._norm_heads(out, log_decay, position)
+                out, state = retention_recurrent(q, k, v, log_decay, state, documents)
+            out = self._norm_heads(out, log_decay, place.counts)
         y = out.transpose(1, 2).flatten(2).to(gate.dtype)
         return self.out(F.silu(gate) * y), state
 
     def _heads(self, x: Tensor, width: int) -> Tensor:
         return x.reshape(*x.shape[:2], self.config.heads, width).transpose(1, 2)
 
-    def _norm_heads(self, out: Tensor, log_decay: Tensor, position: Tensor) -> Tensor:
+    def _norm_heads(self, out: Tensor, log_decay: Tensor, counts: Tensor) -> Tensor:
         """RMS norm of each head's output (the paper's GroupNorm over heads)."""
         eps: float | Tensor = self.config.head_norm_eps
         if self.config.head_norm_eps_rule == "z_n":
-            eps = eps * position_sum(log_decay, position, out.shape[2])[..., None]
+            eps = eps * position_sum(log_decay, counts)[..., None]
         normed = out * torch.rsqrt(out.square().mean(-1, keepdim=True) + eps)
         return normed if self.head_norm is None else normed * self.head_norm
 
@@ -130,17 +167,10 @@ class Block(nn.Module):
         )
 
     def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        position: Tensor,
-        state: Tensor,
-        form: Form,
-        dropout: float,
+        self, x: Tensor, state: Tensor, place: Place, how: How, dropout: float
     ) -> tuple[Tensor, Tensor]:
         """X [B, T, d_model] -> the same shape, and the layer's state after the last token."""
-        out, state = self.retention(self.retention_norm(x), cos, sin, position, state, form)
+        out, state = self.retention(self.retention_norm(x), state, place, how)
         x = x + F.dropout(out, dropout, self.training)
         return x + F.dropout(self.ffn(self.ffn_norm(x)), dropout, self.training), state
 
@@ -179,34 +209,75 @@ class RetNet(nn.Module):
         states: Sequence[Tensor] | None = None,
         position: Tensor | None = None,
         form: Form = "chunkwise",
+        chunk: int = CHUNK,
+        documents: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Tokens [B, T] -> logits [B, T, vocab] and the states after the last token.
 
         `position` int64 [B] is the index of the first token, 0 by default; `states` are zero by
-        default.
+        default; `documents` int64 [B, T] resets them at its borders (see retention.py).
         """
-        x, new_states = self.features(tokens, states, position, form)
+        x, new_states = self.features(tokens, states, position, How(form, chunk), documents)
         return self.head(x), new_states
+
+    def loss(
+        self,
+        tokens: Tensor,
+        *,
+        how: How = CHUNKWISE,
+        document_end: int | None = None,
+        compiled: bool = False,
+    ) -> Tensor:
+        """Mean nats a token of predicting tokens[:, 1:] from tokens[:, :-1]; tokens [B, T + 1].
+
+        Where `document_end` is an id, documents that end with it do not see each other.
+        """
+        inputs = tokens[:, :-1]
+        documents = None if document_end is None else document_ids(inputs, document_end)
+        x, _ = self.features(inputs, None, None, how, documents)
+        return head_loss(self.head, x, tokens[:, 1:], compiled=compiled)
 
     def features(
         self,
         tokens: Tensor,
         states: Sequence[Tensor] | None,
         position: Tensor | None,
-        form: Form,
+        how: How,
+        documents: Tensor | None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Tokens [B, T] -> what the head sees, [B, T, d_model], and the states after the last."""
         batch, length = tokens.shape
         states = self.initial_states(batch) if states is None else states
         if position is None:
             position = torch.zeros(batch, dtype=torch.int64, device=tokens.device)
-        cos, sin = cos_sin(position, length, self.turns, states[0].dtype)
+        if documents is None:
+            counts = position[:, None] + torch.arange(1, length + 1, device=tokens.device)
+            cos, sin = cos_sin(position, length, self.turns, states[0].dtype)
+        else:
+            counts = counts_in_document(position, documents)
+            flat = cos_sin(counts.flatten() - 1, 1, self.turns, states[0].dtype)
+            cos, sin = (x.reshape(batch, length, -1) for x in flat)
+        place = Place(cos, sin, counts, documents)
         x = F.dropout(self.embedding(tokens), self.dropout, self.training)
         new_states = []
         for block, state in zip(self.blocks, states, strict=True):
-            x, state = block(x, cos, sin, position, state, form, self.dropout)
+            x, state = run_block(block, how.recompute, x, state, place, how, self.dropout)
             new_states.append(state)
         return self.final_norm(x), new_states
+
+
+def run_block(block: nn.Module, recompute: bool, *inputs: Any) -> Any:
+    """The block's outputs; with `recompute`, what is inside is computed again going backward."""
+    if recompute:
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
+
+
+def head_loss(head: nn.Linear, x: Tensor, targets: Tensor, *, compiled: bool) -> Tensor:
+    """Mean nats a token of targets [B, T] under softmax(head(x)), x [B, T, d_model]."""
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return cross_entropy(x.flatten(0, 1), head.weight, targets.flatten(), compiled=compiled)
 
 
 def init_weights(model: nn.Module, layers: int) -> None:

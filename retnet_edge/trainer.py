@@ -12,13 +12,12 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import torch
-import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from retnet_edge.checkpoint import (
@@ -35,14 +34,15 @@ from retnet_edge.errors import CheckFailed, InputError
 from retnet_edge.evaluate import Evaluation, evaluate
 from retnet_edge.int8_aware import Int8Aware, on_grid
 from retnet_edge.metrics import MetricsLog
-from retnet_edge.model import Form, RetNet
+from retnet_edge.model import CHUNK, Form, How, RetNet
 from retnet_edge.progress import progress
 from retnet_edge.runtime.writer import new_bundle
-from retnet_edge.tokenizer import load_tokenizer
+from retnet_edge.tokenizer import END_OF_TEXT, load_tokenizer
 
 RUN_FILE = "run.json"
 OPTIMIZER_FILE = "optimizer.pt"
 KEPT_CHECKPOINTS = 2
+MOST_SKIPPED_IN_A_ROW = 10
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -51,7 +51,9 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Everything but the model and the text that decides the weights a run ends with.
 
     int8_aware: weight of the KL terms of `int8_aware.py`; above 0 the weights stay on the int8
-    grid. init_sha256: of the weights that the run starts from, "" for fresh ones.
+    grid. init_sha256: of the weights that the run starts from, "" for fresh ones. chunk: tokens of
+    a chunk in the chunkwise form. recompute: activations inside blocks are computed again in the
+    backward pass, for less memory. separate_documents: no token sees the document before its own.
     """
 
     steps: Positive
@@ -66,14 +68,26 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] = 0
     form: Form = "chunkwise"
+    chunk: Positive = CHUNK
+    recompute: bool = False
+    separate_documents: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     int8_aware: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     init_sha256: str = ""
 
     def __post_init__(self) -> None:
-        """Raises InputError for int8-aware training with dropout."""
+        """Raises InputError for what int8-aware training cannot be combined with."""
         if self.int8_aware > 0 and self.dropout > 0:
             raise InputError("int8-aware training needs dropout 0")
+        if self.int8_aware > 0 and (self.recompute or self.separate_documents):
+            raise InputError("int8-aware training has no recompute and no separate documents")
+
+
+class Progress(NamedTuple):
+    """Steps done, and how many of them were skipped because something was not finite."""
+
+    step: int
+    skipped: int
 
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -121,26 +135,31 @@ def fit(
     save_every: int = 500,
     tensorboard: bool = True,
     say: Callable[[str], None] = print,
+    build: Callable[..., LanguageModel] = build_model,
 ) -> Evaluation:
     """Train `config` in the run directory `out`, from its newest checkpoint if it has one.
 
-    `out` holds tokenizer.json already; `initial` is a weights file to start from. Returns the last
-    validation and leaves `out/checkpoint`. Raises InputError where `out` was begun with other
-    options, CheckFailed where the loss is not finite.
+    `out` holds tokenizer.json already; `initial` is a weights file to start from; `build` makes
+    the model, called as `build_model` is. Returns the last validation and leaves
+    `out/checkpoint`. Raises InputError where `out` was begun with other options, CheckFailed where
+    the loss is not finite.
     """
     _open_run(out, Run(options, config))
     if (out / "checkpoint").exists():
         raise InputError(f"{out / 'checkpoint'}: the run is complete; give another --out")
     tokenizer = load_tokenizer(out / TOKENIZER_FILE)
     torch.manual_seed(options.seed)
-    model = build_model(config, dropout=options.dropout)
+    model = build(config, dropout=options.dropout)
     if initial is not None:
         load_weights(model, initial)
     model.to(device).train()
     optimizer = make_optimizer(model, options)
-    start = _resume(out, model, optimizer, say)
-    losses_of = _loss_function(model, options, device, compile_model)
+    start, skipped = _resume(out, model, optimizer, say)
     autocast = options.precision == "bfloat16"
+    if autocast:
+        torch.set_float32_matmul_precision("high")  # TF32: finer than the bfloat16 around it
+    losses_of = _loss_function(model, options, tokenizer, compile_model)
+    skipped_in_a_row = 0
 
     def validate() -> Evaluation:
         return evaluate(
@@ -159,17 +178,31 @@ def fit(
             rate = learning_rate(options, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss, int8_kl = losses_of(tokens)
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=autocast):
+                loss, int8_kl = losses_of(tokens)
             (loss + options.int8_aware * int8_kl).backward()  # type: ignore[no-untyped-call]
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-            optimizer.step()
+            done = step + 1
+            if math.isfinite((loss.detach() + norm).item()):
+                optimizer.step()
+                skipped_in_a_row = 0
+            else:
+                skipped += 1
+                skipped_in_a_row += 1
+                say(
+                    f"step {done}: loss {loss.item()}, gradient norm {norm.item()}: this batch is "
+                    f"not trained on ({skipped} skipped so far)"
+                )
+                if skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
+                    raise CheckFailed(
+                        f"the loss or its gradient is not finite in {skipped_in_a_row} steps in a "
+                        f"row up to step {done}; lower --lr"
+                    )
             optimizer.zero_grad(set_to_none=True)
             advance(1)
 
-            done = step + 1
             if done % eval_every == 0 or done == options.steps:
                 value = loss.item()
-                _check_finite(value, done)
                 seconds = time.perf_counter() - began
                 rate_tokens = (done - began_step) * options.batch * options.seq_len / seconds
                 result = validate()
@@ -180,6 +213,7 @@ def fit(
                     **({"int8_kl": int8_kl.item()} if options.int8_aware else {}),
                     gradient_norm=norm.item(),
                     learning_rate=rate,
+                    skipped=skipped,
                     tokens_per_second=rate_tokens,
                     valid_loss=result.loss,
                     valid_perplexity=result.perplexity,
@@ -192,7 +226,7 @@ def fit(
                 )
                 began, began_step = time.perf_counter(), done
             if done % save_every == 0 and done < options.steps:
-                _save(out, done, model, optimizer, tokenizer)
+                _save(out, done, skipped, model, optimizer, tokenizer)
                 began, began_step = time.perf_counter(), done
 
     if options.int8_aware:
@@ -212,32 +246,25 @@ def _check_finite(loss: float, step: int) -> None:
 
 
 def _loss_function(
-    model: LanguageModel, options: TrainOptions, device: str, compile_model: bool
+    model: LanguageModel, options: TrainOptions, tokenizer: Tokenizer, compile_model: bool
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Of a block [batch, T + 1] of token ids, nats a token: cross-entropy, and the int8 KL or 0."""
-    form: dict[str, str] = {"form": options.form} if isinstance(model, RetNet) else {}
-
-    def autocast() -> AbstractContextManager[Any]:
-        if options.precision == "bfloat16":
-            return torch.autocast(torch.device(device).type, torch.bfloat16)
-        return nullcontext()
-
     if options.int8_aware:
+        form: dict[str, str] = {"form": options.form} if isinstance(model, RetNet) else {}
         aware = Int8Aware(model, compile_blocks=compile_model)
+        return lambda tokens: aware.losses(tokens, **form)
 
-        def int8_losses(tokens: Tensor) -> tuple[Tensor, Tensor]:
-            with autocast():
-                return aware.losses(tokens, **form)
-
-        return int8_losses
+    how = How(options.form, options.chunk, options.recompute)
+    end = tokenizer.token_to_id(END_OF_TEXT) if options.separate_documents else None
+    if compile_model:
+        for block in model.blocks:  # one graph for all of them: the whole model takes minutes
+            block.compile(dynamic=False)
 
     def losses(tokens: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast():
-            logits, _ = model(tokens[:, :-1], **form)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        loss = model.loss(tokens, how=how, document_end=end, compiled=compile_model)
         return loss, torch.zeros_like(loss)
 
-    return torch.compile(losses) if compile_model else losses
+    return losses
 
 
 def _open_run(out: Path, run: Run) -> None:
@@ -265,6 +292,7 @@ def _checkpoints(out: Path) -> list[Path]:
 def _save(
     out: Path,
     step: int,
+    skipped: int,
     model: LanguageModel,
     optimizer: torch.optim.Optimizer,
     tokenizer: Any,
@@ -275,7 +303,8 @@ def _save(
         write_checkpoint(folder, model, tokenizer)
         # into an open file: given a path, torch hides a full disk behind an error of its own
         with (folder / OPTIMIZER_FILE).open("wb") as file:
-            torch.save({"step": step, "optimizer": optimizer.state_dict()}, file)
+            saved = {"step": step, "skipped": skipped, "optimizer": optimizer.state_dict()}
+            torch.save(saved, file)
     for old in _checkpoints(out)[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(old)
 
@@ -285,15 +314,15 @@ def _resume(
     model: LanguageModel,
     optimizer: torch.optim.Optimizer,
     say: Callable[[str], None],
-) -> int:
-    """Load the newest checkpoint, if there is one; the step to go on from."""
+) -> Progress:
+    """Load the newest checkpoint, if there is one."""
     found = _checkpoints(out)
     if not found:
-        return 0
+        return Progress(0, 0)
     newest = found[-1]
     load_weights(model, newest / WEIGHTS_FILE)
     device = model.embedding.weight.device
     saved = torch.load(newest / OPTIMIZER_FILE, map_location=device, weights_only=True)
     optimizer.load_state_dict(saved["optimizer"])
     say(f"resuming from {newest}")
-    return int(saved["step"])
+    return Progress(int(saved["step"]), int(saved["skipped"]))

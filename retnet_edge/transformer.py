@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retnet_edge.config import TransformerConfig
-from retnet_edge.model import FeedForward, init_weights
+from retnet_edge.model import (
+    CHUNKWISE,
+    FeedForward,
+    How,
+    document_ids,
+    head_loss,
+    init_weights,
+    run_block,
+)
 from retnet_edge.rotary import cos_sin, rotate, turns
 
 
@@ -29,18 +37,25 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, config.d_model, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        past: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """X [B, T, d_model] -> the same shape, and all keys and values so far.
 
-        With a past, T must be 1 (one decoding step); without, attention is causal over T.
+        With a past, T must be 1 (one decoding step); without, attention is causal over T, or what
+        `mask` (bool [B, 1, T, T]) allows.
         """
         shape = (*x.shape[:2], self.heads, -1)
         q, k, v = (y.reshape(shape).transpose(1, 2) for y in self._project(x))
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=past is None)
+        causal = past is None and mask is None
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out(y.transpose(1, 2).flatten(2)), (k, v)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,10 +80,11 @@ class AttentionBlock(nn.Module):
         cos: Tensor,
         sin: Tensor,
         past: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
         dropout: float,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """X [B, T, d_model] -> the same shape, and the layer's keys and values."""
-        out, present = self.attention(self.attention_norm(x), cos, sin, past)
+        out, present = self.attention(self.attention_norm(x), cos, sin, past, mask)
         x = x + F.dropout(out, dropout, self.training)
         return x + F.dropout(self.ffn(self.ffn_norm(x)), dropout, self.training), present
 
@@ -100,6 +116,37 @@ class Transformer(nn.Module):
         position: Tensor | None = None,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Tokens [B, T] -> logits [B, T, vocab] and every layer's keys and values."""
+        x, presents = self.features(tokens, states, position)
+        return self.head(x), presents
+
+    def loss(
+        self,
+        tokens: Tensor,
+        *,
+        how: How = CHUNKWISE,
+        document_end: int | None = None,
+        compiled: bool = False,
+    ) -> Tensor:
+        """Mean nats a token of predicting tokens[:, 1:] from tokens[:, :-1]; tokens [B, T + 1].
+
+        Where `document_end` is an id, documents that end with it do not see each other. Of `how`
+        only `recompute` counts here.
+        """
+        inputs = tokens[:, :-1]
+        mask = None if document_end is None else _document_mask(inputs, document_end)
+        x, _ = self.features(inputs, None, None, mask, recompute=how.recompute)
+        return head_loss(self.head, x, tokens[:, 1:], compiled=compiled)
+
+    def features(
+        self,
+        tokens: Tensor,
+        states: Sequence[tuple[Tensor, Tensor]] | None,
+        position: Tensor | None,
+        mask: Tensor | None = None,
+        *,
+        recompute: bool = False,
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Tokens [B, T] -> what the head sees, [B, T, d_model], and all keys and values."""
         batch, length = tokens.shape
         if position is None:
             position = torch.zeros(batch, dtype=torch.int64, device=tokens.device)
@@ -108,6 +155,14 @@ class Transformer(nn.Module):
         x = F.dropout(self.embedding(tokens), self.dropout, self.training)
         presents = []
         for i, block in enumerate(self.blocks):
-            x, present = block(x, cos, sin, None if states is None else states[i], self.dropout)
+            past = None if states is None else states[i]
+            x, present = run_block(block, recompute, x, cos, sin, past, mask, self.dropout)
             presents.append(present)
-        return self.head(self.final_norm(x)), presents
+        return self.final_norm(x), presents
+
+
+def _document_mask(tokens: Tensor, end: int) -> Tensor:
+    """[B, 1, T, T]: the key is not after the query, and of the same document."""
+    documents = document_ids(tokens, end)
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    return same & torch.ones_like(same[0, 0]).tril()

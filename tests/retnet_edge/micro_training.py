@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
+import msgspec
 import torch
 
 from retnet_edge import trainer
@@ -119,4 +120,5 @@ def _bundle_that_kills(real: Any) -> Any:
 
 if __name__ == "__main__":
     _kill_in(sys.argv[3])
-    run(Path(sys.argv[1]), Path(sys.argv[2]))
+    steps = int(sys.argv[4]) if len(sys.argv) > 4 else OPTIONS.steps
+    run(Path(sys.argv[1]), Path(sys.argv[2]), msgspec.structs.replace(OPTIONS, steps=steps))

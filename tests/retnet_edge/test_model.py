@@ -223,10 +223,10 @@ def test_position_sum_is_the_sum_of_decays(gamma: float, position: int) -> None:
     if position < 10:
         direct = [math.fsum(gamma**i for i in range(m)) for m in n]
         assert np.allclose(wanted, direct, rtol=1e-9)
-    found = position_sum(log_decay, torch.tensor([position]), 3)
+    found = position_sum(log_decay, torch.tensor(n)[None])
     assert found.shape == (1, 1, 3)
     assert np.allclose(found[0, 0].numpy(), wanted, rtol=1e-9)
-    single = position_sum(log_decay.float(), torch.tensor([position]), 3)
+    single = position_sum(log_decay.float(), torch.tensor(n)[None])
     assert single.dtype == torch.float32
     assert np.allclose(single[0, 0].numpy(), wanted, rtol=1e-6)
 

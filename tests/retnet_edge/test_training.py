@@ -24,7 +24,7 @@ from retnet_edge.data import Shard
 from retnet_edge.errors import CheckFailed, InputError
 from retnet_edge.evaluate import evaluate
 from retnet_edge.metrics import read_metrics
-from retnet_edge.model import Form
+from retnet_edge.model import Form, RetNet
 from retnet_edge.trainer import TrainOptions, learning_rate, make_optimizer
 
 EVALUATED = [4, 8, 12, 16, 20, 24]
@@ -230,9 +230,58 @@ def test_evaluation_does_not_depend_on_the_batch(undisturbed: Path) -> None:
 
 def test_a_loss_that_is_not_finite_fails_the_check(inputs: Path, tmp_path: Path) -> None:
     options = msgspec.structs.replace(OPTIONS, lr=1e30, warmup=0)
-    with pytest.raises(CheckFailed, match=r"the loss is (nan|inf) at step \d+; lower --lr"):
+    with pytest.raises(
+        CheckFailed, match=r"not finite in 10 steps in a row up to step \d+; lower --lr"
+    ):
         run(inputs, tmp_path / "run", options)
     assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_a_batch_that_is_not_finite_is_skipped_counted_and_reported(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bad step in eight leaves weights and optimizer as they were before it."""
+    real, calls = RetNet.loss, 0
+    seen: list[list[torch.Tensor]] = []
+
+    def loss(self: RetNet, tokens: torch.Tensor, **options: Any) -> torch.Tensor:
+        nonlocal calls
+        if not self.training:
+            return real(self, tokens, **options)
+        calls += 1
+        seen.append([p.detach().clone() for p in self.parameters()])
+        value = real(self, tokens, **options)
+        return value * float("nan") if calls == 6 else value
+
+    monkeypatch.setattr(RetNet, "loss", loss)
+    said: list[str] = []
+    options = msgspec.structs.replace(OPTIONS, steps=8)
+    run(inputs, tmp_path / "run", options, say=said.append)
+    assert all(torch.equal(a, b) for a, b in zip(seen[5], seen[6], strict=True))
+    for before, after in ((4, 5), (6, 7)):
+        assert not torch.equal(seen[before][0], seen[after][0])
+    assert (
+        "step 6: loss nan, gradient norm nan: this batch is not trained on (1 skipped so far)"
+        in said
+    )
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [(row["step"], row["skipped"]) for row in rows] == [(4, 0), (8, 1)]
+
+
+def test_recomputing_activations_changes_no_bit(
+    undisturbed: Path, inputs: Path, tmp_path: Path
+) -> None:
+    run(inputs, tmp_path / "run", msgspec.structs.replace(OPTIONS, recompute=True))
+    assert weights(tmp_path / "run") == weights(undisturbed)
+
+
+@pytest.mark.parametrize("architecture", ["retnet", "transformer"])
+def test_separate_documents_train_unlike_joined_ones(
+    undisturbed: Path, inputs: Path, tmp_path: Path, architecture: str
+) -> None:
+    options = msgspec.structs.replace(OPTIONS, separate_documents=True, seq_len=256, batch=1)
+    result = run(inputs, tmp_path / "run", options, architecture=architecture)
+    assert result.loss < math.log(384) - 0.3
 
 
 def test_damage_done_by_the_last_update_fails_the_check(
