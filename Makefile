@@ -14,14 +14,16 @@ PY := $(VENV)/bin/python
 CLI := $(VENV)/bin/retnet-edge
 PIP := $(PY) -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
+HF4 := .venv-hf4
+LM_EVAL := .venv-lm-eval
 PIP_LOG := $(VENV)/pip.log
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint bench constraints clean
+.PHONY: help setup demo test test-slow test-hf4 test-lm-eval lint bench constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'Variables: PYTHON=$(PYTHON) WORKERS=$(WORKERS) RECIPE=$(RECIPE) CHECKPOINT=$(CHECKPOINT) PYTEST_ARGS='
 
 setup: $(STAMP)  ## make .venv and install the project in it (again only when its requirements change)
@@ -41,6 +43,12 @@ test: $(STAMP)  ## the fast tests
 test-slow: $(STAMP)  ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile -m slow $(PYTEST_ARGS)
 
+test-hf4: $(HF4)/.installed  ## retnet_edge.hf on transformers 4.57, in a venv of its own
+	OMP_NUM_THREADS=1 $(HF4)/bin/python -m pytest --noconftest $(PYTEST_ARGS) tests/retnet_edge/test_hf.py
+
+test-lm-eval: $(LM_EVAL)/.installed  ## lm-eval on the shipped checkpoint, in a venv of its own
+	OMP_NUM_THREADS=1 $(LM_EVAL)/bin/python -m pytest --noconftest -m slow $(PYTEST_ARGS) tests/retnet_edge/test_lm_eval.py
+
 lint: $(STAMP)  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -52,8 +60,8 @@ bench: $(STAMP) $(BUNDLE)/manifest.json  ## the measurements of benchmarks/ on t
 $(BUNDLE)/manifest.json:
 	$(MAKE) demo
 
-clean:  ## remove .venv, caches, build leftovers and the demo's bundle
-	rm -rf -- $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis '$(BUNDLE)'
+clean:  ## remove the venvs, caches, build leftovers and the demo's bundle
+	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis '$(BUNDLE)'
 	find retnet_edge export quantize runtime tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Only this file is watched, not pip's state: after a hand-made change in .venv, `make clean`.
@@ -72,6 +80,19 @@ $(VENV)/bin/pip:
 	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "$(PYTHON) has no venv module (Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
 	'$(PYTHON)' -m venv $(VENV)
+
+$(HF4)/.installed: pyproject.toml constraints-hf4.txt
+	'$(PYTHON)' -m venv $(HF4)
+	$(HF4)/bin/python -m pip install -q -c constraints-hf4.txt setuptools
+	$(HF4)/bin/python -m pip install -q -c constraints-hf4.txt --no-build-isolation -e '.[hf]' pytest
+	@touch $@
+
+$(LM_EVAL)/.installed: pyproject.toml constraints.txt constraints-lm-eval.txt
+	'$(PYTHON)' -m venv $(LM_EVAL)
+	$(LM_EVAL)/bin/python -m pip install -q -c constraints.txt setuptools
+	$(LM_EVAL)/bin/python -m pip install -q -c constraints.txt -c constraints-lm-eval.txt \
+	  --no-build-isolation -e '.[hf]' pytest 'lm-eval[hf]'
+	@touch $@
 
 define PINS
 import json, sys

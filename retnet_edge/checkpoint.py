@@ -12,7 +12,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from retnet_edge.config import ModelConfig, RetNetConfig, decode_config, encode_config
+from retnet_edge.config import (
+    ModelConfig,
+    RetNetConfig,
+    decode_config,
+    encode_checkpoint_config,
+)
 from retnet_edge.errors import InputError
 from retnet_edge.model import RetNet
 from retnet_edge.tokenizer import load_tokenizer
@@ -63,13 +68,21 @@ def write_checkpoint(
         name: value.detach().to("cpu", dtype).contiguous()
         for name, value in _weights(model).items()
     }
-    (folder / CONFIG_FILE).write_bytes(encode_config(model.config))
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "retnet-edge"})
+    (folder / CONFIG_FILE).write_bytes(encode_checkpoint_config(model.config))
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     tokenizer.save(str(folder / TOKENIZER_FILE))
 
 
 def load_weights(model: LanguageModel, path: Path) -> None:
-    """Load weights into a model, in its dtype.
+    """Load weights into a model, in its dtype. Raises what `read_weights` raises."""
+    stored = read_weights(model, path)
+    with torch.no_grad():
+        for name, parameter in _weights(model).items():
+            parameter.copy_(stored[name])
+
+
+def read_weights(model: LanguageModel, path: Path) -> dict[str, torch.Tensor]:
+    """The weights of a file, as stored; the model (meta tensors will do) says what must be there.
 
     Raises InputError naming the file and the first key that is missing, unknown or of another
     shape, or the damage.
@@ -89,8 +102,7 @@ def load_weights(model: LanguageModel, path: Path) -> None:
                 f"{path}: {name} has shape {list(stored[name].shape)}, the configuration needs "
                 f"{list(parameter.shape)}"
             )
-        with torch.no_grad():
-            parameter.copy_(stored[name])
+    return stored
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -14,6 +14,14 @@ import msgspec
 
 from retnet_edge.errors import InputError
 
+MODEL_TYPE = "retnet_edge"
+"""What transformers' Auto classes read in config.json to find `retnet_edge.hf`."""
+
+TRANSFORMERS_KEYS = frozenset(
+    ("model_type", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
+)
+"""Keys of config.json that are transformers' and say nothing about what a model computes."""
+
 Dim = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Epsilon = Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)]
 
@@ -180,14 +188,27 @@ def transformer_like(config: RetNetConfig) -> TransformerConfig:
 
 
 def encode_config(config: ModelConfig) -> bytes:
-    """The configuration as the indented JSON of a checkpoint's config.json."""
+    """The configuration as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n"
 
 
+def encode_checkpoint_config(config: ModelConfig) -> bytes:
+    """A checkpoint's config.json: the configuration, and the key that transformers looks for."""
+    fields = msgspec.to_builtins(config)
+    fields = {"type": fields.pop("type"), "model_type": MODEL_TYPE, **fields}
+    return msgspec.json.format(msgspec.json.encode(fields), indent=2) + b"\n"
+
+
 def decode_config(raw: bytes, where: str | Path) -> ModelConfig:
-    """Parse config.json. Raises InputError naming the file, the field and what is allowed."""
+    """Parse config.json; keys of transformers' own are skipped.
+
+    Raises InputError naming the file, the field and what is allowed.
+    """
     try:
-        config: ModelConfig = msgspec.json.decode(raw, type=ModelConfig)
+        fields = msgspec.json.decode(raw)
+        if isinstance(fields, dict):
+            fields = {key: value for key, value in fields.items() if key not in TRANSFORMERS_KEYS}
+        config: ModelConfig = msgspec.convert(fields, ModelConfig)
         return config
     except msgspec.DecodeError as error:
         raise InputError(f"{where}: not a valid model configuration: {error}") from error

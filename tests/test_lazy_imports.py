@@ -17,6 +17,7 @@ RUNTIME_MODULES = [
 ]
 
 NOT_IN_BASE_INSTALL = {
+    "accelerate",
     "executorch",
     "jinja2",
     "matplotlib",
@@ -27,6 +28,7 @@ NOT_IN_BASE_INSTALL = {
     "tensorboard",
     "torch",
     "torchao",
+    "transformers",
 }
 
 PROBE = """

@@ -1,0 +1,84 @@
+"""A checkpoint's config.json and tokenizer.json as transformers' classes (see retnet_edge.hf)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from retnet_edge.config import (
+    MODEL_TYPE,
+    RetNetConfig,
+    decode_config,
+    encode_checkpoint_config,
+)
+from retnet_edge.errors import InputError
+from retnet_edge.tokenizer import END_OF_TEXT
+
+
+class RetNetEdgeConfig(PretrainedConfig):
+    """A RetNetConfig, field by field, with what transformers keeps beside it.
+
+    `dropout` and `use_cache` are not part of a checkpoint: give them to `from_pretrained`.
+    """
+
+    model_type = MODEL_TYPE
+    has_no_defaults_at_init = True
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - transformers' own form
+    attribute_map = {  # noqa: RUF012
+        "hidden_size": "d_model",
+        "intermediate_size": "ffn_dim",
+        "num_attention_heads": "heads",
+        "num_hidden_layers": "layers",
+        "tie_word_embeddings": "tie_embeddings",
+    }
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Check the fields of a config.json. Raises InputError naming what is not allowed."""
+        where = kwargs.get("name_or_path") or kwargs.get("_name_or_path") or "RetNetEdgeConfig"
+        names = ("type", *RetNetConfig.__struct_fields__)
+        fields = {name: kwargs.pop(name) for name in names if name in kwargs}
+        config = decode_config(msgspec.json.encode({"type": "retnet", **fields}), where)
+        if not isinstance(config, RetNetConfig):
+            raise InputError(f"{where}: is a Transformer; retnet_edge.hf runs RetNets only")
+        for name in RetNetConfig.__struct_fields__:
+            setattr(self, name, getattr(config, name))
+        self.type = "retnet"
+        self.dropout = kwargs.pop("dropout", 0.0)
+        self.use_cache = kwargs.pop("use_cache", True)
+        kwargs["tie_word_embeddings"] = config.tie_embeddings
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As its parent; `name_or_path` says where the fields are from (4.57 tells it too late)."""
+        if "name_or_path" in kwargs:
+            config_dict = {**config_dict, "name_or_path": kwargs["name_or_path"]}
+        return super().from_dict(config_dict, **kwargs)
+
+    def retnet_config(self) -> RetNetConfig:
+        """The configuration that the attributes spell now. Raises InputError if they do not fit."""
+        fields = {name: getattr(self, name) for name in RetNetConfig.__struct_fields__}
+        return msgspec.convert(fields | {"type": "retnet"}, RetNetConfig)
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """What a checkpoint's config.json holds, and nothing else."""
+        return encode_checkpoint_config(self.retnet_config()).decode()
+
+
+class RetNetEdgeTokenizer(PreTrainedTokenizerFast):
+    """tokenizer.json as it is, without token types.
+
+    It has no `__init__`: with one, transformers 5 rebuilds the tokenizer from its vocabulary alone.
+    """
+
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """`<|endoftext|>` ends a text, where the vocabulary has it and no other token is named."""
+        tokenizer = super().from_pretrained(*args, **kwargs)
+        if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():
+            tokenizer.eos_token = END_OF_TEXT
+        return tokenizer
