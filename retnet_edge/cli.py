@@ -32,6 +32,9 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "train": Entry("retnet_edge.commands_train:train", "Train a model on text files."),
+    "import": Entry(
+        "retnet_edge.commands_import:import_command", "Take another project's RetNet checkpoint."
+    ),
     "export": Entry("retnet_edge.commands_make:export", "Lower a checkpoint to an fp32 bundle."),
     "quantize": Entry("retnet_edge.commands_make:quantize", "Apply a recipe to a bundle."),
     "verify": Entry("retnet_edge.commands_make:verify", "Judge a bundle by its checkpoint."),

@@ -1,0 +1,94 @@
+"""`retnet-edge import`: another project's RetNet checkpoint becomes one of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retnet_edge.checkpoint import TOKENIZER_FILE, write_checkpoint
+from retnet_edge.errors import InputError
+from retnet_edge.import_files import (
+    CONFIG_FILE,
+    SourceWeights,
+    read_fields,
+    read_source_weights,
+    source_folder,
+)
+from retnet_edge.import_fla import import_fla
+from retnet_edge.import_layout import Imported
+from retnet_edge.import_torchscale import import_syncdoth, import_torchscale
+from retnet_edge.model import RetNet
+from retnet_edge.runtime.writer import new_bundle
+from retnet_edge.tokenizer import load_tokenizer
+
+FORMATS: dict[str, Callable[[dict[str, Any], SourceWeights, str], Imported]] = {
+    "torchscale": import_torchscale,
+    "fla": import_fla,
+    "syncdoth": import_syncdoth,
+}
+
+
+def import_checkpoint(
+    source: str | Path,
+    out: str | Path,
+    *,
+    source_format: str = "auto",
+    tokenizer: str | Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Write the RetNet in `source`, a folder or a hub id, as a checkpoint directory `out`.
+
+    `source_format` is a key of FORMATS, or "auto": the names of the weights tell. `tokenizer` is a
+    tokenizer.json for a source that has none. Weights are stored in float32. Raises InputError
+    naming what is unknown, missing or does not fit; nothing is written then.
+    """
+    folder = source_folder(str(source))
+    out = Path(out)
+    if out.exists():
+        raise InputError(f"{out} exists already: name a new directory or remove it first")
+    tokenizer_file = folder / TOKENIZER_FILE if tokenizer is None else Path(tokenizer)
+    if tokenizer is None and not tokenizer_file.is_file():
+        raise InputError(f"{folder}: has no {TOKENIZER_FILE}; name one with --tokenizer")
+    words = load_tokenizer(tokenizer_file)
+    fields = read_fields(folder)
+    weights = read_source_weights(folder)
+    if source_format == "auto":
+        source_format = detect_format(weights)
+    if source_format not in FORMATS:
+        raise InputError(f"unknown format {source_format!r}; known: auto, {', '.join(FORMATS)}")
+    config, tensors = FORMATS[source_format](fields, weights, str(folder / CONFIG_FILE))
+    weights.finish()
+    if words.get_vocab_size() > config.vocab_size:
+        raise InputError(
+            f"{tokenizer_file}: {words.get_vocab_size()} tokens do not fit the model's vocabulary "
+            f"of {config.vocab_size}"
+        )
+    with torch.device("meta"):
+        model = RetNet(config)
+    model.load_state_dict(tensors, strict=not config.tie_embeddings, assign=True)
+    if config.tie_embeddings:
+        model.head.weight = model.embedding.weight
+    with new_bundle(out) as target:
+        write_checkpoint(target, model, words)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(
+        f"{source_format}: {parameters:,} parameters, {config.layers} layers of {config.heads} heads "
+        f"({config.key_head_dim} × {config.value_head_dim}), vocabulary {config.vocab_size}"
+    )
+    return out
+
+
+def detect_format(weights: SourceWeights) -> str:
+    """The project whose names the weights carry. Raises InputError where none is known."""
+    names = weights.names()
+    if "model.embeddings.weight" in weights:
+        return "fla"
+    if any(".retention.q_proj." in name for name in names):
+        return "syncdoth" if "model.embed_tokens.weight" in weights else "torchscale"
+    raise InputError(
+        f"{weights.where}: not the names of a RetNet of {', '.join(FORMATS)}; the first weight is "
+        f"{names[0]}"
+    )
