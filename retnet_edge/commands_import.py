@@ -20,7 +20,9 @@ _FORMATS = ("auto", "torchscale", "fla", "syncdoth")
     show_default=True,
     help="Whose checkpoint it is.",
 )
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, if it has none.")
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, if it has none."
+)
 def import_command(source: str, out: Path, source_format: str, tokenizer: Path | None) -> None:
     """Write the RetNet in SOURCE, a folder or a hub id, as a checkpoint at OUT."""
     from retnet_edge.import_checkpoint import import_checkpoint

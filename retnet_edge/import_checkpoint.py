@@ -75,8 +75,8 @@ def import_checkpoint(
         write_checkpoint(target, model, words)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(
-        f"{source_format}: {parameters:,} parameters, {config.layers} layers of {config.heads} heads "
-        f"({config.key_head_dim} × {config.value_head_dim}), vocabulary {config.vocab_size}"
+        f"{source_format}: {parameters:,} parameters, {config.layers} layers of {config.heads} "
+        f"heads ({config.key_head_dim} × {config.value_head_dim}), vocabulary {config.vocab_size}"
     )
     return out
 

@@ -181,5 +181,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: holds no weights by name")
     for name, value in found.items():
         if not isinstance(value, Tensor):
-            raise InputError(f"{path}: {name} is no tensor; save the model's state_dict() by itself")
+            raise InputError(
+                f"{path}: {name} is no tensor; save the model's state_dict() by itself"
+            )
     return found

@@ -8,7 +8,7 @@ scale, and in the recurrent form see o / sqrt(Z_n), which is our eps rule "z_n".
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -32,7 +32,7 @@ from retnet_edge.import_layout import (
     whole,
 )
 
-_ACTIVATIONS = {"swish": "silu", "silu": "silu", "gelu": "gelu"}
+_ACTIVATIONS: dict[str, Literal["silu", "gelu"]] = {"swish": "silu", "silu": "silu", "gelu": "gelu"}
 _BEFORE_SEPTEMBER_2023 = "retention.q_proj.bias"
 
 
@@ -133,9 +133,9 @@ def _import(
             "28 September 2023; only the later one can be imported"
         )
     d, heads = given.decoder_embed_dim, given.decoder_retention_heads
+    embedding = weights.take(f"{prefix}embed_tokens.weight", None, d)
     keys = whole(where, "decoder_embed_dim", d, heads)
     values = whole(where, "decoder_value_embed_dim", given.decoder_value_embed_dim, heads)
-    embedding = weights.take(f"{prefix}embed_tokens.weight", None, d)
     norm = (
         weights.take(f"{prefix}layernorm_embedding.weight", d)
         if given.layernorm_embedding
@@ -156,7 +156,7 @@ def _import(
         key_head_dim=keys,
         value_head_dim=values,
         ffn_dim=given.decoder_ffn_embed_dim,
-        activation="silu" if _ACTIVATIONS[given.activation_fn] == "silu" else "gelu",
+        activation=_ACTIVATIONS[given.activation_fn],
         norm_eps=given.layernorm_eps,
         head_norm_eps=given.layernorm_eps,
         head_norm_eps_rule="z_n",
@@ -216,5 +216,7 @@ def _stored_thetas(
         return formula
     real, imag = weights.take(name, keys).double().reshape(keys // 2, 2).T
     if not torch.equal(real, imag):
-        raise InputError(f"{weights.where}: {name} does not hold one angle for each pair of channels")
+        raise InputError(
+            f"{weights.where}: {name} does not hold one angle for each pair of channels"
+        )
     return tuple(real.tolist())
