@@ -203,7 +203,7 @@ def write_case(name: str, case: Case, *, ending: str, prefix: str = "") -> None:
         write_shards(folder, weights)
     else:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    expected = {form: value.float().cpu().numpy() for form, value in logits.items()}
+    expected: dict[str, Any] = {form: value.float().cpu().numpy() for form, value in logits.items()}
     np.savez_compressed(folder / "expected.npz", tokens=tokens.numpy(), **expected)
     for form, value in expected.items():
         first = next(iter(expected.values()))[:, : value.shape[1]]

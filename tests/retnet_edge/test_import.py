@@ -23,9 +23,11 @@ from retnet_edge.model import RetNet
 from retnet_edge.tokenizer import train_tokenizer
 
 DATA = Path(__file__).parent.parent / "data" / "import"
+EXACTLY = 2e-6
+"""Of the largest logit: float32 rounding. torchscale and syncdoth norm in float32 even inside a
+float64 model, and fla's kernels are float32 throughout."""
 TOLERANCE = 2e-5
-"""Of the largest logit. torchscale and syncdoth norm in float32 inside a float64 model, and fla's
-kernels are float32 throughout."""
+"""Of the largest logit, where the original itself differs between its forms."""
 
 # The form that is exactly ours, and what the others of the same project are off by, of the largest
 # logit: the parallel form of torchscale and syncdoth sees the eps of the head norm through another
@@ -92,7 +94,7 @@ def test_logits_are_the_originals(case: str, tokenizer: Path, tmp_path: Path) ->
         {"form": "recurrent"},
         {"form": "chunkwise", "chunk": 16},
     ):
-        assert difference(model, case, EXACT[case], **how) < TOLERANCE, how
+        assert difference(model, case, EXACT[case], **how) < EXACTLY, how
     assert expected(case)[EXACT[case]].std() > 0.9
 
 
@@ -141,9 +143,10 @@ def test_rows_of_queries_left_interleaved_show(tokenizer: Path, tmp_path: Path) 
     model = imported("torchscale-0.3.0", tokenizer, tmp_path / "out")
     stored = torch.load(DATA / "torchscale-0.3.0" / "checkpoint.pt", weights_only=True)["model"]
     with torch.no_grad():
-        for layer, block in enumerate(model.blocks):
+        for layer in range(model.config.layers):
             rows = [stored[f"decoder.layers.{layer}.retention.{name}_proj.weight"] for name in "qk"]
-            block.retention.qkvg.weight[:96] = torch.cat(rows).double()
+            ours = model.get_parameter(f"blocks.{layer}.retention.qkvg.weight")
+            ours[:96] = torch.cat(rows).double()
     assert difference(model, "torchscale-0.3.0", "recurrent") > 100 * TOLERANCE
 
 
