@@ -72,7 +72,7 @@ def add_state_in(
     state: Tensor,
     documents: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs and state out of a span, given those from a zero state and the state that comes in."""
+    """Outputs and state out of a span, given those from a zero state and the state coming in."""
     added = out_of_state(q, log_decay, state)
     kept = torch.exp(log_decay * q.shape[2])[:, None, None] * state
     if documents is not None:

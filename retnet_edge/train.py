@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 
 from retnet_edge.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, load_checkpoint
 from retnet_edge.config import ModelConfig, RetNetConfig, decode_config, transformer_like
-from retnet_edge.data import write_shard
+from retnet_edge.data import Shard, write_shard
+from retnet_edge.distributed import processes
 from retnet_edge.errors import InputError
 from retnet_edge.evaluate import Evaluation
 from retnet_edge.presets import preset
@@ -26,6 +27,8 @@ from retnet_edge.tokenizer import (
 )
 from retnet_edge.trainer import RUN_FILE, TrainOptions, fit
 
+TRAIN_SHARD = Path("data/train.bin")
+VALID_SHARD = Path("data/valid.bin")
 VOCABULARY_MULTIPLE = 128
 
 
@@ -41,6 +44,7 @@ def train(
     tokenizer: str | Path | None = None,
     init: str | Path | None = None,
     device: str = "auto",
+    context_parallel: int = 1,
     compile_model: bool | None = None,
     eval_every: int = 500,
     save_every: int = 500,
@@ -53,12 +57,63 @@ def train(
     size. Without `tokenizer` a byte-level BPE of `vocab_size` is trained on the same text. A
     checkpoint `init` gives configuration, tokenizer and first weights instead of all these.
     `device` "auto" takes a GPU where there is one; the model is compiled there by default.
+    Where torchrun has started several processes, each calls this and they train together, groups
+    of `context_parallel` of them sharing each sequence.
     Raises InputError for bad input, CheckFailed where the loss is not finite.
     """
     out = Path(out)
     device = pick_device(device)
-    sources = [Path(source) for source in data]
-    for path in (*sources, Path(valid)):
+
+    def prepare() -> tuple[ModelConfig, TrainOptions, Path | None]:
+        return _prepare(
+            out,
+            [Path(source) for source in data],
+            Path(valid),
+            options,
+            model=model,
+            architecture=architecture,
+            vocab_size=vocab_size,
+            tokenizer=tokenizer,
+            init=init,
+            device=device,
+            say=say,
+        )
+
+    with processes(device, context_parallel) as world:
+        config, options, initial = world.once(prepare)
+        return fit(
+            out,
+            config,
+            options,
+            Shard(out / TRAIN_SHARD),
+            Shard(out / VALID_SHARD),
+            initial=initial,
+            device=world.device,
+            world=world,
+            compile_model=device.startswith("cuda") if compile_model is None else compile_model,
+            eval_every=eval_every,
+            save_every=save_every,
+            tensorboard=tensorboard,
+            say=say,
+        )
+
+
+def _prepare(
+    out: Path,
+    sources: list[Path],
+    valid: Path,
+    options: TrainOptions,
+    *,
+    model: str,
+    architecture: Literal["retnet", "transformer"],
+    vocab_size: int,
+    tokenizer: str | Path | None,
+    init: str | Path | None,
+    device: str,
+    say: Callable[[str], None],
+) -> tuple[ModelConfig, TrainOptions, Path | None]:
+    """Tokenizer and shards of the run; its configuration, options and first weights."""
+    for path in (*sources, valid):
         next(read_documents(path))  # before the work: it is there, and it is text
     started = None if init is None else load_checkpoint(init)
     if started is not None:
@@ -74,28 +129,15 @@ def train(
             config = _config(model, bpe.get_vocab_size())
             if architecture == "transformer":
                 config = _transformer(model, config)
-        train_shard = write_shard(sources, bpe, out / "data" / "train.bin")
-        valid_shard = write_shard([Path(valid)], bpe, out / "data" / "valid.bin")
+        train_shard = write_shard(sources, bpe, out / TRAIN_SHARD)
+        valid_shard = write_shard([valid], bpe, out / VALID_SHARD)
         train_shard.batch(options.seed, 0, options.batch, options.seq_len)  # it is long enough
     say(
         f"{train_shard.info.tokens:,} training tokens "
         f"({train_shard.info.text_bytes / train_shard.info.tokens:.2f} bytes each), "
         f"{valid_shard.info.tokens:,} held out; device {device}"
     )
-    return fit(
-        out,
-        config,
-        options,
-        train_shard,
-        valid_shard,
-        initial=None if started is None else started.path / WEIGHTS_FILE,
-        device=device,
-        compile_model=device.startswith("cuda") if compile_model is None else compile_model,
-        eval_every=eval_every,
-        save_every=save_every,
-        tensorboard=tensorboard,
-        say=say,
-    )
+    return config, options, None if started is None else started.path / WEIGHTS_FILE
 
 
 def train_options(**options: Any) -> TrainOptions:
