@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from retnet_edge.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, load_checkpoint
 from retnet_edge.config import ModelConfig, RetNetConfig, decode_config, transformer_like
 from retnet_edge.data import Shard, write_shard
-from retnet_edge.distributed import processes
+from retnet_edge.distributed import World, processes
 from retnet_edge.errors import InputError
 from retnet_edge.evaluate import Evaluation
 from retnet_edge.presets import preset
@@ -25,7 +25,7 @@ from retnet_edge.tokenizer import (
     read_documents,
     train_tokenizer,
 )
-from retnet_edge.trainer import RUN_FILE, TrainOptions, fit
+from retnet_edge.trainer import RUN_FILE, TrainOptions, check_shares, fit
 
 TRAIN_SHARD = Path("data/train.bin")
 VALID_SHARD = Path("data/valid.bin")
@@ -75,7 +75,7 @@ def train(
             vocab_size=vocab_size,
             tokenizer=tokenizer,
             init=init,
-            device=device,
+            world=world,
             say=say,
         )
 
@@ -109,7 +109,7 @@ def _prepare(
     vocab_size: int,
     tokenizer: str | Path | None,
     init: str | Path | None,
-    device: str,
+    world: World,
     say: Callable[[str], None],
 ) -> tuple[ModelConfig, TrainOptions, Path | None]:
     """Tokenizer and shards of the run; its configuration, options and first weights."""
@@ -119,23 +119,21 @@ def _prepare(
     if started is not None:
         tokenizer = started.path / TOKENIZER_FILE
         options = msgspec.structs.replace(options, init_sha256=started.weights_sha256())
+        config = started.config
     else:
-        _config(model, SMALLEST_VOCABULARY)
+        config = _config(model, architecture, SMALLEST_VOCABULARY)
+    check_shares(config, options, world)
     with _removed_on_bad_input(out):
         bpe = _tokenizer(out, sources, tokenizer, vocab_size, say)
-        if started is not None:
-            config = started.config
-        else:
-            config = _config(model, bpe.get_vocab_size())
-            if architecture == "transformer":
-                config = _transformer(model, config)
+        if started is None:
+            config = _config(model, architecture, bpe.get_vocab_size())
         train_shard = write_shard(sources, bpe, out / TRAIN_SHARD)
         valid_shard = write_shard([valid], bpe, out / VALID_SHARD)
         train_shard.batch(options.seed, 0, options.batch, options.seq_len)  # it is long enough
     say(
         f"{train_shard.info.tokens:,} training tokens "
         f"({train_shard.info.text_bytes / train_shard.info.tokens:.2f} bytes each), "
-        f"{valid_shard.info.tokens:,} held out; device {device}"
+        f"{valid_shard.info.tokens:,} held out; device {world.device}"
     )
     return config, options, None if started is None else started.path / WEIGHTS_FILE
 
@@ -197,8 +195,11 @@ def _tokenizer(
     return load_tokenizer(path)
 
 
-def _config(model: str, entries: int) -> ModelConfig:
+def _config(
+    model: str, architecture: Literal["retnet", "transformer"], entries: int
+) -> ModelConfig:
     """A preset with the tokenizer's entries, rounded up to what block quantizers divide."""
+    config: ModelConfig
     if model.endswith(".json"):
         try:
             config = decode_config(Path(model).read_bytes(), model)
@@ -208,11 +209,10 @@ def _config(model: str, entries: int) -> ModelConfig:
             raise InputError(
                 f"{model}: vocab_size is {config.vocab_size}; the tokenizer has {entries} tokens"
             )
+    else:
+        config = preset(model, -(-entries // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE)
+    if architecture == "retnet":
         return config
-    return preset(model, -(-entries // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE)
-
-
-def _transformer(model: str, config: ModelConfig) -> ModelConfig:
     if not isinstance(config, RetNetConfig):
         raise InputError(f"{model}: --arch transformer derives its size from a RetNet's")
     return transformer_like(config)

@@ -89,6 +89,26 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     config: ModelConfig
 
 
+def check_shares(config: ModelConfig, options: TrainOptions, world: World) -> None:
+    """Raises InputError for a run that the processes of `world` cannot share."""
+    if options.batch % world.groups:
+        raise InputError(
+            f"--batch {options.batch} cannot be shared by {world.groups} processes or groups of "
+            "them: each takes equally many sequences"
+        )
+    if world.size > 1 and options.int8_aware > 0:
+        raise InputError("int8-aware training runs in a single process")
+    if world.context is None:
+        return
+    if not isinstance(config, RetNetConfig):
+        raise InputError("--context-parallel is for RetNets: attention needs all keys on each rank")
+    if options.seq_len % world.context.size:
+        raise InputError(
+            f"--seq-len {options.seq_len} cannot be cut into {world.context.size} equal spans "
+            "(--context-parallel)"
+        )
+
+
 def learning_rate(options: TrainOptions, step: int) -> float:
     """Linear warm-up, then a cosine down to final_lr_ratio · lr at the last step."""
     if step < options.warmup:
@@ -283,9 +303,9 @@ def _loss_function(
 def _open_run(out: Path, run: Run, world: World) -> None:
     """Write run.json, or check that the run in `out` is the same one and not complete.
 
-    Raises InputError also for a run that so many processes cannot share.
+    Raises InputError also for what `check_shares` refuses.
     """
-    _check_shares(run, world)
+    check_shares(run.config, run.options, world)
     path = out / RUN_FILE
     if path.exists():
         try:
@@ -301,26 +321,6 @@ def _open_run(out: Path, run: Run, world: World) -> None:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n")
     if (out / "checkpoint").exists():
         raise InputError(f"{out / 'checkpoint'}: the run is complete; give another --out")
-
-
-def _check_shares(run: Run, world: World) -> None:
-    options = run.options
-    if options.batch % world.groups:
-        raise InputError(
-            f"--batch {options.batch} cannot be shared evenly: the processes make {world.groups} "
-            "groups, of which each takes equally many sequences"
-        )
-    if world.size > 1 and options.int8_aware > 0:
-        raise InputError("int8-aware training runs in a single process")
-    if world.context is None:
-        return
-    if not isinstance(run.config, RetNetConfig):
-        raise InputError("--context-parallel is for RetNets: attention needs all keys on each rank")
-    if options.seq_len % world.context.size:
-        raise InputError(
-            f"--seq-len {options.seq_len} cannot be cut into {world.context.size} equal spans "
-            "(--context-parallel)"
-        )
 
 
 def _resume(
