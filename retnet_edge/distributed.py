@@ -177,10 +177,10 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def whole_weights(model: nn.Module, world: World) -> dict[str, Tensor]:
-    """Every parameter by name, on the CPU of the first rank; elsewhere empty."""
+def whole_weights(parameters: dict[str, nn.Parameter], world: World) -> dict[str, Tensor]:
+    """The parameters by name, whole, on the CPU of the first rank; elsewhere empty."""
     found = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         value = whole(parameter.detach())
         if world.first:
             found[name] = value.cpu()

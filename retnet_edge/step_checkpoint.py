@@ -43,6 +43,7 @@ from retnet_edge.runtime.writer import replace_file
 
 MANIFEST_FILE = "manifest.json"
 METADATA_FILE = ".metadata"
+STATE = "state"
 KEPT = 2
 
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -72,14 +73,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[str, FileEntry]
 
 
-def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def training_state(
+    parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
     """Every tensor that a step of AdamW changes: weights, moments and steps, themselves, by name.
 
-    Moments that the first step would make are made here, zero as there.
+    `parameters` by name are those that the optimizer was made with. Moments that the first step
+    would make are made here, zero as there.
     """
     fused = any(group["fused"] for group in optimizer.param_groups)
     state = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         moments = optimizer.state[parameter]
         if not moments:
             device = parameter.device if fused else torch.device("cpu")
@@ -154,7 +158,7 @@ class StepCheckpoints:
         """
         manifest = _decode_manifest(path)
         try:
-            load(state, storage_reader=_Reader(path), process_group=self._group)
+            load({STATE: state}, storage_reader=_Reader(path), process_group=self._group)
         except CheckpointException as error:
             cause = _cause(error)
             raise InputError(f"{path}: cannot be read: {cause}") from cause
@@ -168,7 +172,7 @@ class StepCheckpoints:
         self.wait()
         staging = self._folder / f".step-{progress.step:08d}.partial"
         written = async_save(
-            state, storage_writer=FileSystemWriter(staging), process_group=self._group
+            {STATE: state}, storage_writer=FileSystemWriter(staging), process_group=self._group
         )
         assert isinstance(written, Future)
         self._pending = self._thread.submit(self._complete, written, staging, progress)

@@ -173,10 +173,12 @@ def fit(
         shard(model, world, bfloat16=autocast)
         autocast = False  # the parameters themselves are bfloat16 where they are used
     model.to(world.device).train()
+    # taken once: after an evaluation FSDP's root module shows gathered copies instead
+    parameters = dict(model.named_parameters())
     optimizer = make_optimizer(model, options)
     losses_of = _loss_function(model, options, tokenizer, world, compile_model)
     checkpoints = StepCheckpoints(out / "steps", group=world.files, first=world.first)
-    start, skipped = _resume(checkpoints, model, optimizer, world, say)
+    start, skipped = _resume(checkpoints, training_state(parameters, optimizer), world, say)
     skipped_in_a_row = 0
     log = MetricsLog(out, from_step=start, tensorboard=tensorboard) if world.first else None
 
@@ -208,7 +210,7 @@ def fit(
                 loss, int8_kl = losses_of(tokens)
             (loss + options.int8_aware * int8_kl).backward()  # type: ignore[no-untyped-call]
             loss = world.mean(loss.detach())
-            norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip))
+            norm = whole(torch.nn.utils.clip_grad_norm_(parameters.values(), options.clip))
             done = step + 1
             if math.isfinite((loss + norm).item()):  # both are the same on all ranks
                 optimizer.step()
@@ -257,16 +259,16 @@ def fit(
                 )
                 began, began_step = time.perf_counter(), done
             if done % save_every == 0 and done < options.steps:
-                checkpoints.save(Progress(done, skipped), training_state(model, optimizer))
+                checkpoints.save(Progress(done, skipped), training_state(parameters, optimizer))
                 began, began_step = time.perf_counter(), done
 
     if options.int8_aware:
         with torch.no_grad():
             for parameter, rounded in zip(
-                model.parameters(), on_grid(dict(model.named_parameters())).values(), strict=True
+                parameters.values(), on_grid(dict(parameters)).values(), strict=True
             ):
                 parameter.copy_(rounded)
-    weights = whole_weights(model, world)
+    weights = whole_weights(parameters, world)
     world.once(lambda: _write_result(out / "checkpoint", model, tokenizer, weights))
     return validate()
 
@@ -325,8 +327,7 @@ def _open_run(out: Path, run: Run, world: World) -> None:
 
 def _resume(
     checkpoints: StepCheckpoints,
-    model: LanguageModel,
-    optimizer: torch.optim.Optimizer,
+    state: dict[str, Tensor],
     world: World,
     say: Callable[[str], None],
 ) -> Progress:
@@ -334,7 +335,7 @@ def _resume(
     newest = world.once(lambda: checkpoints.newest(say))
     if newest is None:
         return Progress(0, 0)
-    progress = checkpoints.load(newest, training_state(model, optimizer))
+    progress = checkpoints.load(newest, state)
     say(f"resuming from {newest}")
     return progress
 

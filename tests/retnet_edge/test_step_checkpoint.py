@@ -213,7 +213,7 @@ def test_the_state_is_what_adamw_makes_itself() -> None:
     models = [nn.Linear(4, 3) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     optimizers = [torch.optim.AdamW(model.parameters()) for model in models]
-    made = training_state(models[1], optimizers[1])
+    made = training_state(dict(models[1].named_parameters()), optimizers[1])
     assert set(made) == {
         f"{kind}.{name}"
         for kind in ("weights", "step", "exp_avg", "exp_avg_sq")
@@ -224,7 +224,10 @@ def test_the_state_is_what_adamw_makes_itself() -> None:
             optimizer.zero_grad()
             model(torch.arange(8.0).reshape(2, 4) * (step + 1)).square().sum().backward()
             optimizer.step()
-    found = [training_state(*pair) for pair in zip(models, optimizers, strict=True)]
+    found = [
+        training_state(dict(model.named_parameters()), optimizer)
+        for model, optimizer in zip(models, optimizers, strict=True)
+    ]
     for name, tensor in found[0].items():
         assert torch.equal(tensor, found[1][name])
         assert found[1][name].data_ptr() == made[name].data_ptr()
