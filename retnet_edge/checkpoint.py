@@ -62,11 +62,15 @@ def write_checkpoint(
     tokenizer: Tokenizer,
     *,
     dtype: torch.dtype = torch.float32,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write the three files into an existing folder; weights are stored in `dtype`."""
+    """Write the three files into an existing folder; weights are stored in `dtype`.
+
+    `weights` by name stand for the model's own, where these are spread over ranks.
+    """
     tensors = {
         name: value.detach().to("cpu", dtype).contiguous()
-        for name, value in _weights(model).items()
+        for name, value in (weights or _weights(model)).items()
     }
     (folder / CONFIG_FILE).write_bytes(encode_checkpoint_config(model.config))
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import click
 
 from retnet_edge import __version__
-from retnet_edge.errors import DISK_FULL, CheckFailed, InputError, is_disk_full
+from retnet_edge.errors import DISK_FULL, CheckFailed, InputError, SaidElsewhere, is_disk_full
 
 PROGRAM = "retnet-edge"
 
@@ -106,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except CheckFailed as verdict:
         return _fail(str(verdict), 1)
+    except SaidElsewhere:
+        return 1
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:

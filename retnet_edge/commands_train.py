@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,6 +78,13 @@ _PATH = click.Path(path_type=Path)
     help="auto: bfloat16 on a GPU.",
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
+@click.option(
+    "--context-parallel",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that share each sequence (torchrun starts them; RetNet only).",
+)
 @click.option("--compile/--no-compile", "compile_model", default=None, help="[default: on a GPU]")
 @click.option("--eval-every", type=click.IntRange(min=1), default=500, show_default=True)
 @click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True)
@@ -95,6 +103,7 @@ def train(
     init: Path | None,
     precision: str,
     device: str,
+    context_parallel: int,
     compile_model: bool | None,
     eval_every: int,
     save_every: int,
@@ -124,12 +133,15 @@ def train(
         tokenizer=tokenizer,
         init=init,
         device=device,
+        context_parallel=context_parallel,
         compile_model=compile_model,
         eval_every=eval_every,
         save_every=save_every,
         tensorboard=tensorboard,
         say=lambda text: click.echo(text, err=True),
     )
+    if os.environ.get("RANK", "0") != "0":
+        return
     click.echo(
         f"{out / 'checkpoint'}: held-out perplexity {result.perplexity:.2f}, "
         f"{result.bits_per_byte:.4f} bits a byte"

@@ -45,9 +45,12 @@ class Shard:
                 f"{path}: holds {len(self.tokens)} tokens, its description says {self.info.tokens}"
             )
 
-    def batch(self, seed: int, step: int, batch: int, length: int) -> NDArray[np.int64]:
+    def batch(
+        self, seed: int, step: int, batch: int, length: int, rows: range | None = None
+    ) -> NDArray[np.int64]:
         """[batch, length + 1] token ids of training step `step` (inputs and shifted targets).
 
+        `rows`, where given, are those of the batch that are wanted: one rank's, of several.
         Blocks are visited in a new random order, cut at a new random phase, every epoch.
         Raises InputError where the shard is shorter than one block.
         """
@@ -57,13 +60,13 @@ class Shard:
                 f"{self.info.tokens} tokens are too few for sequences of {length}; give more text "
                 f"or a shorter --seq-len (at most {(self.info.tokens - 1) // 2})"
             )
-        rows = []
-        for index in range(step * batch, (step + 1) * batch):
-            epoch, place = divmod(index, blocks)
+        found = []
+        for row in range(batch) if rows is None else rows:
+            epoch, place = divmod(step * batch + row, blocks)
             order, phase = _epoch_order(seed, epoch, blocks, length)
             start = phase + int(order[place]) * length
-            rows.append(self.tokens[start : start + length + 1].astype(np.int64))
-        return np.stack(rows)
+            found.append(self.tokens[start : start + length + 1].astype(np.int64))
+        return np.stack(found)
 
     def contexts(self, length: int) -> Iterator[NDArray[np.int64]]:
         """Consecutive blocks of at most length + 1 tokens, overlapping by one, for evaluation."""

@@ -1,4 +1,4 @@
-"""The two ways in which a command ends without having done its work, and the full disk."""
+"""The ways in which a command ends without having done its work, and the full disk."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class InputError(ValueError):
 
 class CheckFailed(Exception):  # noqa: N818 - a verdict about the bundle, not an error of the tool
     """The work was done and says no (a figure is out of tolerance): exit status 1."""
+
+
+class SaidElsewhere(Exception):  # noqa: N818 - as above
+    """What ends this process is said by another one, of those that train together."""
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -10,6 +10,8 @@ import torch
 
 from retnet_edge.checkpoint import LanguageModel
 from retnet_edge.data import Shard
+from retnet_edge.distributed import World
+from retnet_edge.model import How
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,21 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel, shard: Shard, *, length: int, batch: int, autocast: bool
+    model: LanguageModel,
+    shard: Shard,
+    *,
+    length: int,
+    batch: int,
+    autocast: bool,
+    world: World | None = None,
 ) -> Evaluation:
-    """Score every token of the shard but the first, in contexts of `length` tokens from zero."""
+    """Score every token of the shard but the first, in contexts of `length` tokens from zero.
+
+    The ranks of a `world` share the work, and all of them return the whole.
+    """
     device = model.embedding.weight.device
+    world = World(str(device)) if world is None else world
+    how = How(context=world.context)
     was_training = model.training
     model.eval()
     nats, tokens = 0.0, 0
@@ -55,11 +68,15 @@ def evaluate(
         last = index + 1 == len(contexts)
         if len(rows) < batch and not last and len(contexts[index + 1]) == len(context):
             continue
-        block = torch.from_numpy(np.stack(rows)).to(device)
+        share = world.share(len(rows))
+        mine = [rows[i] for i in share] or rows[:1]  # with none of its own it still takes part
+        block = torch.from_numpy(np.stack(mine)).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            mean = model.loss(block)
-        nats += mean.item() * block[:, 1:].numel()
-        tokens += block[:, 1:].numel()
+            mean = model.loss(block, how=how)
+        targets = block[:, 1:] if world.context is None else world.context.span(block[:, 1:])
+        if share:
+            nats += mean.item() * targets.numel()
+        tokens += len(rows) * (len(context) - 1)
         rows = []
     model.train(was_training)
-    return Evaluation(nats, tokens, shard.info.text_bytes)
+    return Evaluation(world.sum(nats), tokens, shard.info.text_bytes)

@@ -25,7 +25,8 @@ def cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, *, compiled: bool 
     """Mean negative log-likelihood, nats a row, of softmax(x Wᵀ): a scalar, float32 at least.
 
     x [N, D] in the dtype of the products, weight [V, D], targets [N]. Gradients reach x in its
-    dtype and the weight summed in its own. `compiled` fuses the element-wise part.
+    dtype and the weight in its own, summed in float32 at least. `compiled` fuses the element-wise
+    part.
     """
     loss: Tensor = _ChunkedCrossEntropy.apply(x, weight, targets, compiled)  # type: ignore[no-untyped-call]
     return loss
@@ -40,7 +41,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             step = _compiled() if compiled else nll_and_gradient
             total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
             dx = torch.empty_like(x) if wants_x else None
-            dw = torch.zeros_like(weight) if wants_weight else None
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            dw = torch.zeros_like(weight, dtype=wide) if wants_weight else None
             rows = max(1, LOGITS_AT_ONCE // weight.shape[0])
             for start in range(0, x.shape[0], rows):
                 part = slice(start, start + rows)
@@ -50,7 +52,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     torch.mm(gradient, w, out=dx[part])
                 if dw is not None:
                     dw += gradient.mT @ x[part]
-        ctx.save_for_backward(dx, dw)
+        ctx.save_for_backward(dx, None if dw is None else dw.to(weight.dtype))
         return total
 
     @staticmethod

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from retnet_edge.config import RetNetConfig
+from retnet_edge.context_parallel import Context, add_state_in
 from retnet_edge.loss import cross_entropy
 from retnet_edge.retention import retention_chunkwise, retention_parallel, retention_recurrent
 from retnet_edge.rotary import cos_sin, rotate, turns
@@ -28,23 +29,29 @@ class How(NamedTuple):
     """How retention is computed; what comes out is the same.
 
     recompute: blocks keep only their inputs for the backward pass (activation checkpointing).
+    context: the ranks that share each sequence, where there are several.
     """
 
     form: Form = "chunkwise"
     chunk: int = CHUNK
     recompute: bool = False
+    context: Context | None = None
 
 
 CHUNKWISE = How()
 
 
 class Place(NamedTuple):
-    """Where the tokens stand: cosines and sines of the rotation, n counted from 1, documents."""
+    """Where the tokens stand: cosines and sines of the rotation, n counted from 1, documents.
+
+    ends: the document that each rank's span ends in, where ranks share a sequence.
+    """
 
     cos: Tensor
     sin: Tensor
     counts: Tensor
     documents: Tensor | None
+    ends: Tensor | None = None
 
 
 def document_ids(tokens: Tensor, end: int) -> Tensor:
@@ -110,6 +117,9 @@ class MultiScaleRetention(nn.Module):
                 out, state = retention_chunkwise(q, k, v, log_decay, state, how.chunk, documents)
             else:
                 out, state = retention_recurrent(q, k, v, log_decay, state, documents)
+            if how.context is not None:
+                state_in = how.context.state_in(state, q.shape[2], log_decay, place.ends)
+                out, state = add_state_in(out, state, q, log_decay, state_in, documents)
             out = self._norm_heads(out, log_decay, place.counts)
         y = out.transpose(1, 2).flatten(2).to(gate.dtype)
         return self.out(F.silu(gate) * y), state
@@ -230,12 +240,15 @@ class RetNet(nn.Module):
     ) -> Tensor:
         """Mean nats a token of predicting tokens[:, 1:] from tokens[:, :-1]; tokens [B, T + 1].
 
-        Where `document_end` is an id, documents that end with it do not see each other.
+        Where `document_end` is an id, documents that end with it do not see each other. Where
+        `how.context` shares the sequences, the mean is over the tokens of this rank's span.
         """
-        inputs = tokens[:, :-1]
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        if how.context is not None:
+            inputs, targets = how.context.padded(inputs), how.context.span(targets)
         documents = None if document_end is None else document_ids(inputs, document_end)
         x, _ = self.features(inputs, None, None, how, documents)
-        return head_loss(self.head, x, tokens[:, 1:], compiled=compiled)
+        return head_loss(self.head, x[:, : targets.shape[1]], targets, compiled=compiled)
 
     def features(
         self,
@@ -245,25 +258,44 @@ class RetNet(nn.Module):
         how: How,
         documents: Tensor | None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Tokens [B, T] -> what the head sees, [B, T, d_model], and the states after the last."""
-        batch, length = tokens.shape
-        states = self.initial_states(batch) if states is None else states
+        """Tokens [B, T] -> what the head sees, [B, T, d_model], and the states after the last.
+
+        Where `how.context` shares the sequences, both are of this rank's span, and the state that
+        comes in is the other ranks'.
+        """
         if position is None:
-            position = torch.zeros(batch, dtype=torch.int64, device=tokens.device)
-        if documents is None:
-            counts = position[:, None] + torch.arange(1, length + 1, device=tokens.device)
-            cos, sin = cos_sin(position, length, self.turns, states[0].dtype)
-        else:
-            counts = counts_in_document(position, documents)
-            flat = cos_sin(counts.flatten() - 1, 1, self.turns, states[0].dtype)
-            cos, sin = (x.reshape(batch, length, -1) for x in flat)
-        place = Place(cos, sin, counts, documents)
-        x = F.dropout(self.embedding(tokens), self.dropout, self.training)
+            position = torch.zeros(tokens.shape[0], dtype=torch.int64, device=tokens.device)
+        here = tokens if how.context is None else how.context.span(tokens)
+        states = self.initial_states(tokens.shape[0]) if states is None else states
+        place = self._place(position, here.shape[1], documents, how.context, states[0].dtype)
+        x = F.dropout(self.embedding(here), self.dropout, self.training)
         new_states = []
         for block, state in zip(self.blocks, states, strict=True):
             x, state = run_block(block, how.recompute, x, state, place, how, self.dropout)
             new_states.append(state)
         return self.final_norm(x), new_states
+
+    def _place(
+        self,
+        position: Tensor,
+        length: int,
+        documents: Tensor | None,
+        context: Context | None,
+        dtype: torch.dtype,
+    ) -> Place:
+        """Of the `length` tokens of this rank; `position` is that of the sequence's first."""
+        if documents is None:
+            if context is not None:
+                position = position + context.rank * length
+            counts = position[:, None] + torch.arange(1, length + 1, device=position.device)
+            return Place(*cos_sin(position, length, self.turns, dtype), counts, None)
+        counts, ends = counts_in_document(position, documents), None
+        if context is not None:
+            counts = context.span(counts)
+            documents, ends = context.documents(documents)
+        flat = cos_sin(counts.flatten() - 1, 1, self.turns, dtype)
+        cos, sin = (x.reshape(*counts.shape, -1) for x in flat)
+        return Place(cos, sin, counts, documents, ends)
 
 
 def run_block(block: nn.Module, recompute: bool, *inputs: Any) -> Any:

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 
 from retnet_edge.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, load_checkpoint
 from retnet_edge.config import ModelConfig, RetNetConfig, decode_config, transformer_like
-from retnet_edge.data import write_shard
+from retnet_edge.data import Shard, write_shard
+from retnet_edge.distributed import World, processes
 from retnet_edge.errors import InputError
 from retnet_edge.evaluate import Evaluation
 from retnet_edge.presets import preset
@@ -24,8 +25,10 @@ from retnet_edge.tokenizer import (
     read_documents,
     train_tokenizer,
 )
-from retnet_edge.trainer import RUN_FILE, TrainOptions, fit
+from retnet_edge.trainer import RUN_FILE, TrainOptions, check_shares, fit
 
+TRAIN_SHARD = Path("data/train.bin")
+VALID_SHARD = Path("data/valid.bin")
 VOCABULARY_MULTIPLE = 128
 
 
@@ -41,6 +44,7 @@ def train(
     tokenizer: str | Path | None = None,
     init: str | Path | None = None,
     device: str = "auto",
+    context_parallel: int = 1,
     compile_model: bool | None = None,
     eval_every: int = 500,
     save_every: int = 500,
@@ -53,49 +57,85 @@ def train(
     size. Without `tokenizer` a byte-level BPE of `vocab_size` is trained on the same text. A
     checkpoint `init` gives configuration, tokenizer and first weights instead of all these.
     `device` "auto" takes a GPU where there is one; the model is compiled there by default.
+    Where torchrun has started several processes, each calls this and they train together, groups
+    of `context_parallel` of them sharing each sequence.
     Raises InputError for bad input, CheckFailed where the loss is not finite.
     """
     out = Path(out)
     device = pick_device(device)
-    sources = [Path(source) for source in data]
-    for path in (*sources, Path(valid)):
+
+    def prepare() -> tuple[ModelConfig, TrainOptions, Path | None]:
+        return _prepare(
+            out,
+            [Path(source) for source in data],
+            Path(valid),
+            options,
+            model=model,
+            architecture=architecture,
+            vocab_size=vocab_size,
+            tokenizer=tokenizer,
+            init=init,
+            world=world,
+            say=say,
+        )
+
+    with processes(device, context_parallel) as world:
+        config, options, initial = world.once(prepare)
+        return fit(
+            out,
+            config,
+            options,
+            Shard(out / TRAIN_SHARD),
+            Shard(out / VALID_SHARD),
+            initial=initial,
+            device=world.device,
+            world=world,
+            compile_model=device.startswith("cuda") if compile_model is None else compile_model,
+            eval_every=eval_every,
+            save_every=save_every,
+            tensorboard=tensorboard,
+            say=say,
+        )
+
+
+def _prepare(
+    out: Path,
+    sources: list[Path],
+    valid: Path,
+    options: TrainOptions,
+    *,
+    model: str,
+    architecture: Literal["retnet", "transformer"],
+    vocab_size: int,
+    tokenizer: str | Path | None,
+    init: str | Path | None,
+    world: World,
+    say: Callable[[str], None],
+) -> tuple[ModelConfig, TrainOptions, Path | None]:
+    """Tokenizer and shards of the run; its configuration, options and first weights."""
+    for path in (*sources, valid):
         next(read_documents(path))  # before the work: it is there, and it is text
     started = None if init is None else load_checkpoint(init)
     if started is not None:
         tokenizer = started.path / TOKENIZER_FILE
         options = msgspec.structs.replace(options, init_sha256=started.weights_sha256())
+        config = started.config
     else:
-        _config(model, SMALLEST_VOCABULARY)
+        config = _config(model, architecture, SMALLEST_VOCABULARY)
+    check_shares(config, options, world)
     with _removed_on_bad_input(out):
         bpe = _tokenizer(out, sources, tokenizer, vocab_size, say)
-        if started is not None:
-            config = started.config
-        else:
-            config = _config(model, bpe.get_vocab_size())
-            if architecture == "transformer":
-                config = _transformer(model, config)
-        train_shard = write_shard(sources, bpe, out / "data" / "train.bin")
-        valid_shard = write_shard([Path(valid)], bpe, out / "data" / "valid.bin")
+        if started is None:
+            config = _config(model, architecture, bpe.get_vocab_size())
+        train_shard = write_shard(sources, bpe, out / TRAIN_SHARD)
+        valid_shard = write_shard([valid], bpe, out / VALID_SHARD)
         train_shard.batch(options.seed, 0, options.batch, options.seq_len)  # it is long enough
     say(
         f"{train_shard.info.tokens:,} training tokens "
         f"({train_shard.info.text_bytes / train_shard.info.tokens:.2f} bytes each), "
-        f"{valid_shard.info.tokens:,} held out; device {device}"
+        f"{valid_shard.info.tokens:,} held out; device {world.device}"
     )
-    return fit(
-        out,
-        config,
-        options,
-        train_shard,
-        valid_shard,
-        initial=None if started is None else started.path / WEIGHTS_FILE,
-        device=device,
-        compile_model=device.startswith("cuda") if compile_model is None else compile_model,
-        eval_every=eval_every,
-        save_every=save_every,
-        tensorboard=tensorboard,
-        say=say,
-    )
+    return config, options, None if started is None else started.path / WEIGHTS_FILE
 
 
 def train_options(**options: Any) -> TrainOptions:
@@ -155,8 +195,11 @@ def _tokenizer(
     return load_tokenizer(path)
 
 
-def _config(model: str, entries: int) -> ModelConfig:
+def _config(
+    model: str, architecture: Literal["retnet", "transformer"], entries: int
+) -> ModelConfig:
     """A preset with the tokenizer's entries, rounded up to what block quantizers divide."""
+    config: ModelConfig
     if model.endswith(".json"):
         try:
             config = decode_config(Path(model).read_bytes(), model)
@@ -166,11 +209,10 @@ def _config(model: str, entries: int) -> ModelConfig:
             raise InputError(
                 f"{model}: vocab_size is {config.vocab_size}; the tokenizer has {entries} tokens"
             )
+    else:
+        config = preset(model, -(-entries // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE)
+    if architecture == "retnet":
         return config
-    return preset(model, -(-entries // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE)
-
-
-def _transformer(model: str, config: ModelConfig) -> ModelConfig:
     if not isinstance(config, RetNetConfig):
         raise InputError(f"{model}: --arch transformer derives its size from a RetNet's")
     return transformer_like(config)

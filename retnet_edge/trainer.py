@@ -1,19 +1,20 @@
-"""Training on one device: AdamW, warm-up and cosine, clipping, exact resume.
+"""Training on one device or on many: AdamW, warm-up and cosine, clipping, exact resume.
 
 A run is a directory: `run.json` (options and configuration), `tokenizer.json`, `data/` (token
-shards), `metrics.jsonl`, `tensorboard/`, `steps/step-N/` (checkpoints that also hold the
-optimizer) and, when it is done, `checkpoint/`. Everything random in a step follows from
-(seed, step), so a run that was killed and resumed ends with the weights of one that was not.
+shards), `metrics.jsonl`, `tensorboard/`, `steps/step-N/` (see step_checkpoint.py) and, when it is
+done, `checkpoint/`. Everything random in a step follows from (seed, step) and, of dropout, the
+rank, so a run that was killed and resumed ends with the weights of one that was not. How many
+processes there are is no option of the run: it may change where it is resumed.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import msgspec
 import torch
@@ -22,26 +23,24 @@ from torch import Tensor
 
 from retnet_edge.checkpoint import (
     TOKENIZER_FILE,
-    WEIGHTS_FILE,
     LanguageModel,
     build_model,
     load_weights,
     write_checkpoint,
 )
-from retnet_edge.config import ModelConfig
+from retnet_edge.config import ModelConfig, RetNetConfig
 from retnet_edge.data import Shard
+from retnet_edge.distributed import World, shard, whole, whole_weights
 from retnet_edge.errors import CheckFailed, InputError
 from retnet_edge.evaluate import Evaluation, evaluate
 from retnet_edge.int8_aware import Int8Aware, on_grid
 from retnet_edge.metrics import MetricsLog
 from retnet_edge.model import CHUNK, Form, How, RetNet
-from retnet_edge.progress import progress
 from retnet_edge.runtime.writer import new_bundle
+from retnet_edge.step_checkpoint import Progress, StepCheckpoints, training_state
 from retnet_edge.tokenizer import END_OF_TEXT, load_tokenizer
 
 RUN_FILE = "run.json"
-OPTIMIZER_FILE = "optimizer.pt"
-KEPT_CHECKPOINTS = 2
 MOST_SKIPPED_IN_A_ROW = 10
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -83,18 +82,31 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             raise InputError("int8-aware training has no recompute and no separate documents")
 
 
-class Progress(NamedTuple):
-    """Steps done, and how many of them were skipped because something was not finite."""
-
-    step: int
-    skipped: int
-
-
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A run directory's `run.json`."""
 
     options: TrainOptions
     config: ModelConfig
+
+
+def check_shares(config: ModelConfig, options: TrainOptions, world: World) -> None:
+    """Raises InputError for a run that the processes of `world` cannot share."""
+    if options.batch % world.groups:
+        raise InputError(
+            f"--batch {options.batch} cannot be shared by {world.groups} processes or groups of "
+            "them: each takes equally many sequences"
+        )
+    if world.size > 1 and options.int8_aware > 0:
+        raise InputError("int8-aware training runs in a single process")
+    if world.context is None:
+        return
+    if not isinstance(config, RetNetConfig):
+        raise InputError("--context-parallel is for RetNets: attention needs all keys on each rank")
+    if options.seq_len % world.context.size:
+        raise InputError(
+            f"--seq-len {options.seq_len} cannot be cut into {world.context.size} equal spans "
+            "(--context-parallel)"
+        )
 
 
 def learning_rate(options: TrainOptions, step: int) -> float:
@@ -130,6 +142,7 @@ def fit(
     *,
     initial: Path | None = None,
     device: str = "cpu",
+    world: World | None = None,
     compile_model: bool = False,
     eval_every: int = 500,
     save_every: int = 500,
@@ -140,50 +153,66 @@ def fit(
     """Train `config` in the run directory `out`, from its newest checkpoint if it has one.
 
     `out` holds tokenizer.json already; `initial` is a weights file to start from; `build` makes
-    the model, called as `build_model` is. Returns the last validation and leaves
-    `out/checkpoint`. Raises InputError where `out` was begun with other options, CheckFailed where
-    the loss is not finite.
+    the model, called as `build_model` is. Where several processes train, each calls this with its
+    `world`, which then decides the device. Returns the last validation and leaves
+    `out/checkpoint`. Raises InputError where `out` was begun with other options or does not fit
+    the number of processes, CheckFailed where the loss is not finite.
     """
-    _open_run(out, Run(options, config))
-    if (out / "checkpoint").exists():
-        raise InputError(f"{out / 'checkpoint'}: the run is complete; give another --out")
+    world = World(device) if world is None else world
+    world.once(lambda: _open_run(out, Run(options, config), world))
+    say = say if world.first else lambda text: None
     tokenizer = load_tokenizer(out / TOKENIZER_FILE)
     torch.manual_seed(options.seed)
     model = build(config, dropout=options.dropout)
     if initial is not None:
         load_weights(model, initial)
-    model.to(device).train()
-    optimizer = make_optimizer(model, options)
-    start, skipped = _resume(out, model, optimizer, say)
     autocast = options.precision == "bfloat16"
     if autocast:
         torch.set_float32_matmul_precision("high")  # TF32: finer than the bfloat16 around it
-    losses_of = _loss_function(model, options, tokenizer, compile_model)
+    if world.size > 1:
+        shard(model, world, bfloat16=autocast)
+        autocast = False  # the parameters themselves are bfloat16 where they are used
+    model.to(world.device).train()
+    # taken once: after an evaluation FSDP's root module shows gathered copies instead
+    parameters = dict(model.named_parameters())
+    optimizer = make_optimizer(model, options)
+    losses_of = _loss_function(model, options, tokenizer, world, compile_model)
+    checkpoints = StepCheckpoints(out / "steps", group=world.files, first=world.first)
+    start, skipped = _resume(checkpoints, training_state(parameters, optimizer), world, say)
     skipped_in_a_row = 0
+    log = MetricsLog(out, from_step=start, tensorboard=tensorboard) if world.first else None
 
     def validate() -> Evaluation:
         return evaluate(
-            model, valid_shard, length=options.seq_len, batch=options.batch, autocast=autocast
+            model,
+            valid_shard,
+            length=options.seq_len,
+            batch=options.batch,
+            autocast=autocast,
+            world=world,
         )
 
     with (
-        MetricsLog(out, from_step=start, tensorboard=tensorboard) as metrics,
-        progress("train", options.steps - start) as advance,
+        log or nullcontext(),
+        checkpoints,
+        world.progress("train", options.steps - start) as advance,
     ):
         began, began_step = time.perf_counter(), start
         for step in range(start, options.steps):
-            torch.manual_seed(options.seed * 1_000_003 + step)
-            block = train_shard.batch(options.seed, step, options.batch, options.seq_len)
-            tokens = torch.from_numpy(block).to(device, non_blocking=True)
+            torch.manual_seed(options.seed * 1_000_003 + step + (world.rank << 53))
+            rows = world.share(options.batch)
+            block = train_shard.batch(options.seed, step, options.batch, options.seq_len, rows)
+            tokens = torch.from_numpy(block).to(world.device, non_blocking=True)
             rate = learning_rate(options, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=autocast):
+            with torch.autocast(torch.device(world.device).type, torch.bfloat16, enabled=autocast):
                 loss, int8_kl = losses_of(tokens)
             (loss + options.int8_aware * int8_kl).backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+            loss = world.mean(loss.detach())
+            norm = whole(torch.nn.utils.clip_grad_norm_(parameters.values(), options.clip))
             done = step + 1
-            if math.isfinite((loss.detach() + norm).item()):
+            if math.isfinite((loss + norm).item()):  # both are the same on all ranks
                 optimizer.step()
                 skipped_in_a_row = 0
             else:
@@ -194,9 +223,11 @@ def fit(
                     f"not trained on ({skipped} skipped so far)"
                 )
                 if skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
-                    raise CheckFailed(
-                        f"the loss or its gradient is not finite in {skipped_in_a_row} steps in a "
-                        f"row up to step {done}; lower --lr"
+                    world.fail(
+                        CheckFailed(
+                            f"the loss or its gradient is not finite in {skipped_in_a_row} steps "
+                            f"in a row up to step {done}; lower --lr"
+                        )
                     )
             optimizer.zero_grad(set_to_none=True)
             advance(1)
@@ -206,19 +237,21 @@ def fit(
                 seconds = time.perf_counter() - began
                 rate_tokens = (done - began_step) * options.batch * options.seq_len / seconds
                 result = validate()
-                _check_finite(result.loss, done)  # the last update has no training loss yet
-                metrics.write(
-                    done,
-                    train_loss=value,
-                    **({"int8_kl": int8_kl.item()} if options.int8_aware else {}),
-                    gradient_norm=norm.item(),
-                    learning_rate=rate,
-                    skipped=skipped,
-                    tokens_per_second=rate_tokens,
-                    valid_loss=result.loss,
-                    valid_perplexity=result.perplexity,
-                    valid_bits_per_byte=result.bits_per_byte,
-                )
+                if not math.isfinite(result.loss):  # the last update has no training loss yet
+                    world.fail(CheckFailed(f"the loss is {result.loss} at step {done}; lower --lr"))
+                if log is not None:
+                    log.write(
+                        done,
+                        train_loss=value,
+                        **({"int8_kl": int8_kl.item()} if options.int8_aware else {}),
+                        gradient_norm=norm.item(),
+                        learning_rate=rate,
+                        skipped=skipped,
+                        tokens_per_second=rate_tokens,
+                        valid_loss=result.loss,
+                        valid_perplexity=result.perplexity,
+                        valid_bits_per_byte=result.bits_per_byte,
+                    )
                 say(
                     f"step {done}/{options.steps}  loss {value:.4f}  valid {result.loss:.4f}  "
                     f"ppl {result.perplexity:.2f}  {result.bits_per_byte:.4f} bits/byte  "
@@ -226,27 +259,26 @@ def fit(
                 )
                 began, began_step = time.perf_counter(), done
             if done % save_every == 0 and done < options.steps:
-                _save(out, done, skipped, model, optimizer, tokenizer)
+                checkpoints.save(Progress(done, skipped), training_state(parameters, optimizer))
                 began, began_step = time.perf_counter(), done
 
     if options.int8_aware:
         with torch.no_grad():
             for parameter, rounded in zip(
-                model.parameters(), on_grid(dict(model.named_parameters())).values(), strict=True
+                parameters.values(), on_grid(dict(parameters)).values(), strict=True
             ):
                 parameter.copy_(rounded)
-    with new_bundle(out / "checkpoint") as folder:
-        write_checkpoint(folder, model, tokenizer)
+    weights = whole_weights(parameters, world)
+    world.once(lambda: _write_result(out / "checkpoint", model, tokenizer, weights))
     return validate()
 
 
-def _check_finite(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise CheckFailed(f"the loss is {loss} at step {step}; lower --lr")
-
-
 def _loss_function(
-    model: LanguageModel, options: TrainOptions, tokenizer: Tokenizer, compile_model: bool
+    model: LanguageModel,
+    options: TrainOptions,
+    tokenizer: Tokenizer,
+    world: World,
+    compile_model: bool,
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Of a block [batch, T + 1] of token ids, nats a token: cross-entropy, and the int8 KL or 0."""
     if options.int8_aware:
@@ -254,11 +286,14 @@ def _loss_function(
         aware = Int8Aware(model, compile_blocks=compile_model)
         return lambda tokens: aware.losses(tokens, **form)
 
-    how = How(options.form, options.chunk, options.recompute)
+    how = How(options.form, options.chunk, options.recompute, world.context)
     end = tokenizer.token_to_id(END_OF_TEXT) if options.separate_documents else None
     if compile_model:
         for block in model.blocks:  # one graph for all of them: the whole model takes minutes
-            block.compile(dynamic=False)
+            if world.size == 1:
+                block.compile(dynamic=False)
+            else:  # what gathers and frees the parameters before and after stays outside
+                block.forward = torch.compile(block.forward, dynamic=False)
 
     def losses(tokens: Tensor) -> tuple[Tensor, Tensor]:
         loss = model.loss(tokens, how=how, document_end=end, compiled=compile_model)
@@ -267,8 +302,12 @@ def _loss_function(
     return losses
 
 
-def _open_run(out: Path, run: Run) -> None:
-    """Write run.json, or check that the run in `out` is the same one."""
+def _open_run(out: Path, run: Run, world: World) -> None:
+    """Write run.json, or check that the run in `out` is the same one and not complete.
+
+    Raises InputError also for what `check_shares` refuses.
+    """
+    check_shares(run.config, run.options, world)
     path = out / RUN_FILE
     if path.exists():
         try:
@@ -280,49 +319,29 @@ def _open_run(out: Path, run: Run) -> None:
                 f"{path}: the run was begun with other options; resume with the same ones or give "
                 "another --out"
             )
-        return
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n")
-
-
-def _checkpoints(out: Path) -> list[Path]:
-    """Complete checkpoints of the run, oldest first (they are renamed into place when whole)."""
-    return sorted((out / "steps").glob("step-*"))
-
-
-def _save(
-    out: Path,
-    step: int,
-    skipped: int,
-    model: LanguageModel,
-    optimizer: torch.optim.Optimizer,
-    tokenizer: Any,
-) -> None:
-    target = out / "steps" / f"step-{step:08d}"
-    target.parent.mkdir(exist_ok=True)
-    with new_bundle(target) as folder:
-        write_checkpoint(folder, model, tokenizer)
-        # into an open file: given a path, torch hides a full disk behind an error of its own
-        with (folder / OPTIMIZER_FILE).open("wb") as file:
-            saved = {"step": step, "skipped": skipped, "optimizer": optimizer.state_dict()}
-            torch.save(saved, file)
-    for old in _checkpoints(out)[:-KEPT_CHECKPOINTS]:
-        shutil.rmtree(old)
+    else:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n")
+    if (out / "checkpoint").exists():
+        raise InputError(f"{out / 'checkpoint'}: the run is complete; give another --out")
 
 
 def _resume(
-    out: Path,
-    model: LanguageModel,
-    optimizer: torch.optim.Optimizer,
+    checkpoints: StepCheckpoints,
+    state: dict[str, Tensor],
+    world: World,
     say: Callable[[str], None],
 ) -> Progress:
-    """Load the newest checkpoint, if there is one."""
-    found = _checkpoints(out)
-    if not found:
+    """Load the newest checkpoint that is whole, if there is any."""
+    newest = world.once(lambda: checkpoints.newest(say))
+    if newest is None:
         return Progress(0, 0)
-    newest = found[-1]
-    load_weights(model, newest / WEIGHTS_FILE)
-    device = model.embedding.weight.device
-    saved = torch.load(newest / OPTIMIZER_FILE, map_location=device, weights_only=True)
-    optimizer.load_state_dict(saved["optimizer"])
+    progress = checkpoints.load(newest, state)
     say(f"resuming from {newest}")
-    return Progress(int(saved["step"]), int(saved["skipped"]))
+    return progress
+
+
+def _write_result(
+    target: Path, model: LanguageModel, tokenizer: Tokenizer, weights: dict[str, Tensor]
+) -> None:
+    with new_bundle(target) as folder:
+        write_checkpoint(folder, model, tokenizer, weights=weights)

@@ -6,17 +6,17 @@ import os
 import random
 import signal
 import sys
+import time
 from pathlib import Path
-from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 import torch
 
-from retnet_edge import trainer
+from retnet_edge import step_checkpoint, trainer
 from retnet_edge.config import encode_config, retnet_config
 from retnet_edge.evaluate import Evaluation
-from retnet_edge.runtime.writer import new_bundle
+from retnet_edge.runtime.writer import new_bundle, replace_file
 from retnet_edge.tokenizer import END_OF_TEXT
 from retnet_edge.train import train
 from retnet_edge.trainer import TrainOptions
@@ -81,29 +81,39 @@ def _kill_in(moment: str) -> None:
     def kill(*args: Any, **kwargs: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    real_rate, real_save = trainer.learning_rate, torch.save
+    real_rate, real_replace = trainer.learning_rate, replace_file
 
     def rate(options: TrainOptions, step: int) -> float:
-        return kill() if step == 13 else real_rate(options, step)
-
-    def save(what: dict[str, Any], file: BinaryIO) -> None:
-        if what["step"] == 15:  # weights are written, the optimizer half
-            file.write(b"half")
-            file.flush()
+        if step == 13:
+            wait_for(Path(sys.argv[2]) / "steps" / "step-00000010")
             kill()
-        real_save(what, file)
+        return real_rate(options, step)
+
+    def replace(path: Path, content: bytes) -> None:
+        if "00000015" in path.parent.name:  # the tensors are written, the manifest half
+            path.write_bytes(content[: len(content) // 2])
+            kill()
+        real_replace(path, content)
 
     if moment == "between checkpoints":
         _replace(trainer, "learning_rate", rate)
     elif moment == "while writing a checkpoint":
-        _replace(torch, "save", save)
+        _replace(step_checkpoint, "replace_file", replace)
     elif moment == "before the first checkpoint":
-        _replace(trainer, "_save", kill)
+        _replace(step_checkpoint.StepCheckpoints, "save", kill)
     elif moment == "while writing the result":
         _replace(trainer, "new_bundle", _bundle_that_kills(new_bundle))
 
 
-def _replace(module: ModuleType, name: str, value: Any) -> None:
+def wait_for(path: Path) -> None:
+    """What is written beside the training is there."""
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} does not appear"
+        time.sleep(0.01)
+
+
+def _replace(module: object, name: str, value: Any) -> None:
     assert hasattr(module, name)
     setattr(module, name, value)
 

@@ -38,6 +38,22 @@ def test_against_whole_logits(
         assert torch.equal(cross_entropy(x, weight, targets), found)
 
 
+def test_gradients_of_a_bfloat16_weight_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Summed over the 200 groups in bfloat16 itself they would be off by 0.01."""
+    monkeypatch.setattr(loss_module, "LOGITS_AT_ONCE", 1)
+    g = torch.Generator().manual_seed(2)
+    x = torch.randn(200, 16, generator=g).bfloat16()
+    weight = torch.randn(90, 16, generator=g).bfloat16().requires_grad_()
+    targets = torch.randint(3, (200,), generator=g)
+    cross_entropy(x, weight, targets).backward()  # type: ignore[no-untyped-call]
+    exact = weight.detach().double().requires_grad_()
+    F.cross_entropy(x.double() @ exact.mT, targets).backward()  # type: ignore[no-untyped-call]
+    assert weight.grad is not None
+    assert exact.grad is not None
+    assert weight.grad.dtype == torch.bfloat16
+    assert (weight.grad - exact.grad).norm() / exact.grad.norm() < 0.005
+
+
 def test_half_precision_products_have_float32_losses_and_weight_gradients() -> None:
     g = torch.Generator().manual_seed(1)
     x = torch.randn(40, 16, generator=g).bfloat16().requires_grad_()

@@ -152,7 +152,7 @@ def test_resuming_with_other_options_is_refused(
     first = msgspec.structs.replace(OPTIONS, steps=6)
     with pytest.raises(KeyboardInterrupt):
         run(inputs, out, first, say=_interrupt)
-    before = {path: path.read_bytes() for path in (out / "steps").rglob("*.safetensors")}
+    before = {path: path.read_bytes() for path in (out / "steps").rglob("*.distcp")}
     assert before
     with pytest.raises(InputError, match=r"run\.json: the run was begun with other options"):
         run(inputs, out, msgspec.structs.replace(first, **changes))
