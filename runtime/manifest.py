@@ -20,6 +20,8 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Dtype = Literal["float32", "float16", "int64", "int8", "uint8"]
 
+Backend = Literal["onnxruntime", "executorch"]
+
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "int64": 8, "int8": 1, "uint8": 1}
 
 
@@ -35,16 +37,38 @@ class TensorSpec(_Frozen, frozen=True):
     shape: Annotated[tuple[Count | Name, ...], msgspec.Meta(max_length=8)]
 
 
+class Delegation(_Frozen, frozen=True):
+    """Where an ExecuTorch program's operators run.
+
+    subgraphs: pieces that XNNPACK runs; delegated: operators in them; rest: how many of each
+    operator run outside.
+    """
+
+    subgraphs: Annotated[int, msgspec.Meta(ge=0)]
+    delegated: Annotated[int, msgspec.Meta(ge=0)]
+    rest: dict[str, Count]
+
+    @property
+    def share(self) -> float:
+        """Delegated operators of all."""
+        return self.delegated / max(1, self.delegated + sum(self.rest.values()))
+
+
 class GraphSpec(_Frozen, frozen=True):
-    """One graph file of the step contract; `kind` "step" takes T = 1, "prefill" any T >= 1."""
+    """One graph file of the step contract; `kind` "step" takes T = 1, "prefill" more.
+
+    For ONNX Runtime, batch and a prefill's T are dynamic. An ExecuTorch program runs one sequence,
+    and its prefill exactly the T of its `tokens`.
+    """
 
     file: Name
     kind: Literal["step", "prefill"]
-    backend: Literal["onnxruntime", "executorch"]
+    backend: Backend
     inputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=1024)]
     outputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=1024)]
     external_data: tuple[Name, ...]
     operator_sets: dict[str, int]
+    delegation: Delegation | None = None
 
 
 class StateSpec(_Frozen, frozen=True):
@@ -152,6 +176,11 @@ class Manifest(_Frozen, frozen=True):
     provenance: Provenance
     verification: Verification
     files: Annotated[dict[str, FileEntry], msgspec.Meta(max_length=256)]
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """The backends that the bundle has graphs for, in the order of the graphs."""
+        return tuple(dict.fromkeys(graph.backend for graph in self.graphs))
 
     def graph(self, kind: Literal["step", "prefill"]) -> GraphSpec:
         """The graph of that kind. Raises InputError where the bundle has none."""

@@ -1,0 +1,108 @@
+"""ExecuTorch programs as files of a bundle: lowered to XNNPACK, and described for the manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from retnet_edge.model import RetNet
+from retnet_edge.runtime.manifest import Delegation, GraphSpec, StateSpec, TensorSpec
+from retnet_edge.xnnpack_graph import XnnpackGraph
+
+STEP_FILE, PREFILL_FILE = "step.pte", "prefill.pte"
+PREFILL_TOKENS = 64
+"""Tokens of a call of prefill.pte; the rest of a prompt goes through the step (docs/executorch.md)."""
+
+
+def lower_executorch(
+    graph: XnnpackGraph, states: Sequence[StateSpec], vocab: int, path: Path
+) -> GraphSpec:
+    """Lower the graph to XNNPACK, write it to `path`, and describe it.
+
+    The weights may be torchao's quantized tensors.
+    """
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
+
+    shapes = [tuple(1 if dim == "batch" else int(dim) for dim in s.shape) for s in states]
+    tokens = graph.tokens
+    example = (
+        torch.zeros(1, tokens, dtype=torch.int64),
+        torch.zeros(1, dtype=torch.int64),
+        *(torch.zeros(shape) for shape in shapes),
+    )
+    with torch.no_grad(), quiet():
+        exported = torch.export.export(graph.eval(), example)
+        edge = to_edge_transform_and_lower(
+            exported,
+            partitioner=[XnnpackPartitioner()],
+            constant_methods={"get_tokens": tokens, "get_vocab_size": vocab, "get_states": len(states)},
+        )
+        delegation = _delegation(edge.exported_program().graph_module)
+        config = ExecutorchBackendConfig(do_quant_fusion_and_const_prop=True)
+        with path.open("wb") as file:
+            edge.to_executorch(config).write_to_file(file)
+    kind: Literal["step", "prefill"] = "step" if tokens == 1 else "prefill"
+
+    def state_specs(side: Literal["input", "output"]) -> list[TensorSpec]:
+        return [
+            TensorSpec(getattr(state, side), state.dtype, shape)
+            for state, shape in zip(states, shapes, strict=True)
+        ]
+
+    return GraphSpec(
+        file=path.name,
+        kind=kind,
+        backend="executorch",
+        inputs=(
+            TensorSpec("tokens", "int64", (1, tokens)),
+            TensorSpec("position", "int64", (1,)),
+            *state_specs("input"),
+        ),
+        outputs=(TensorSpec("logits", "float32", (1, vocab)), *state_specs("output")),
+        external_data=(),
+        operator_sets={},
+        delegation=delegation,
+    )
+
+
+def executorch_graphs(model: RetNet) -> list[tuple[str, XnnpackGraph]]:
+    """File names and graphs of a bundle, in float32."""
+    return [
+        (STEP_FILE, XnnpackGraph(model, 1)),
+        (PREFILL_FILE, XnnpackGraph(model, PREFILL_TOKENS)),
+    ]
+
+
+def _delegation(module: torch.fx.GraphModule) -> Delegation:
+    """Which operators XNNPACK took. Reading an output of the subgraph is no operator."""
+    from executorch.devtools.backend_debug import get_delegation_info
+
+    info = get_delegation_info(module)
+    rest = {
+        name: counts.non_delegated
+        for name, counts in sorted(info.delegation_by_operator.items())
+        if counts.non_delegated and name != "getitem"
+    }
+    delegated = sum(c.delegated for n, c in info.delegation_by_operator.items() if n != "getitem")
+    return Delegation(info.num_delegated_subgraphs, delegated, rest)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Lowering without the libraries' remarks to their own developers."""
+    logger: Any = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
