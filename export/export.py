@@ -23,6 +23,7 @@ from retnet_edge.reference import Float64Reference
 from retnet_edge.runtime.bundle import check_vocabulary
 from retnet_edge.runtime.manifest import (
     SCHEMA_VERSION,
+    GraphSpec,
     Manifest,
     ModelSpec,
     Provenance,
@@ -35,11 +36,14 @@ from retnet_edge.runtime.manifest import (
 from retnet_edge.runtime.writer import new_bundle, write_manifest
 from retnet_edge.tokenizer import END_OF_TEXT
 
-BACKENDS = ("onnx",)
+BACKENDS = ("onnx", "executorch")
 FP32_TOLERANCE = Tolerance(
     max_abs_logit_error=2e-4, perplexity_ratio=1.0001, mean_kl=1e-8, top1_agreement=1.0
 )
-VERSIONS_OF = ("torch", "onnx", "onnxruntime", "numpy")
+VERSIONS_OF = {
+    "onnx": ("torch", "onnx", "onnxruntime", "numpy"),
+    "executorch": ("torch", "torchao", "executorch", "numpy"),
+}
 
 
 def export(
@@ -51,22 +55,47 @@ def export(
 ) -> Path:
     """Lower a checkpoint's step contract into a new fp32 bundle at `out`, and return its path.
 
-    A RetNet gets step and prefill graphs, the Transformer baseline a step graph. Raises
-    InputError for a checkpoint that does not load or whose tokenizer is not the model's, a backend
-    that is not known, an `out` that exists.
+    A RetNet gets step and prefill graphs for each backend in `to`, the Transformer baseline a step
+    graph in ONNX. Raises InputError for a checkpoint that does not load or whose tokenizer is not
+    the model's, a backend that is not known or cannot take the model, an `out` that exists.
     """
-    if unknown := [name for name in to if name not in BACKENDS]:
-        raise InputError(f"unknown backend {unknown[0]!r}; --to takes: {', '.join(BACKENDS)}")
+    check_backends(to)
     source, out = load_checkpoint(checkpoint), Path(out)
+    if "executorch" in to and not isinstance(source.model, RetNet):
+        raise InputError(f"{checkpoint}: the Transformer baseline is exported to onnx only")
     check_vocabulary(source.tokenizer, source.config.vocab_size, source.path / TOKENIZER_FILE)
     with new_bundle(out) as folder:
-        write_bundle(source, folder, say)
+        write_bundle(source, folder, say, to)
     return out
 
 
-def write_bundle(source: Checkpoint, folder: Path, say: Callable[[str], None]) -> None:
+def check_backends(to: Sequence[str]) -> None:
+    """Raise InputError for a backend that is not known, and for none."""
+    if unknown := [name for name in to if name not in BACKENDS]:
+        raise InputError(f"unknown backend {unknown[0]!r}; --to takes: {', '.join(BACKENDS)}")
+    if not to:
+        raise InputError(f"no backend was named; --to takes: {', '.join(BACKENDS)}")
+
+
+def write_bundle(
+    source: Checkpoint, folder: Path, say: Callable[[str], None], to: Sequence[str] = ("onnx",)
+) -> None:
     """Lower `source` and write every file of its bundle into an existing folder."""
     states = state_specs(source.model)
+    graphs: list[GraphSpec] = []
+    if "onnx" in to:
+        graphs += _write_onnx(source, states, folder, say)
+    if "executorch" in to:
+        graphs += _write_executorch(source, states, folder, say)
+    shutil.copyfile(source.path / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+    if isinstance(source.model, RetNet):
+        write_golden(Float64Reference(source), source.config.vocab_size, folder)
+    write_manifest(folder, _manifest(source, states, graphs, to))
+
+
+def _write_onnx(
+    source: Checkpoint, states: tuple[StateSpec, ...], folder: Path, say: Callable[[str], None]
+) -> list[GraphSpec]:
     models: dict[str, ir.Model] = {}
     for lowering in lowerings(source.model):
         say(f"lowering {lowering.kind}")
@@ -76,14 +105,35 @@ def write_bundle(source: Checkpoint, folder: Path, say: Callable[[str], None]) -
         model.producer_name, model.producer_version = "retnet-edge", __version__
         models[f"{lowering.kind}.onnx"] = model
     save_models(models, folder)
-    shutil.copyfile(source.path / TOKENIZER_FILE, folder / TOKENIZER_FILE)
-    if isinstance(source.model, RetNet):
-        write_golden(Float64Reference(source), source.config.vocab_size, folder)
-    write_manifest(folder, _manifest(source, states, models))
+    return [
+        graph_spec(file, "step" if file.startswith("step") else "prefill", model)
+        for file, model in models.items()
+    ]
+
+
+def _write_executorch(
+    source: Checkpoint, states: tuple[StateSpec, ...], folder: Path, say: Callable[[str], None]
+) -> list[GraphSpec]:
+    from retnet_edge.executorch_files import (
+        delegation_line,
+        executorch_graphs,
+        lower_executorch,
+    )
+
+    assert isinstance(source.model, RetNet)
+    specs = []
+    for file, graph in executorch_graphs(source.model):
+        say(f"lowering {file}")
+        specs.append(lower_executorch(graph, states, source.config.vocab_size, folder / file))
+        say(delegation_line(specs[-1]))
+    return specs
 
 
 def _manifest(
-    source: Checkpoint, states: tuple[StateSpec, ...], models: dict[str, ir.Model]
+    source: Checkpoint,
+    states: tuple[StateSpec, ...],
+    graphs: Sequence[GraphSpec],
+    to: Sequence[str],
 ) -> Manifest:
     model = source.model
     parameters = sum(p.numel() for p in model.parameters())
@@ -96,17 +146,14 @@ def _manifest(
             parameters,
             config,
         ),
-        graphs=tuple(
-            graph_spec(file, "step" if file.startswith("step") else "prefill", m)
-            for file, m in models.items()
-        ),
+        graphs=tuple(graphs),
         states=states,
         tokenizer=TokenizerSpec(TOKENIZER_FILE, source.tokenizer.token_to_id(END_OF_TEXT)),
         quantization=Quantization("fp32"),
         tolerance=FP32_TOLERANCE,
         provenance=Provenance(
             source.weights_sha256(),
-            {"retnet-edge": __version__, **{name: version(name) for name in VERSIONS_OF}},
+            {"retnet-edge": __version__, **{n: version(n) for to_ in to for n in VERSIONS_OF[to_]}},
         ),
         verification=Verification("unverified", ("verify has not run",)),
         files={},

@@ -42,7 +42,11 @@ def lower_executorch(
         edge = to_edge_transform_and_lower(
             exported,
             partitioner=[XnnpackPartitioner()],
-            constant_methods={"get_tokens": tokens, "get_vocab_size": vocab, "get_states": len(states)},
+            constant_methods={
+                "get_tokens": tokens,
+                "get_vocab_size": vocab,
+                "get_states": len(states),
+            },
         )
         delegation = _delegation(edge.exported_program().graph_module)
         config = ExecutorchBackendConfig(do_quant_fusion_and_const_prop=True)
@@ -78,6 +82,17 @@ def executorch_graphs(model: RetNet) -> list[tuple[str, XnnpackGraph]]:
         (STEP_FILE, XnnpackGraph(model, 1)),
         (PREFILL_FILE, XnnpackGraph(model, PREFILL_TOKENS)),
     ]
+
+
+def delegation_line(spec: GraphSpec) -> str:
+    """What XNNPACK took of a program, in a line."""
+    delegation = spec.delegation
+    assert delegation is not None
+    rest = ", ".join(f"{count} × {name}" for name, count in delegation.rest.items())
+    return (
+        f"{spec.file}: {delegation.delegated} operators ({100 * delegation.share:.1f} %) in "
+        f"{delegation.subgraphs} XNNPACK subgraph(s); outside: {rest or 'none'}"
+    )
 
 
 def _delegation(module: torch.fx.GraphModule) -> Delegation:

@@ -24,6 +24,11 @@ def find_graph(bundle: Bundle, kind: Literal["step", "prefill"]) -> GraphSpec | 
     return None
 
 
+def default_threads() -> int:
+    """One a physical core, at most 4: more wait for memory, and for each other."""
+    return min(physical_cores(), _MAX_DEFAULT_THREADS)
+
+
 def load_graph(
     bundle: Bundle, kind: Literal["step", "prefill"], threads: int | None
 ) -> onnxruntime.InferenceSession:
@@ -41,7 +46,7 @@ def load_graph(
     path = bundle.file(graph.file)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
-    options.intra_op_num_threads = threads or min(physical_cores(), _MAX_DEFAULT_THREADS)
+    options.intra_op_num_threads = threads or default_threads()
     options.inter_op_num_threads = 1
     # Threads that spin between two nodes take the cores of everything else on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

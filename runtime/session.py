@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import StateSpec
+from retnet_edge.runtime.manifest import Backend, StateSpec
 
 PREFILL_SPAN = 1024  # tokens that one call of a prefill graph takes at most
 
@@ -62,19 +62,36 @@ class Session(Protocol):
         ...
 
 
-def open_session(bundle: Bundle, threads: int | None = None) -> Session:
-    """A session on ONNX Runtime: fixed buffers, or growing ones where a state grows.
+def open_session(bundle: Bundle, threads: int | None = None, backend: str | None = None) -> Session:
+    """A session on the bundle's first backend, or on `backend`.
 
     `threads`: how many compute (None: one a physical core, at most 4). Raises InputError where the
-    bundle has no step graph for ONNX Runtime, or ONNX Runtime cannot load it.
+    bundle has no step graph for the backend, or the backend cannot load it.
     """
+    chosen = choose_backend(bundle, backend)
     if any(state.growing_axis is not None for state in bundle.manifest.states):
         from retnet_edge.runtime.kv_session import KvSession
 
         return KvSession(bundle, threads=threads)
+    if chosen == "executorch":
+        from retnet_edge.runtime.et_session import EtSession
+
+        return EtSession(bundle, threads=threads)
     from retnet_edge.runtime.ort_session import OrtSession
 
     return OrtSession(bundle, threads=threads)
+
+
+def choose_backend(bundle: Bundle, backend: str | None) -> Backend:
+    """`backend`, or the first one that the bundle has graphs for.
+
+    Raises InputError naming those that it has.
+    """
+    has = bundle.manifest.backends
+    for known in has:
+        if backend in (None, known):
+            return known
+    raise InputError(f"{bundle.path} has no graphs for {backend}; it has: {', '.join(has)}")
 
 
 def check_tokens(tokens: Sequence[int], vocab_size: int) -> NDArray[np.int64]:
