@@ -23,6 +23,7 @@ from retnet_edge.reference import Float64Reference
 from retnet_edge.runtime.bundle import check_vocabulary
 from retnet_edge.runtime.manifest import (
     SCHEMA_VERSION,
+    Backend,
     GraphSpec,
     Manifest,
     ModelSpec,
@@ -36,7 +37,8 @@ from retnet_edge.runtime.manifest import (
 from retnet_edge.runtime.writer import new_bundle, write_manifest
 from retnet_edge.tokenizer import END_OF_TEXT
 
-BACKENDS = ("onnx", "executorch")
+BACKENDS: dict[str, Backend] = {"onnx": "onnxruntime", "executorch": "executorch"}
+"""What --to takes, and the backend that runs it."""
 FP32_TOLERANCE = Tolerance(
     max_abs_logit_error=2e-4, perplexity_ratio=1.0001, mean_kl=1e-8, top1_agreement=1.0
 )

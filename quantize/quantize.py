@@ -15,9 +15,22 @@ from retnet_edge.quantize.activations import input_rms
 from retnet_edge.quantize.block_int8 import apply_block_int8
 from retnet_edge.quantize.dynamic_int8 import apply_dynamic_int8
 from retnet_edge.quantize.graph_edit import drop_unused, weight_matrices
-from retnet_edge.quantize.recipe import BlockInt8, DynamicInt8, Recipe, find_recipe
+from retnet_edge.quantize.recipe import (
+    BlockInt8,
+    DynamicInt8,
+    Float32,
+    Recipe,
+    find_recipe,
+    loosest,
+)
 from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import Quantization, QuantizedTensor, Verification
+from retnet_edge.runtime.manifest import (
+    Backend,
+    GraphSpec,
+    Quantization,
+    QuantizedTensor,
+    Verification,
+)
 from retnet_edge.runtime.writer import new_bundle, write_manifest
 
 
@@ -26,23 +39,32 @@ def quantize(
     out: str | Path,
     *,
     recipe: str | Recipe = "int8",
+    checkpoint: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Apply `recipe` to an fp32 bundle, into a new bundle at `out`; `bundle` is only read.
 
-    Raises InputError for a bundle that does not open or is quantized already, an unknown recipe, a
+    A name stands for the recipe of that name of each backend in the bundle. checkpoint: what the
+    bundle was made from, which ExecuTorch programs need. Raises InputError for a bundle that does not open or is quantized already, an unknown recipe, a
     matrix that a rule names and no pass can quantize, a rule that names no matrix, and an `out`
     that exists.
     """
-    chosen = find_recipe(recipe) if isinstance(recipe, str) else recipe
     source, out = Bundle.open(bundle), Path(out)
+    recipes = {
+        backend: find_recipe(recipe, backend) if isinstance(recipe, str) else recipe
+        for backend in source.manifest.backends
+    }
     with new_bundle(out) as folder:
-        write_quantized(source, chosen, folder, say)
+        write_quantized(source, recipes, folder, say, checkpoint)
     return out
 
 
 def write_quantized(
-    source: Bundle, recipe: Recipe, folder: Path, say: Callable[[str], None]
+    source: Bundle,
+    recipes: Mapping[Backend, Recipe],
+    folder: Path,
+    say: Callable[[str], None],
+    checkpoint: str | Path | None = None,
 ) -> None:
     """Write every file of the quantized bundle into an existing folder."""
     manifest = source.manifest
@@ -51,31 +73,51 @@ def write_quantized(
             f"{source.path} is quantized already ({manifest.quantization.recipe}); give the fp32 "
             "bundle that it was made from"
         )
-    rms = input_rms(source, lambda weight: recipe.tail_of(weight) is not None)
-    models: dict[str, ir.Model] = {}
-    applied: dict[str, QuantizedTensor] = {}
-    for graph in manifest.graphs:
-        say(f"quantizing {graph.kind} ({recipe.name})")
-        model = ir.load(source.file(graph.file))
-        for tensor in apply_recipe(model, recipe, graph.file, rms):
-            applied[tensor.weight] = tensor
-        models[graph.file] = model
-    save_models(models, folder)
+    graphs: list[GraphSpec] = []
+    applied: list[QuantizedTensor] = []
+    for backend, recipe in recipes.items():
+        if backend == "executorch":
+            from retnet_edge.quantize.executorch_graph import write_quantized_programs
+
+            written = write_quantized_programs(source, checkpoint, recipe, folder, say)
+        else:
+            written = _write_quantized_onnx(source, recipe, folder, say)
+        graphs += written[0]
+        applied += written[1]
     graph_files = {graph.file for graph in manifest.graphs}
     weights = {name for graph in manifest.graphs for name in graph.external_data}
     for name in manifest.files:
         if name not in graph_files | weights and not name.startswith("reports/"):
             shutil.copyfile(source.file(name), folder / name)
+    chosen = list(recipes.values())
     write_manifest(
         folder,
         msgspec.structs.replace(
             manifest,
-            graphs=tuple(graph_spec(g.file, g.kind, models[g.file]) for g in manifest.graphs),
-            quantization=Quantization(recipe.name, tuple(applied.values())),
-            tolerance=recipe.tolerance,
+            graphs=tuple(graphs),
+            quantization=Quantization(chosen[0].name, tuple(applied)),
+            tolerance=loosest([recipe.tolerance for recipe in chosen]),
             verification=Verification("unverified", ("verify has not run",)),
         ),
     )
+
+
+def _write_quantized_onnx(
+    source: Bundle, recipe: Recipe, folder: Path, say: Callable[[str], None]
+) -> tuple[list[GraphSpec], list[QuantizedTensor]]:
+    rms = input_rms(source, lambda weight: recipe.tail_of(weight) is not None)
+    models: dict[str, ir.Model] = {}
+    applied: dict[str, QuantizedTensor] = {}
+    kinds = {g.file: g.kind for g in source.manifest.graphs if g.backend == "onnxruntime"}
+    for file, kind in kinds.items():
+        say(f"quantizing {kind} ({recipe.name})")
+        model = ir.load(source.file(file))
+        for tensor in apply_recipe(model, recipe, file, rms):
+            applied[tensor.weight] = tensor
+        models[file] = model
+    save_models(models, folder)
+    specs = [graph_spec(file, kind, models[file]) for file, kind in kinds.items()]
+    return specs, list(applied.values())
 
 
 def apply_recipe(
@@ -97,6 +139,8 @@ def apply_recipe(
             apply_block_int8(model, weight, rule.scheme, rms)
         elif isinstance(rule.scheme, DynamicInt8):
             apply_dynamic_int8(model, weight, rule.scheme, rms)
+        elif not isinstance(rule.scheme, Float32):
+            raise InputError(f"{where}: {rule.scheme.name} is no scheme of ONNX graphs")
         drop_unused(model, weight)
         applied.append(QuantizedTensor(weight.name, rule.pattern, rule.scheme.name, shape))
     for tensor in applied:

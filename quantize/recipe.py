@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.manifest import Tolerance
+from retnet_edge.runtime.manifest import Backend, Tolerance
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,28 @@ class DynamicInt8:
 
 
 @dataclass(frozen=True)
+class ChannelInt8:
+    """ExecuTorch: 8-bit weights with a scale for every output (row of an embedding)."""
+
+    @property
+    def name(self) -> str:
+        """As the manifest records it."""
+        return "int8-channel"
+
+
+@dataclass(frozen=True)
+class GroupInt4:
+    """ExecuTorch: 4-bit weights with a scale for every `group` inputs of an output."""
+
+    group: int = 32
+
+    @property
+    def name(self) -> str:
+        """As the manifest records it."""
+        return f"int4-group{self.group}"
+
+
+@dataclass(frozen=True)
 class Float32:
     """Leave the matrix as it is."""
 
@@ -57,7 +80,7 @@ def _tail_name(tail: float | None) -> str:
     return "" if tail is None else f"-tail{tail:g}"
 
 
-Scheme = BlockInt8 | DynamicInt8 | Float32
+Scheme = BlockInt8 | DynamicInt8 | ChannelInt8 | GroupInt4 | Float32
 
 
 @dataclass(frozen=True)
@@ -87,36 +110,76 @@ class Recipe:
     def tail_of(self, weight: str) -> float | None:
         """The tail of the scheme that a weight gets, in multiples of its input's rms."""
         scheme = self.rule_for(weight).scheme
-        return None if isinstance(scheme, Float32) else scheme.tail
+        return scheme.tail if isinstance(scheme, BlockInt8 | DynamicInt8) else None
 
 
 # What enters the two output projections of a block is a gate times a value: heavy tails, whose
 # rounding makes two thirds of all that int8 changes.
 _TAIL = 2.0
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
+_INT8 = Tolerance(
+    max_abs_logit_error=None, perplexity_ratio=1.001, mean_kl=5e-4, top1_agreement=0.99
+)
+_INT8_DYNAMIC = Tolerance(
+    max_abs_logit_error=None, perplexity_ratio=1.002, mean_kl=1e-3, top1_agreement=0.985
+)
+_INT4 = Tolerance(
+    max_abs_logit_error=None, perplexity_ratio=1.01, mean_kl=1e-2, top1_agreement=0.95
+)
+
+RECIPES: dict[Backend, tuple[Recipe, ...]] = {
+    "onnxruntime": (
         Recipe(
             "int8",
             (Rule("*.out.weight", BlockInt8(128, tail=_TAIL)), Rule("*", BlockInt8(128))),
-            Tolerance(
-                max_abs_logit_error=None, perplexity_ratio=1.001, mean_kl=5e-4, top1_agreement=0.99
-            ),
+            _INT8,
         ),
         Recipe(
             "int8-dynamic",
             (Rule("*.out.weight", DynamicInt8(tail=_TAIL)), Rule("*", DynamicInt8())),
-            Tolerance(
-                max_abs_logit_error=None, perplexity_ratio=1.002, mean_kl=1e-3, top1_agreement=0.985
-            ),
+            _INT8_DYNAMIC,
         ),
-    )
+    ),
+    # XNNPACK has 8-bit weights with one scale an output only, so both 8-bit recipes are that; they
+    # differ in the embedding.
+    "executorch": (
+        Recipe("int8", (Rule("*", ChannelInt8()),), _INT8_DYNAMIC),
+        Recipe(
+            "int8-dynamic",
+            (Rule("embedding.weight", Float32()), Rule("*", ChannelInt8())),
+            _INT8_DYNAMIC,
+        ),
+        Recipe(
+            "int4",
+            (
+                Rule("embedding.weight", ChannelInt8()),
+                Rule("head.weight", ChannelInt8()),
+                Rule("*", GroupInt4(32)),
+            ),
+            _INT4,
+        ),
+    ),
 }
 
 
-def find_recipe(name: str) -> Recipe:
-    """A built-in recipe. Raises InputError naming the known ones."""
-    if name not in RECIPES:
-        raise InputError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
-    return RECIPES[name]
+def find_recipe(name: str, backend: Backend = "onnxruntime") -> Recipe:
+    """A built-in recipe. Raises InputError naming those that the backend can express."""
+    for recipe in RECIPES[backend]:
+        if recipe.name == name:
+            return recipe
+    known = ", ".join(recipe.name for recipe in RECIPES[backend])
+    elsewhere = [b for b, recipes in RECIPES.items() if name in [r.name for r in recipes]]
+    what = f"recipe {name!r} is for {elsewhere[0]}" if elsewhere else f"unknown recipe {name!r}"
+    raise InputError(f"{what}; known for {backend}: {known}")
+
+
+def loosest(tolerances: Sequence[Tolerance]) -> Tolerance:
+    """What a bundle of several backends is held to: of every figure the widest bound."""
+    errors = [t.max_abs_logit_error for t in tolerances]
+    return Tolerance(
+        max_abs_logit_error=None if None in errors else max(e for e in errors if e is not None),
+        perplexity_ratio=max(t.perplexity_ratio for t in tolerances),
+        mean_kl=max(t.mean_kl for t in tolerances),
+        top1_agreement=min(t.top1_agreement for t in tolerances),
+        memory_bytes_per_token=max(t.memory_bytes_per_token for t in tolerances),
+    )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.config import RetNetConfig
 from retnet_edge.errors import InputError
-from retnet_edge.export.export import export
+from retnet_edge.export.export import BACKENDS, check_backends, export
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipe import find_recipe
 from retnet_edge.runtime.report import Verdict
@@ -25,6 +25,7 @@ def build(
     *,
     text: str | Path,
     recipe: str = "int8",
+    to: Sequence[str] = ("onnx",),
     tokens: int = 24_576,
     context: int = 2048,
     memory_steps: int = 40_000,
@@ -34,13 +35,17 @@ def build(
 ) -> Verdict:
     """Make the bundle `out` from a checkpoint with `recipe` ("fp32": none) and verify it on `text`.
 
+    `to`: keys of `export.BACKENDS`; the first one is what is verified.
+
     The bundle stays when a figure is out of tolerance, and its manifest says unverified; when
     verification is interrupted or cannot be done, nothing is left. Raises InputError for bad input,
     before any work is done where that can be.
     """
     checkpoint, out = Path(checkpoint), Path(out)
+    check_backends(to)
     if recipe != FP32:
-        find_recipe(recipe)
+        for name in to:
+            find_recipe(recipe, BACKENDS[name])
     if out.exists():
         raise InputError(f"{out} exists already: name a new directory or remove it first")
     if not out.absolute().parent.is_dir():
@@ -52,11 +57,11 @@ def build(
         raise InputError(f"{checkpoint}: build verifies what it makes, which needs a RetNet")
     text_contexts(source.tokenizer, Path(text), tokens, context)
     if recipe == FP32:
-        export(checkpoint, out, say=say)
+        export(checkpoint, out, to=to, say=say)
     else:
         with tempfile.TemporaryDirectory(prefix="retnet-edge-") as folder:
-            exported = export(checkpoint, Path(folder) / "fp32.edge", say=say)
-            quantize(exported, out, recipe=recipe, say=say)
+            exported = export(checkpoint, Path(folder) / "fp32.edge", to=to, say=say)
+            quantize(exported, out, recipe=recipe, checkpoint=checkpoint, say=say)
     try:
         return verify(
             out,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from retnet_edge.runtime.report import Verdict
 
 _PATH = click.Path(path_type=Path)
+_BACKEND = click.Choice(["onnxruntime", "executorch"])
+_TO = "onnx, executorch, or both with a comma between."
 
 
 def _say(text: str) -> None:
@@ -46,7 +48,7 @@ def _verification(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("checkpoint", type=_PATH)
 @click.argument("out", type=_PATH)
-@click.option("--to", default="onnx", show_default=True, help="Backends, separated by commas.")
+@click.option("--to", default="onnx", show_default=True, help=_TO)
 def export(checkpoint: Path, out: Path, to: str) -> None:
     """Lower CHECKPOINT to an fp32 bundle at OUT."""
     from retnet_edge.export.export import export as run
@@ -58,18 +60,20 @@ def export(checkpoint: Path, out: Path, to: str) -> None:
 @click.command()
 @click.argument("bundle", type=_PATH)
 @click.argument("out", type=_PATH)
-@click.option("--recipe", default="int8", show_default=True, help="int8 or int8-dynamic.")
-def quantize(bundle: Path, out: Path, recipe: str) -> None:
+@click.option("--recipe", default="int8", show_default=True, help="int8, int8-dynamic, int4 …")
+@click.option("--checkpoint", type=_PATH, help="What BUNDLE was made from; ExecuTorch needs it.")
+def quantize(bundle: Path, out: Path, recipe: str, checkpoint: Path | None) -> None:
     """Apply a recipe to the fp32 BUNDLE, into a new bundle at OUT."""
     from retnet_edge.quantize.quantize import quantize as run
 
-    run(bundle, out, recipe=recipe, say=_say)
+    run(bundle, out, recipe=recipe, checkpoint=checkpoint, say=_say)
     click.echo(f"wrote {out}")
 
 
 @click.command()
 @click.argument("bundle", type=_PATH)
 @click.option("--checkpoint", type=_PATH, required=True, help="What the bundle was made from.")
+@click.option("--backend", type=_BACKEND, help="Of those that BUNDLE has  [default: the first].")
 @_verification
 def verify(bundle: Path, as_json: bool, **options: Any) -> None:
     """Compare BUNDLE with its checkpoint in float64, measure its memory; status 1 if it fails."""
@@ -81,13 +85,14 @@ def verify(bundle: Path, as_json: bool, **options: Any) -> None:
 @click.command()
 @click.argument("checkpoint", type=_PATH)
 @click.argument("out", type=_PATH)
-@click.option("--recipe", default="int8", show_default=True, help="int8, int8-dynamic or fp32.")
+@click.option("--recipe", default="int8", show_default=True, help="int8, int8-dynamic, … or fp32.")
+@click.option("--to", default="onnx", show_default=True, help=_TO)
 @_verification
-def build(checkpoint: Path, out: Path, as_json: bool, **options: Any) -> None:
+def build(checkpoint: Path, out: Path, as_json: bool, to: str, **options: Any) -> None:
     """Export CHECKPOINT, quantize it, verify it: a bundle at OUT; status 1 if a figure fails."""
     from retnet_edge.build import build as run
 
-    _conclude(out, run(checkpoint, out, say=_say, **options), as_json)
+    _conclude(out, run(checkpoint, out, to=to.split(","), say=_say, **options), as_json)
 
 
 def _conclude(path: Path, verdict: Verdict, as_json: bool) -> None:

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--stop", multiple=True, help="End before this text (may be given again).")
 @click.option("--threads", type=int, help="Computing threads [default: physical cores, at most 4].")
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "executorch"]),
+    help="Of those that BUNDLE has [default: the first].",
+)
 def generate(
     bundle: Path,
     prompt: str | None,
@@ -42,6 +47,7 @@ def generate(
     seed: int,
     stop: tuple[str, ...],
     threads: int | None,
+    backend: str | None,
 ) -> None:
     """Continue a text with BUNDLE, streaming to standard output.
 
@@ -65,7 +71,7 @@ def generate(
     )
     opened = Bundle.open(bundle)
     tokenizer = opened.tokenizer()
-    session = open_session(opened, threads)
+    session = open_session(opened, threads, backend)
 
     def reply(text: str) -> Iterator[str]:
         return stream(

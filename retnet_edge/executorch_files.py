@@ -17,7 +17,7 @@ from retnet_edge.xnnpack_graph import XnnpackGraph
 
 STEP_FILE, PREFILL_FILE = "step.pte", "prefill.pte"
 PREFILL_TOKENS = 64
-"""Tokens of a call of prefill.pte; the rest of a prompt goes through the step (docs/executorch.md)."""
+"""Tokens of a call of prefill.pte; the rest of a prompt goes through the step."""
 
 
 def lower_executorch(

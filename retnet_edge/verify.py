@@ -18,6 +18,7 @@ from retnet_edge.quantize.kernel_parity import KernelParity, measure_kernel_pari
 from retnet_edge.reference import Float64Reference
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.report import Verdict
+from retnet_edge.runtime.session import choose_backend
 from retnet_edge.runtime.verdict import Check
 from retnet_edge.runtime.verify import verify as verify_bundle
 from retnet_edge.tokenizer import END_OF_TEXT, read_documents
@@ -36,12 +37,14 @@ def verify(
     memory_steps: int = 40_000,
     baseline: bool = True,
     threads: int | None = None,
+    backend: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Verdict:
     """Replay held-out `text` through `bundle` and `checkpoint` (in float64), and measure memory.
 
     `tokens` of the text, in contexts of `context`; `memory_steps` steps in a process of its own;
-    with `baseline`, beside a Transformer of the same size. Reports and the verdict go into the
+    with `baseline`, beside a Transformer of the same size. `backend`: of those that the bundle has,
+    the first by default. Reports and the verdict go into the
     bundle. Raises InputError where the bundle was not made from the checkpoint, that is not a
     RetNet's, or the text is shorter than one context.
     """
@@ -51,7 +54,12 @@ def verify(
     reference = Float64Reference(source)
     contexts = text_contexts(source.tokenizer, Path(text), tokens, context)
     say(f"replaying {sum(map(len, contexts)):,} tokens of {text}")
-    kernel = measure_kernel_parity(opened, contexts[0][:KERNEL_TOKENS])
+    chosen = choose_backend(opened, backend)
+    kernel = None
+    if (
+        chosen == "onnxruntime"
+    ):  # the same graph in NumPy; an ExecuTorch program is no graph to read
+        kernel = measure_kernel_parity(opened, contexts[0][:KERNEL_TOKENS])
     with tempfile.TemporaryDirectory(prefix="retnet-edge-") as folder:
         growing = _baseline(source, Path(folder), say) if baseline else None
         units = sum(map(len, contexts)) + memory_steps
@@ -64,7 +72,8 @@ def verify(
                 baseline=growing,
                 text_bytes=_bytes(source.tokenizer, contexts),
                 threads=threads,
-                more_checks=_kernel_checks(kernel),
+                backend=chosen,
+                more_checks=() if kernel is None else _kernel_checks(kernel),
                 progress=_increments(advance),
             )
 

@@ -161,11 +161,9 @@ class FeedForwardNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[T, D] -> the same shape."""
         h = self.inner(x)
-        if not self.gated:
-            y: Tensor = self.out(self.act(h))
-            return y
         half = h.shape[1] // 2
-        y = self.out(self.act(h[:, :half]) * h[:, half:])
+        h = self.act(h[:, :half]) * h[:, half:] if self.gated else self.act(h)
+        y: Tensor = self.out(h)
         return y
 
 
@@ -205,7 +203,10 @@ class XnnpackGraph(nn.Module):
         assert isinstance(first, Block)
         log_decay = first.retention.log_decay
         self.place = Place(model.config, model.turns, log_decay, tokens)
-        self.embedding = nn.Embedding.from_pretrained(model.embedding.weight.detach().clone())
+        self.embedding = nn.Embedding(*model.embedding.weight.shape)
+        self.embedding.weight = nn.Parameter(
+            model.embedding.weight.detach().clone(), requires_grad=False
+        )
         self.blocks = nn.ModuleList(BlockGraph(block, tokens) for block in model.blocks)  # type: ignore[arg-type]
         self.final_norm = Norm(model.final_norm)
         self.head = _copy(model.head)

@@ -120,19 +120,8 @@ class EtSession:
             found = [_numbers(read(index)) for index in range(count)]
             wanted = [tuple(int(dim) for dim in tensor.shape) for tensor in specs]
             if found != wanted:
-                index = next(
-                    (
-                        i
-                        for i, pair in enumerate(zip(found, wanted, strict=False))
-                        if len(set(pair)) > 1
-                    ),
-                    min(len(found), len(wanted)),
-                )
-                name = specs[index].name if index < len(specs) else f"{side} {index}"
                 raise InputError(
-                    f"{path}: {side} {name} is not what the manifest says: "
-                    f"{found[index : index + 1] or 'missing'} instead of "
-                    f"{wanted[index : index + 1] or 'none'}"
+                    f"{path}: the {side}s have the shapes {found}; the manifest says {wanted}"
                 )
         return method
 

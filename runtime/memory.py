@@ -95,11 +95,12 @@ def measure_memory(
     *,
     warmup: int = 500,
     threads: int = 1,
+    backend: str | None = None,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> Memory:
     """Run `steps` steps of the bundle in a child process and fit its growth.
 
-    warmup: steps before the first sample (allocators settle). advance(n): called after n more
+    warmup: steps before the first sample (allocators settle). backend: see `open_session`. advance(n): called after n more
     steps. The child dies with this process, or as soon as this call is left. A child that holds
     2 GiB and eight times the bundle's size stops there, and its growth is fitted all the same.
     Raises InputError where the system is not Linux, where `steps` gives fewer than 8 samples, and
@@ -113,6 +114,7 @@ def measure_memory(
     command = [sys.executable, "-m", "retnet_edge.runtime.memory_child", str(bundle_path)]
     command += [f"--steps={steps}", f"--warmup={warmup}", f"--every={every}"]
     command += [f"--threads={threads}", f"--parent={os.getpid()}"]
+    command += [] if backend is None else [f"--backend={backend}"]
     seen = run_child(command, advance)
     try:
         return summarise_memory(seen, warmup=warmup, threads=threads)

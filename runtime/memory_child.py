@@ -149,10 +149,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--every", type=int, required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--parent", type=int)
+    parser.add_argument("--backend", default="onnxruntime")
     args = parser.parse_args(argv)
     guard(args.parent)
 
-    import onnxruntime  # noqa: F401 - the base is the process with its libraries, before the model
+    # the base is the process with its libraries, before the model
+    if args.backend == "executorch":
+        pass
+    else:
+        import onnxruntime  # noqa: F401
 
     from retnet_edge.errors import InputError
     from retnet_edge.runtime.bundle import Bundle
@@ -162,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     base_anonymous, base_files = sampler.now()
     try:
         bundle = Bundle.open(args.bundle)
-        session = open_session(bundle, threads=args.threads)
+        session = open_session(bundle, threads=args.threads, backend=args.backend)
     except InputError as error:
         sys.exit(str(error))
     manifest = bundle.manifest

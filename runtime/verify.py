@@ -19,7 +19,7 @@ from retnet_edge.runtime.memory import measure_memory, memory_supported
 from retnet_edge.runtime.parity import Reference, measure_parity
 from retnet_edge.runtime.probes import LONG_PREFIX
 from retnet_edge.runtime.report import Verdict, render_report
-from retnet_edge.runtime.session import open_session
+from retnet_edge.runtime.session import choose_backend, open_session
 from retnet_edge.runtime.verdict import Check, checks
 from retnet_edge.runtime.writer import replace_file, update_manifest
 
@@ -39,6 +39,7 @@ def verify(
     baseline: Path | None = None,
     text_bytes: int | None = None,
     threads: int | None = None,
+    backend: str | None = None,
     more_checks: Sequence[Check] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verdict:
@@ -46,7 +47,7 @@ def verify(
 
     contexts: held-out text, int64 [T] each. baseline: a key-value bundle whose growth is shown
     beside (1,500 steps of it). text_bytes: see `measure_parity`. threads: for parity; memory is
-    measured on one. more_checks: figures of the caller's, judged and shown with the others.
+    measured on one. backend: see `open_session`. more_checks: figures of the caller's, judged and shown with the others.
     progress(done, total): tokens and steps.
 
     A figure out of tolerance is no error: the verdict says so, and the manifest "unverified".
@@ -66,9 +67,12 @@ def verify(
         progress(done, total)
 
     growing = any(state.growing_axis is not None for state in bundle.manifest.states)
-    has_prefill = any(graph.kind == "prefill" for graph in bundle.manifest.graphs)
+    backend = choose_backend(bundle, backend)
+    has_prefill = any(
+        graph.kind == "prefill" and graph.backend == backend for graph in bundle.manifest.graphs
+    )
     tolerance = bundle.manifest.tolerance
-    session = open_session(bundle, threads=threads)
+    session = open_session(bundle, threads=threads, backend=backend)
     has_golden = GOLDEN_FILE in bundle.manifest.files and not growing
     golden = replay_golden(bundle, session) if has_golden else None
     parity = measure_parity(
@@ -84,7 +88,7 @@ def verify(
     parity = msgspec.structs.replace(parity, golden=golden)
     memory = baseline_memory = None
     if bundle_steps:
-        memory = measure_memory(bundle_path, bundle_steps, advance=advance)
+        memory = measure_memory(bundle_path, bundle_steps, backend=backend, advance=advance)
     if baseline is not None and baseline_steps:
         baseline_memory = measure_memory(baseline, baseline_steps, warmup=50, advance=advance)
     found = (*checks(parity, memory, tolerance), *more_checks)
@@ -97,7 +101,7 @@ def verify(
         measured_with={
             "python": platform.python_version(),
             "system": f"{platform.system()} {platform.machine()}",
-            **{name: version(name) for name in ("numpy", "onnxruntime")},
+            **{name: version(name) for name in ("numpy", backend)},
         },
     )
     write_verdict(bundle, verdict)
