@@ -21,7 +21,7 @@ from rich.table import Table
 from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.export.export import export
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import RECIPES, Float32, Recipe, Rule
+from retnet_edge.quantize.recipe import RECIPES, BlockInt8, DynamicInt8, Recipe, Rule
 from retnet_edge.reference import Float64Reference
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.parity import measure_parity
@@ -38,7 +38,7 @@ def without_tails(recipe: Recipe) -> Recipe:
         Rule(
             rule.pattern,
             rule.scheme
-            if isinstance(rule.scheme, Float32)
+            if not isinstance(rule.scheme, BlockInt8 | DynamicInt8)
             else dataclasses.replace(rule.scheme, tail=None),
         )
         for rule in recipe.rules
@@ -68,7 +68,7 @@ def main() -> None:
     reference = Float64Reference(source)
     with tempfile.TemporaryDirectory() as folder:
         exported = export(args.checkpoint, Path(folder) / "fp32.edge", say=lambda text: None)
-        recipes = [r for recipe in RECIPES.values() for r in (without_tails(recipe), recipe)]
+        recipes = [r for recipe in RECIPES["onnxruntime"] for r in (without_tails(recipe), recipe)]
         sessions = {"fp32": open_session(Bundle.open(exported), threads=1)}
         rows: dict[str, list[str]] = {"fp32": ["", "", ""]}
         for index, recipe in enumerate(recipes):

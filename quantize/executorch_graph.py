@@ -93,11 +93,11 @@ def _apply(graph: XnnpackGraph, name: str, module: nn.Linear | nn.Embedding, rul
         if isinstance(scheme, ChannelInt8):
             dtype, granularity = torch.int8, PerAxis(0)
         elif isinstance(scheme, GroupInt4):
-            dtype, granularity = torch.int4, PerGroup(scheme.group)
+            dtype, granularity = torch.int4, PerGroup(scheme.group)  # type: ignore[attr-defined]
             width = module.weight.shape[1]
             if width % scheme.group:
                 raise InputError(
-                    f"{name}.weight has {width} inputs, which groups of {scheme.group} do not divide"
+                    f"{name}.weight has {width} inputs; groups of {scheme.group} do not divide them"
                 )
         else:
             return

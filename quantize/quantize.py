@@ -45,9 +45,9 @@ def quantize(
     """Apply `recipe` to an fp32 bundle, into a new bundle at `out`; `bundle` is only read.
 
     A name stands for the recipe of that name of each backend in the bundle. checkpoint: what the
-    bundle was made from, which ExecuTorch programs need. Raises InputError for a bundle that does not open or is quantized already, an unknown recipe, a
-    matrix that a rule names and no pass can quantize, a rule that names no matrix, and an `out`
-    that exists.
+    bundle was made from, which ExecuTorch programs need. Raises InputError for a bundle that does
+    not open or is quantized already, an unknown recipe, a matrix that a rule names and no pass can
+    quantize, a rule that names no matrix, and an `out` that exists.
     """
     source, out = Bundle.open(bundle), Path(out)
     recipes = {

@@ -58,7 +58,7 @@ def verify(
     kernel = None
     if (
         chosen == "onnxruntime"
-    ):  # the same graph in NumPy; an ExecuTorch program is no graph to read
+    ):  # compared with NumPy; a .pte is no graph to read
         kernel = measure_kernel_parity(opened, contexts[0][:KERNEL_TOKENS])
     with tempfile.TemporaryDirectory(prefix="retnet-edge-") as folder:
         growing = _baseline(source, Path(folder), say) if baseline else None

@@ -10,40 +10,6 @@ from typing import Any
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.ort_graph import default_threads, one_line
 
-_METHOD = "forward"
-
-
-def set_threads(threads: int | None) -> None:
-    """Let ExecuTorch compute on `threads` (None: as many as ONNX Runtime would get).
-
-    The number belongs to the process. Raises InputError where it is below 1.
-    """
-    from executorch.extension.pybindings import portable_lib
-
-    wanted = default_threads() if threads is None else threads
-    if wanted < 1:
-        raise InputError(f"threads is {wanted}; at least 1 is needed")
-    if portable_lib._threadpool_get_thread_count() != wanted:
-        with _silent():
-            portable_lib._unsafe_reset_threadpool(wanted)
-
-
-def load_program(path: Path) -> Any:
-    """The program's method, its weights mapped from the file.
-
-    Raises InputError where this ExecuTorch cannot load it.
-    """
-    import executorch.kernels.quantized  # noqa: F401 - registers the 8-bit embedding
-    from executorch.extension.pybindings import portable_lib
-
-    try:
-        with _silent():
-            method = portable_lib._load_program(str(path)).load_method(_METHOD)
-    except Exception as error:  # the binding raises RuntimeError and its subclasses
-        raise InputError(
-            f"{path}: ExecuTorch {version('executorch')} cannot load the program: {one_line(error)}"
-        ) from error
-    return method
 
 
 class _silent:  # noqa: N801 - reads as a statement
@@ -58,3 +24,38 @@ class _silent:  # noqa: N801 - reads as a statement
     def __exit__(self, *_: object) -> None:
         os.dup2(self._saved, 2)
         os.close(self._saved)
+
+
+with _silent():
+    import executorch.kernels.quantized  # noqa: F401 - registers the 8-bit embedding
+    from executorch.extension.pybindings import portable_lib
+
+_METHOD = "forward"
+
+
+def set_threads(threads: int | None) -> None:
+    """Let ExecuTorch compute on `threads` (None: as many as ONNX Runtime would get).
+
+    The number belongs to the process. Raises InputError where it is below 1.
+    """
+    wanted = default_threads() if threads is None else threads
+    if wanted < 1:
+        raise InputError(f"threads is {wanted}; at least 1 is needed")
+    if portable_lib._threadpool_get_thread_count() != wanted:
+        with _silent():
+            portable_lib._unsafe_reset_threadpool(wanted)
+
+
+def load_program(path: Path) -> Any:
+    """The program's method, its weights mapped from the file.
+
+    Raises InputError where this ExecuTorch cannot load it.
+    """
+    try:
+        with _silent():
+            method = portable_lib._load_program(str(path)).load_method(_METHOD)
+    except Exception as error:  # the binding raises RuntimeError and its subclasses
+        raise InputError(
+            f"{path}: ExecuTorch {version('executorch')} cannot load the program: {one_line(error)}"
+        ) from error
+    return method

@@ -100,9 +100,10 @@ def measure_memory(
 ) -> Memory:
     """Run `steps` steps of the bundle in a child process and fit its growth.
 
-    warmup: steps before the first sample (allocators settle). backend: see `open_session`. advance(n): called after n more
-    steps. The child dies with this process, or as soon as this call is left. A child that holds
-    2 GiB and eight times the bundle's size stops there, and its growth is fitted all the same.
+    warmup: steps before the first sample (allocators settle). backend: see `open_session`.
+    advance(n): called after n more steps. The child dies with this process, or as soon as this call
+    is left. A child that holds 2 GiB and eight times the bundle's size stops there, and its growth
+    is fitted all the same.
     Raises InputError where the system is not Linux, where `steps` gives fewer than 8 samples, and
     where the child could not run the bundle or was killed.
     """

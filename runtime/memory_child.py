@@ -14,6 +14,7 @@ import gc
 import os
 import signal
 import sys
+from importlib import import_module
 from typing import Protocol
 
 import msgspec
@@ -25,6 +26,10 @@ PR_SET_PDEATHSIG = 1
 PR_SET_THP_DISABLE = 41
 PROGRESS_LINES = 50
 SPARE_BYTES = 2 * 2**30
+_LIBRARIES = {
+    "onnxruntime": "onnxruntime",
+    "executorch": "retnet_edge.runtime.et_session",
+}
 
 
 class Stepper(Protocol):
@@ -154,10 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     guard(args.parent)
 
     # the base is the process with its libraries, before the model
-    if args.backend == "executorch":
-        pass
-    else:
-        import onnxruntime  # noqa: F401
+    import_module(_LIBRARIES[args.backend])
 
     from retnet_edge.errors import InputError
     from retnet_edge.runtime.bundle import Bundle

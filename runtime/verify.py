@@ -47,8 +47,8 @@ def verify(
 
     contexts: held-out text, int64 [T] each. baseline: a key-value bundle whose growth is shown
     beside (1,500 steps of it). text_bytes: see `measure_parity`. threads: for parity; memory is
-    measured on one. backend: see `open_session`. more_checks: figures of the caller's, judged and shown with the others.
-    progress(done, total): tokens and steps.
+    measured on one. backend: see `open_session`. more_checks: figures of the caller's, judged and
+    shown with the others. progress(done, total): tokens and steps.
 
     A figure out of tolerance is no error: the verdict says so, and the manifest "unverified".
     An interrupted call leaves a bundle that opens: as it was, or without reports and unverified.

@@ -21,7 +21,7 @@ from retnet_edge.errors import InputError
 from retnet_edge.quantize import kernel_parity
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import RECIPES, BlockInt8, Float32, Recipe, Rule
+from retnet_edge.quantize.recipe import BlockInt8, Float32, Recipe, Rule, find_recipe
 from retnet_edge.quantize.rounding import quantize_blocks, quantize_channels
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import Tolerance
@@ -261,7 +261,7 @@ def test_the_rest_of_the_bundle(
     quantized: Quantized, exported: dict[str, Exported], variant: str, recipe: str
 ) -> None:
     bundle, source = quantized(variant, recipe), Bundle.open(exported[variant].bundle)
-    assert bundle.manifest.tolerance == RECIPES[recipe].tolerance
+    assert bundle.manifest.tolerance == find_recipe(recipe).tolerance
     assert bundle.manifest.verification.status == "unverified"
     for field in ("model", "states", "tokenizer", "provenance"):
         assert getattr(bundle.manifest, field) == getattr(source.manifest, field)
@@ -345,7 +345,7 @@ def test_what_is_refused_leaves_nothing(
         f"{small} is quantized already (int8); give the fp32 bundle that it was made from"
     )
     assert "exists already" in refused(whole, small)
-    tolerance = RECIPES["int8"].tolerance
+    tolerance = find_recipe("int8").tolerance
     idle = Recipe("idle", (Rule("*", BlockInt8()), Rule("tail.*", Float32())), tolerance)
     assert refused(whole, out, recipe=idle) == (
         "recipe idle: the rule 'tail.*' decides about no matrix"

@@ -32,7 +32,7 @@ from retnet_edge.quantize.recipe import (
 from retnet_edge.quantize.rounding import dequantize, quantize_blocks, quantize_channels
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["int8", "int8-dynamic"])
 def test_a_built_in_recipe_decides_about_every_matrix(name: str) -> None:
     model = two_products("a.inner.weight", "a.out.weight")
     applied = apply_recipe(model, find_recipe(name), "g.onnx", {"a.out.weight": 1.0})
@@ -78,13 +78,16 @@ def test_a_matrix_that_no_rule_matches_is_refused() -> None:
 
 
 def test_an_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(InputError, match="unknown recipe 'int3'; known: int8, int8-dynamic"):
+    with pytest.raises(InputError, match="unknown recipe 'int3'; known for onnxruntime: int8, int8"):
         find_recipe("int3")
+    with pytest.raises(InputError, match="recipe 'int4' is for executorch; known for onnxruntime"):
+        find_recipe("int4")
 
 
 def test_recipes_are_found_by_the_name_that_they_record() -> None:
-    assert all(find_recipe(name).name == name for name in RECIPES)
-    assert {"int8", "int8-dynamic"} <= RECIPES.keys()
+    for backend, recipes in RECIPES.items():
+        assert all(find_recipe(r.name, backend) is r for r in recipes)
+        assert {"int8", "int8-dynamic"} <= {r.name for r in recipes}
 
 
 def product_on_the_left() -> ir.Model:
