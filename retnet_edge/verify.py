@@ -56,9 +56,7 @@ def verify(
     say(f"replaying {sum(map(len, contexts)):,} tokens of {text}")
     chosen = choose_backend(opened, backend)
     kernel = None
-    if (
-        chosen == "onnxruntime"
-    ):  # compared with NumPy; a .pte is no graph to read
+    if chosen == "onnxruntime":  # compared with NumPy; a .pte is no graph to read
         kernel = measure_kernel_parity(opened, contexts[0][:KERNEL_TOKENS])
     with tempfile.TemporaryDirectory(prefix="retnet-edge-") as folder:
         growing = _baseline(source, Path(folder), say) if baseline else None

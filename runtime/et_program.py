@@ -11,7 +11,6 @@ from retnet_edge.errors import InputError
 from retnet_edge.runtime.ort_graph import default_threads, one_line
 
 
-
 class _silent:  # noqa: N801 - reads as a statement
     """ExecuTorch logs to standard error by itself; what went wrong is said in the exception."""
 

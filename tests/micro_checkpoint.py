@@ -61,8 +61,8 @@ class Exported:
         )
 
 
-def export_variant(name: str, folder: Path) -> Exported:
-    """Write the variant's checkpoint into `folder`, export it, and read it back in float64."""
+def write_variant(name: str, folder: Path) -> Path:
+    """Write the variant's checkpoint, with random weights, below `folder`; its directory."""
     torch.manual_seed(1)
     model = build_model(VARIANTS[name])
     g = torch.Generator().manual_seed(2)
@@ -72,14 +72,20 @@ def export_variant(name: str, folder: Path) -> Exported:
             p.copy_(1.0 + 0.2 * noise if p.ndim == 1 else noise * (1.0 / p.shape[-1]) ** 0.5)
     bpe = train_tokenizer(["the cat sat on the mat, and the dog sat by the door"] * 3, 270)
     checkpoint = folder / "checkpoint"
-    checkpoint.mkdir()
+    checkpoint.mkdir(parents=True)
     write_checkpoint(checkpoint, model, bpe)
     for extra in range(VOCABULARY - 120 - bpe.get_vocab_size()):
         bpe.add_tokens([f"<extra {extra}>"])
     assert VOCABULARY - 128 < bpe.get_vocab_size() <= VOCABULARY
+    return checkpoint
+
+
+def export_variant(name: str, folder: Path) -> Exported:
+    """Write the variant's checkpoint into `folder`, export it, and read it back in float64."""
+    checkpoint = write_variant(name, folder)
     bundle = export(checkpoint, folder / "model.edge", say=lambda text: None)
     exact = load_checkpoint(checkpoint).model.to(torch.float64).eval()
-    return Exported(checkpoint, bundle, exact, sum(p.numel() for p in model.parameters()))
+    return Exported(checkpoint, bundle, exact, sum(p.numel() for p in exact.parameters()))
 
 
 def random_states(config: RetNetConfig, batch: int) -> list[NDArray[np.float32]]:
