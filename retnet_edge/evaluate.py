@@ -1,4 +1,4 @@
-"""Held-out perplexity and bits per byte of a model over a shard."""
+"""Held-out perplexity and bits per byte of a model over token shards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from retnet_edge.checkpoint import LanguageModel
-from retnet_edge.data import Shard
+from retnet_edge.data import Shards
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel, shard: Shard, *, length: int, batch: int, autocast: bool
+    model: LanguageModel, shard: Shards, *, length: int, batch: int, autocast: bool
 ) -> Evaluation:
-    """Score every token of the shard but the first, in contexts of `length` tokens from zero."""
+    """Score every token of the shards but the first, in contexts of `length` tokens from zero."""
     device = model.embedding.weight.device
     was_training = model.training
     model.eval()

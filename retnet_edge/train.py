@@ -1,4 +1,4 @@
-"""`retnet-edge train`: from text files to a checkpoint directory."""
+"""`retnet-edge train`: from text to a checkpoint directory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from tokenizers import Tokenizer
 
 from retnet_edge.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, load_checkpoint
 from retnet_edge.config import ModelConfig, RetNetConfig, decode_config, transformer_like
-from retnet_edge.data import write_shard
+from retnet_edge.data import Shards
 from retnet_edge.errors import InputError
 from retnet_edge.evaluate import Evaluation
 from retnet_edge.presets import preset
+from retnet_edge.shards import write_shards
+from retnet_edge.sources import Source, check_readable, find_sources, read_texts
 from retnet_edge.tokenizer import (
     SMALLEST_VOCABULARY,
     load_tokenizer,
-    read_documents,
     train_tokenizer,
 )
 from retnet_edge.trainer import RUN_FILE, TrainOptions, fit
@@ -34,6 +35,8 @@ def train(
     out: str | Path,
     data: Sequence[str | Path],
     valid: str | Path,
+    text_field: str = "text",
+    workers: int = 1,
     options: TrainOptions,
     model: str = "edge-15m",
     architecture: Literal["retnet", "transformer"] = "retnet",
@@ -47,8 +50,10 @@ def train(
     tensorboard: bool = True,
     say: Callable[[str], None] = print,
 ) -> Evaluation:
-    """Train a model on text files into the run directory `out`; a run begun there goes on.
+    """Train a model on text into the run directory `out`; a run begun there goes on.
 
+    `data` and `valid` are text files, JSON lines, Parquet files or saved folders of `datasets`
+    (`sources.py`), tables holding their text in `text_field`; `workers` > 1 tokenizes in processes.
     `model` is a preset's name or a config.json; "transformer" trains the baseline of the same
     size. Without `tokenizer` a byte-level BPE of `vocab_size` is trained on the same text. A
     checkpoint `init` gives configuration, tokenizer and first weights instead of all these.
@@ -59,7 +64,7 @@ def train(
     device = pick_device(device)
     sources = [Path(source) for source in data]
     for path in (*sources, Path(valid)):
-        next(read_documents(path))  # before the work: it is there, and it is text
+        check_readable(path, text_field)  # before the work
     started = None if init is None else load_checkpoint(init)
     if started is not None:
         tokenizer = started.path / TOKENIZER_FILE
@@ -67,15 +72,26 @@ def train(
     else:
         _config(model, SMALLEST_VOCABULARY)
     with _removed_on_bad_input(out):
-        bpe = _tokenizer(out, sources, tokenizer, vocab_size, say)
+        bpe = _tokenizer(out, find_sources(sources), text_field, tokenizer, vocab_size, say)
         if started is not None:
             config = started.config
         else:
             config = _config(model, bpe.get_vocab_size())
             if architecture == "transformer":
                 config = _transformer(model, config)
-        train_shard = write_shard(sources, bpe, out / "data" / "train.bin")
-        valid_shard = write_shard([Path(valid)], bpe, out / "data" / "valid.bin")
+        train_shard, valid_shard = (
+            Shards(
+                write_shards(
+                    paths,
+                    bpe,
+                    out / "data" / name,
+                    text_field=text_field,
+                    workers=workers,
+                    replace=not (out / RUN_FILE).exists(),
+                )
+            )
+            for name, paths in (("train", sources), ("valid", [Path(valid)]))
+        )
         train_shard.batch(options.seed, 0, options.batch, options.seq_len)  # it is long enough
     say(
         f"{train_shard.info.tokens:,} training tokens "
@@ -132,7 +148,8 @@ def _removed_on_bad_input(out: Path) -> Iterator[None]:
 
 def _tokenizer(
     out: Path,
-    sources: list[Path],
+    sources: list[Source],
+    text_field: str,
     given: str | Path | None,
     vocab_size: int,
     say: Callable[[str], None],
@@ -149,8 +166,7 @@ def _tokenizer(
             shutil.copyfile(given, partial)
         else:
             say(f"training a byte-level BPE of {vocab_size} tokens")
-            documents = (text for source in sources for text in read_documents(source))
-            train_tokenizer(documents, vocab_size).save(str(partial))
+            train_tokenizer(read_texts(sources, text_field), vocab_size).save(str(partial))
         partial.replace(path)
     return load_tokenizer(path)
 
