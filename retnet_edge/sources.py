@@ -183,6 +183,10 @@ def _json_lines(source: Source, field: str) -> Iterator[Document]:
                     yield Document(decoder.decode(line).text, raw.tell())
     except UnicodeDecodeError as error:
         raise InputError(f"{source.path}: line {number}: not UTF-8 text") from error
+    except msgspec.ValidationError as error:
+        raise InputError(
+            f"{source.path}: line {number}: {error} (--text-field names the field with the text)"
+        ) from error
     except msgspec.DecodeError as error:
         raise InputError(f"{source.path}: line {number}: {error}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -236,11 +240,13 @@ def _check_column(source: Source, schema: Any, field: str) -> None:
 
 def _strings(source: Source, column: Any, first: int, field: str) -> Iterator[str]:
     """The values of a column whose first is row `first` (counted from 0) of the file."""
-    for row in range(len(column)):
-        try:
-            value = column[row].as_py()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{source.path}: row {first + row}: not UTF-8 text") from error
+    try:
+        column.validate(full=True)  # offsets and UTF-8: readers trust what they find
+    except ValueError as error:
+        raise InputError(
+            f"{source.path}: in the {len(column)} rows from row {first}: {_one_line(error)}"
+        ) from error
+    for row, value in enumerate(column.to_pylist()):
         if not isinstance(value, str):
             found = "null" if value is None else f"a value of type {column.type}"
             raise InputError(
