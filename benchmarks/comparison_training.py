@@ -96,14 +96,15 @@ def unpacked(text: Path, work: Path) -> Path:
 
 def shards(settings: Settings) -> Any:
     """The three tokenized texts (train, valid, heldout), made by the first caller."""
-    from retnet_edge.data import write_shard
+    from retnet_edge.data import Shards
+    from retnet_edge.shards import write_shards
     from retnet_edge.tokenizer import load_tokenizer
 
     work = Path(settings.work)
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(Path(settings.tokenizer))
     return [
-        write_shard([unpacked(Path(text), work)], tokenizer, work / "data" / f"{name}.bin")
+        Shards(write_shards([unpacked(Path(text), work)], tokenizer, work / "data" / name))
         for name, text in (
             ("train", settings.train),
             ("valid", settings.valid),

@@ -16,8 +16,22 @@ _PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.option("--out", type=_PATH, required=True, help="Run directory; a run begun there goes on.")
-@click.option("--data", type=_PATH, required=True, multiple=True, help="Text file (repeatable).")
-@click.option("--valid", type=_PATH, required=True, help="Held-out text file.")
+@click.option(
+    "--data",
+    type=_PATH,
+    required=True,
+    multiple=True,
+    help="Text, .jsonl, .jsonl.gz or .parquet file, or a folder of `datasets` (repeatable).",
+)
+@click.option("--valid", type=_PATH, required=True, help="Held-out text, in any of these forms.")
+@click.option("--text-field", default="text", show_default=True, help="Column with the text.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that tokenize; 1: this one, on the tokenizer's own threads.",
+)
 @click.option("--model", default="edge-15m", show_default=True, help="Preset or config.json.")
 @click.option(
     "--arch",
@@ -96,6 +110,8 @@ def train(
     out: Path,
     data: tuple[Path, ...],
     valid: Path,
+    text_field: str,
+    workers: int,
     model: str,
     architecture: Literal["retnet", "transformer"],
     tokenizer: Path | None,
@@ -110,7 +126,7 @@ def train(
     tensorboard: bool,
     **options: Any,
 ) -> None:
-    """Train a RetNet, or the Transformer baseline, on text files."""
+    """Train a RetNet, or the Transformer baseline, on text."""
     from retnet_edge.train import pick_device, train_options
     from retnet_edge.train import train as run
 
@@ -126,6 +142,8 @@ def train(
         out=out,
         data=data,
         valid=valid,
+        text_field=text_field,
+        workers=workers,
         options=train_options(precision=precision, **options),
         model=model,
         architecture=architecture,

@@ -1,4 +1,4 @@
-"""Held-out perplexity and bits per byte of a model over a shard."""
+"""Held-out perplexity and bits per byte of a model over token shards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from retnet_edge.checkpoint import LanguageModel
-from retnet_edge.data import Shard
+from retnet_edge.data import Shards
 from retnet_edge.distributed import World
 from retnet_edge.model import How
 
@@ -44,7 +44,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: LanguageModel,
-    shard: Shard,
+    shard: Shards,
     *,
     length: int,
     batch: int,

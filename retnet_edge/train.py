@@ -1,4 +1,4 @@
-"""`retnet-edge train`: from text files to a checkpoint directory."""
+"""`retnet-edge train`: from text to a checkpoint directory."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from tokenizers import Tokenizer
 
 from retnet_edge.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, load_checkpoint
 from retnet_edge.config import ModelConfig, RetNetConfig, decode_config, transformer_like
-from retnet_edge.data import Shard, write_shard
+from retnet_edge.data import Shards
 from retnet_edge.distributed import World, processes
 from retnet_edge.errors import InputError
 from retnet_edge.evaluate import Evaluation
 from retnet_edge.presets import preset
+from retnet_edge.shards import write_shards
+from retnet_edge.sources import Source, check_readable, find_sources, read_texts
 from retnet_edge.tokenizer import (
     SMALLEST_VOCABULARY,
     load_tokenizer,
-    read_documents,
     train_tokenizer,
 )
 from retnet_edge.trainer import RUN_FILE, TrainOptions, check_shares, fit
 
-TRAIN_SHARD = Path("data/train.bin")
-VALID_SHARD = Path("data/valid.bin")
+TRAIN_SHARDS = Path("data/train")
+VALID_SHARDS = Path("data/valid")
 VOCABULARY_MULTIPLE = 128
 
 
@@ -37,6 +38,8 @@ def train(
     out: str | Path,
     data: Sequence[str | Path],
     valid: str | Path,
+    text_field: str = "text",
+    workers: int = 1,
     options: TrainOptions,
     model: str = "edge-15m",
     architecture: Literal["retnet", "transformer"] = "retnet",
@@ -51,8 +54,10 @@ def train(
     tensorboard: bool = True,
     say: Callable[[str], None] = print,
 ) -> Evaluation:
-    """Train a model on text files into the run directory `out`; a run begun there goes on.
+    """Train a model on text into the run directory `out`; a run begun there goes on.
 
+    `data` and `valid` are text files, JSON lines, Parquet files or saved folders of `datasets`
+    (`sources.py`), tables holding their text in `text_field`; `workers` > 1 tokenizes in processes.
     `model` is a preset's name or a config.json; "transformer" trains the baseline of the same
     size. Without `tokenizer` a byte-level BPE of `vocab_size` is trained on the same text. A
     checkpoint `init` gives configuration, tokenizer and first weights instead of all these.
@@ -75,6 +80,8 @@ def train(
             vocab_size=vocab_size,
             tokenizer=tokenizer,
             init=init,
+            text_field=text_field,
+            workers=workers,
             world=world,
             say=say,
         )
@@ -85,8 +92,8 @@ def train(
             out,
             config,
             options,
-            Shard(out / TRAIN_SHARD),
-            Shard(out / VALID_SHARD),
+            Shards(out / TRAIN_SHARDS),
+            Shards(out / VALID_SHARDS),
             initial=initial,
             device=world.device,
             world=world,
@@ -109,12 +116,14 @@ def _prepare(
     vocab_size: int,
     tokenizer: str | Path | None,
     init: str | Path | None,
+    text_field: str,
+    workers: int,
     world: World,
     say: Callable[[str], None],
 ) -> tuple[ModelConfig, TrainOptions, Path | None]:
     """Tokenizer and shards of the run; its configuration, options and first weights."""
     for path in (*sources, valid):
-        next(read_documents(path))  # before the work: it is there, and it is text
+        check_readable(path, text_field)  # before the work
     started = None if init is None else load_checkpoint(init)
     if started is not None:
         tokenizer = started.path / TOKENIZER_FILE
@@ -124,11 +133,22 @@ def _prepare(
         config = _config(model, architecture, SMALLEST_VOCABULARY)
     check_shares(config, options, world)
     with _removed_on_bad_input(out):
-        bpe = _tokenizer(out, sources, tokenizer, vocab_size, say)
+        bpe = _tokenizer(out, find_sources(sources), text_field, tokenizer, vocab_size, say)
         if started is None:
             config = _config(model, architecture, bpe.get_vocab_size())
-        train_shard = write_shard(sources, bpe, out / TRAIN_SHARD)
-        valid_shard = write_shard([valid], bpe, out / VALID_SHARD)
+        train_shard, valid_shard = (
+            Shards(
+                write_shards(
+                    paths,
+                    bpe,
+                    out / folder,
+                    text_field=text_field,
+                    workers=workers,
+                    replace=not (out / RUN_FILE).exists(),
+                )
+            )
+            for folder, paths in ((TRAIN_SHARDS, sources), (VALID_SHARDS, [valid]))
+        )
         train_shard.batch(options.seed, 0, options.batch, options.seq_len)  # it is long enough
     say(
         f"{train_shard.info.tokens:,} training tokens "
@@ -172,7 +192,8 @@ def _removed_on_bad_input(out: Path) -> Iterator[None]:
 
 def _tokenizer(
     out: Path,
-    sources: list[Path],
+    sources: list[Source],
+    text_field: str,
     given: str | Path | None,
     vocab_size: int,
     say: Callable[[str], None],
@@ -189,8 +210,7 @@ def _tokenizer(
             shutil.copyfile(given, partial)
         else:
             say(f"training a byte-level BPE of {vocab_size} tokens")
-            documents = (text for source in sources for text in read_documents(source))
-            train_tokenizer(documents, vocab_size).save(str(partial))
+            train_tokenizer(read_texts(sources, text_field), vocab_size).save(str(partial))
         partial.replace(path)
     return load_tokenizer(path)
 

@@ -29,7 +29,7 @@ from retnet_edge.checkpoint import (
     write_checkpoint,
 )
 from retnet_edge.config import ModelConfig, RetNetConfig
-from retnet_edge.data import Shard
+from retnet_edge.data import Shards
 from retnet_edge.distributed import World, shard, whole, whole_weights
 from retnet_edge.errors import CheckFailed, InputError
 from retnet_edge.evaluate import Evaluation, evaluate
@@ -137,8 +137,8 @@ def fit(
     out: Path,
     config: ModelConfig,
     options: TrainOptions,
-    train_shard: Shard,
-    valid_shard: Shard,
+    train_shard: Shards,
+    valid_shard: Shards,
     *,
     initial: Path | None = None,
     device: str = "cpu",

@@ -1,142 +1,116 @@
-"""Shards and batches: written once, reused rightly, and a pure function of (seed, step)."""
+"""Batches: a pure function of (seed, step), whatever the shards and the rows asked for."""
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from retnet_edge.data import Shard, write_shard
+from retnet_edge.data import Shards
+from retnet_edge.encoding import Encoded
 from retnet_edge.errors import InputError
-from retnet_edge.tokenizer import END_OF_TEXT, train_tokenizer
-
-DOCUMENTS = [f"Document {i}: the naïve café was closed on day {i * 7}." for i in range(600)]
+from retnet_edge.shards import ShardManifest, ShardWriter
 
 
-@pytest.fixture(scope="module")
-def bpe() -> Tokenizer:
-    return train_tokenizer(DOCUMENTS, 400)
+def numbers(folder: Path, count: int, shard_tokens: int = 1 << 20) -> Shards:
+    """Shards of the tokens 0, 1, 2 …, in which every token tells its place."""
+    folder.mkdir(exist_ok=True)
+    about = ShardManifest(1, "uint32", tokenizer_sha256="", sources=(), shards=())
+    writer = ShardWriter(folder, about, shard_tokens)
+    writer.add(Encoded(np.arange(count, dtype=np.uint32), np.array([count]), np.array([count])))
+    writer.close()
+    return Shards(folder)
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(f"\n{END_OF_TEXT}\n".join(DOCUMENTS), encoding="utf-8")
-    return path
+@contextmanager
+def numbers_somewhere(count: int, shard_tokens: int) -> Iterator[Shards]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield numbers(Path(folder), count, shard_tokens)
 
 
-@pytest.fixture
-def shard(source: Path, bpe: Tokenizer, tmp_path: Path) -> Shard:
-    return write_shard([source], bpe, tmp_path / "data" / "train.bin")
+@st.composite
+def rows_of_tokens(draw: st.DrawFn) -> tuple[int, int, int, int]:
+    """Tokens in all, tokens a shard (one shard to some hundred), length and batch."""
+    length = draw(st.integers(1, 40))
+    count = draw(st.integers(2 * length + 1, 700))
+    shard_tokens = draw(st.integers(max(1, count // 150), count + 1))
+    return count, shard_tokens, length, draw(st.integers(1, 7))
 
 
-def numbers(path: Path, count: int) -> Shard:
-    """A shard of the tokens 0, 1, 2 …, in which every token tells its place."""
-    np.arange(count, dtype=np.uint16).tofile(path)
-    info = {"source_sha256": "", "tokenizer_sha256": "", "tokens": count, "text_bytes": count}
-    path.with_name(path.name + ".json").write_bytes(
-        msgspec.json.encode({**info, "dtype": "uint16"})
-    )
-    return Shard(path)
-
-
-def test_a_shard_is_the_documents_each_with_an_end(shard: Shard, bpe: Tokenizer) -> None:
-    """More documents than are tokenized at once, in their order."""
-    wanted = [i for text in DOCUMENTS for i in (*bpe.encode(text).ids, 0)]
-    assert shard.tokens.tolist() == wanted
-    assert shard.tokens.dtype == np.uint16
-    assert shard.info.tokens == len(wanted)
-    assert shard.info.text_bytes == sum(len(text.encode()) for text in DOCUMENTS)
-    assert bpe.decode(wanted, skip_special_tokens=False).split(END_OF_TEXT)[:-1] == DOCUMENTS
-
-
-def test_sources_follow_each_other(source: Path, bpe: Tokenizer, tmp_path: Path) -> None:
-    other = tmp_path / "other.txt"
-    other.write_text("One more document.")
-    both = write_shard([source, other], bpe, tmp_path / "both.bin")
-    one = write_shard([source], bpe, tmp_path / "one.bin")
-    end = [*bpe.encode("One more document.").ids, 0]
-    assert both.tokens.tolist() == one.tokens.tolist() + end
-
-
-def mark(path: Path) -> None:
-    """Change a byte, to see later whether the file was written anew."""
-    raw = bytearray(path.read_bytes())
-    raw[0] ^= 1
-    path.write_bytes(raw)
-
-
-def test_a_shard_is_reused_while_its_inputs_are_the_same(
-    source: Path, bpe: Tokenizer, tmp_path: Path
+@settings(max_examples=60, deadline=None)
+@given(rows_of_tokens(), st.integers(0, 3))
+def test_an_epoch_draws_every_block_once_over_any_number_of_shards(
+    sizes: tuple[int, int, int, int], seed: int
 ) -> None:
-    target = tmp_path / "train.bin"
-    first = int(write_shard([source], bpe, target).tokens[0])
-    mark(target)
-    same = Tokenizer.from_str(bpe.to_str())
-    assert write_shard([source], same, target).tokens[0] == first ^ 1
+    """Epochs begin in the middle of batches; blocks lie across the borders of shards."""
+    count, shard_tokens, length, batch = sizes
+    blocks = (count - 1) // length - 1
+    with numbers_somewhere(count, shard_tokens) as shards:
+        assert len(shards.info.shards) == -(-count // shard_tokens)
+        steps = -(-2 * blocks // batch)
+        drawn = np.concatenate([shards.batch(seed, s, batch, length) for s in range(steps)])
+    assert np.array_equal(drawn, drawn[:, :1] + np.arange(length + 1))
+    for epoch in range(2):
+        starts = sorted(drawn[epoch * blocks : (epoch + 1) * blocks, 0].tolist())
+        assert 0 <= starts[0] < length
+        assert starts == list(range(starts[0], starts[0] + blocks * length, length))
 
 
-@pytest.mark.parametrize("what", ["text", "tokenizer", "another source", "no description",
-                                  "a damaged description"])  # fmt: skip
-def test_a_shard_is_rebuilt_when_its_inputs_change(
-    source: Path, bpe: Tokenizer, tmp_path: Path, what: str
+@settings(max_examples=40, deadline=None)
+@given(rows_of_tokens(), st.integers(0, 30), st.data())
+def test_a_restart_at_any_step_and_any_share_of_the_rows_continue_the_sequence(
+    sizes: tuple[int, int, int, int], restart: int, data: st.DataObject
 ) -> None:
-    """Without a description (a run killed between the two files) it is rebuilt as well."""
-    target = tmp_path / "train.bin"
-    write_shard([source], bpe, target)
-    mark(target)
-    sources = [source]
-    if what == "text":
-        source.write_text("Quite another text.\n")
-    elif what == "tokenizer":
-        bpe = train_tokenizer(DOCUMENTS, 300)
-    elif what == "another source":
-        sources.append(tmp_path / "second.txt")
-        sources[1].write_text("Second.")
-    elif what == "no description":
-        (tmp_path / "train.bin.json").unlink()
-    else:
-        (tmp_path / "train.bin.json").write_bytes(b'{"source')
-    rebuilt = write_shard(sources, bpe, target)
-    fresh = write_shard(sources, bpe, tmp_path / "fresh.bin")
-    assert rebuilt.info == fresh.info
-    assert np.array_equal(rebuilt.tokens, fresh.tokens)
+    """Against one shard read from step 0 in whole batches."""
+    count, shard_tokens, length, batch = sizes
+    with numbers_somewhere(count, count) as shards:
+        undisturbed = [shards.batch(5, step, batch, length) for step in range(restart + 3)]
+    cuts = sorted(data.draw(st.sets(st.integers(1, batch), max_size=3)) | {batch})
+    with numbers_somewhere(count, shard_tokens) as shards:
+        for step in range(restart, restart + 3):
+            assert np.array_equal(shards.batch(5, step, batch, length), undisturbed[step])
+            ranks = [range(a, b) for a, b in zip([0, *cuts], cuts, strict=False)]
+            parts = [shards.batch(5, step, batch, length, rows=rows) for rows in ranks]
+            assert np.array_equal(np.concatenate(parts), undisturbed[step])
 
 
-def test_a_bad_source_leaves_the_old_shard(source: Path, bpe: Tokenizer, tmp_path: Path) -> None:
-    target = tmp_path / "train.bin"
-    before = write_shard([source], bpe, target).tokens.tolist()
-    bad = tmp_path / "bad.txt"
-    bad.write_bytes(b"good\n" + b"\xff\xff")
-    with pytest.raises(InputError, match=r"bad\.txt: not UTF-8"):
-        write_shard([source, bad], bpe, target)
-    with pytest.raises(InputError, match=r"none\.txt: cannot be read"):
-        write_shard([tmp_path / "none.txt"], bpe, target)
-    assert Shard(target).tokens.tolist() == before
+@settings(max_examples=60, deadline=None)
+@given(rows_of_tokens(), st.data())
+def test_any_span_is_read_across_shards(
+    sizes: tuple[int, int, int, int], data: st.DataObject
+) -> None:
+    count, shard_tokens, _, _ = sizes
+    start = data.draw(st.integers(0, count - 1))
+    stop = data.draw(st.integers(start + 1, count))
+    with numbers_somewhere(count, shard_tokens) as shards:
+        assert np.array_equal(shards.tokens(start, stop), np.arange(start, stop))
+        assert np.array_equal(shards.tokens(), np.arange(count))
+        assert len(shards) == count
 
 
-def test_a_tokenizer_without_end_of_text(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no <\|endoftext\|> token"):
-        write_shard([source], Tokenizer(models.BPE()), tmp_path / "x.bin")
-
-
-def test_a_shard_whose_length_is_not_its_descriptions(shard: Shard, tmp_path: Path) -> None:
-    path = tmp_path / "data" / "train.bin"
-    path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(InputError, match=rf"holds {shard.info.tokens - 1} tokens"):
-        Shard(path)
+def test_the_order_is_that_of_one_row_of_tokens_in_numpy(tmp_path: Path) -> None:
+    """The order that runs were begun with, written down a second time."""
+    shards = numbers(tmp_path / "n", 1_000, 96)
+    rng = np.random.default_rng((3, 1))
+    order, phase = rng.permutation(98), rng.integers(10)
+    wanted = [phase + 10 * order[place] for place in range(4)]
+    assert shards.batch(3, 49, 2, 10)[:, 0].tolist() == wanted[:2]
+    assert shards.batch(3, 50, 2, 10)[:, 0].tolist() == wanted[2:]
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step(tmp_path: Path) -> None:
     """In any order, from another object, after other calls: the same; else another."""
-    shard = numbers(tmp_path / "n.bin", 1_000)
+    shard = numbers(tmp_path / "n", 1_000)
     steps = [0, 1, 40, 7, 1, 0]
     batches = {step: shard.batch(3, step, 4, 10) for step in steps}
-    again = Shard(tmp_path / "n.bin")
+    again = Shards(tmp_path / "n")
     for step in reversed(steps):
         again.batch(4, step, 4, 10)
         assert np.array_equal(again.batch(3, step, 4, 10), batches[step])
@@ -152,7 +126,7 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(tmp_path: Path) -> None:
 def test_an_epoch_visits_every_block_once(
     tmp_path: Path, count: int, length: int, batch: int
 ) -> None:
-    shard = numbers(tmp_path / "n.bin", count)
+    shard = numbers(tmp_path / "n", count)
     blocks = (count - 1) // length - 1
     starts = [
         int(row[0]) for step in range(4 * blocks) for row in shard.batch(0, step, batch, length)
@@ -171,14 +145,14 @@ def test_an_epoch_visits_every_block_once(
 
 
 def test_rows_are_consecutive_tokens_with_one_to_predict(tmp_path: Path) -> None:
-    shard = numbers(tmp_path / "n.bin", 501)
+    shard = numbers(tmp_path / "n", 501)
     for step in range(30):
         for row in shard.batch(1, step, 3, 25):
             assert np.array_equal(row, np.arange(row[0], row[0] + 26))
 
 
 def test_text_too_short_for_the_sequences(tmp_path: Path) -> None:
-    shard = numbers(tmp_path / "n.bin", 100)
+    shard = numbers(tmp_path / "n", 100)
     with pytest.raises(InputError, match=r"100 tokens are too few .* of 50.*--seq-len.* 49"):
         shard.batch(0, 0, 1, 50)
     assert shard.batch(0, 0, 1, 49).shape == (1, 50)
@@ -186,7 +160,7 @@ def test_text_too_short_for_the_sequences(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [2, 10, 11, 12, 101])
 def test_contexts_predict_every_token_but_the_first_once(tmp_path: Path, count: int) -> None:
-    shard = numbers(tmp_path / "n.bin", count)
+    shard = numbers(tmp_path / "n", count)
     targets = Counter(int(t) for context in shard.contexts(10) for t in context[1:])
     assert targets == Counter(range(1, count))
     assert all(len(context) <= 11 for context in shard.contexts(10))

@@ -19,7 +19,7 @@ from several_processes import launch
 
 from retnet_edge.config import ModelConfig, decode_config, transformer_like
 from retnet_edge.context_parallel import Context
-from retnet_edge.data import Shard
+from retnet_edge.data import Shards
 from retnet_edge.distributed import World, processes
 from retnet_edge.errors import InputError
 from retnet_edge.metrics import read_metrics
@@ -284,7 +284,7 @@ def test_a_numbered_gpu_for_several_processes_is_refused(monkeypatch: pytest.Mon
 def test_the_order_of_the_data_does_not_depend_on_the_ranks(
     alone: Path, size: int, context: int
 ) -> None:
-    shard = Shard(alone / "data" / "train.bin")
+    shard = Shards(alone / "data" / "train")
     for step in (0, 100):
         wanted = shard.batch(7, step, 4, 32)
         parts = [

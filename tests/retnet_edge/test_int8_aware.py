@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from retnet_edge.checkpoint import LanguageModel, build_model, load_checkpoint
 from retnet_edge.config import RetNetConfig, encode_config, retnet_config, transformer_like
-from retnet_edge.data import Shard
+from retnet_edge.data import Shards
 from retnet_edge.errors import InputError
 from retnet_edge.evaluate import evaluate
 from retnet_edge.int8_aware import (
@@ -271,7 +271,7 @@ def aware(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("aware")
     result = train(inputs, out, AWARE)
     model = load_checkpoint(out / "checkpoint").model
-    shard = Shard(out / "data" / "valid.bin")
+    shard = Shards(out / "data" / "valid")
     found = evaluate(model, shard, length=AWARE.seq_len, batch=AWARE.batch, autocast=False)
     assert result == found  # of the checkpoint as it was written
     return out
@@ -344,7 +344,7 @@ def test_training_lowers_what_int8_changes(inputs: Path, tmp_path: Path) -> None
     """
     first = msgspec.structs.replace(AWARE, steps=60, lr=1e-2, batch=4, int8_aware=0.0)
     train(inputs, tmp_path / "first", first, eval_every=60, save_every=1_000)
-    shard = Shard(tmp_path / "first" / "data" / "valid.bin")
+    shard = Shards(tmp_path / "first" / "data" / "valid")
     held_out = torch.from_numpy(shard.batch(0, 0, 8, 32))
     kl = {}
     for weight in (0.0, 1e5):

@@ -15,7 +15,7 @@ from micro_training import OPTIONS, run, write_inputs
 
 from retnet_edge.checkpoint import build_model, load_checkpoint, write_checkpoint
 from retnet_edge.config import TransformerConfig, retnet_config
-from retnet_edge.data import Shard
+from retnet_edge.data import Shards
 from retnet_edge.errors import InputError
 from retnet_edge.evaluate import evaluate
 from retnet_edge.metrics import read_metrics
@@ -57,7 +57,7 @@ def sha256(path: Path) -> str:
 def test_the_first_loss_is_the_checkpoints(undisturbed: Path, first: Path) -> None:
     """Before any update; weights that are not the checkpoint's begin elsewhere."""
     model = load_checkpoint(first).model
-    shard = Shard(undisturbed / "data" / "train.bin")
+    shard = Shards(undisturbed / "data" / "train")
     block = torch.from_numpy(shard.batch(FURTHER.seed, 0, FURTHER.batch, FURTHER.seq_len))
     torch.manual_seed(FURTHER.seed)
     fresh = build_model(model.config)
@@ -76,7 +76,7 @@ def test_a_step_of_no_size_leaves_the_checkpoints_validation(
 ) -> None:
     options = msgspec.structs.replace(FURTHER, steps=1, lr=1e-30, weight_decay=0.0)
     found = started(inputs, tmp_path / "run", first, options=options)
-    shard = Shard(tmp_path / "run" / "data" / "valid.bin")
+    shard = Shards(tmp_path / "run" / "data" / "valid")
     model = load_checkpoint(first).model
     assert found == evaluate(model, shard, length=32, batch=2, autocast=False)
     name = "model.safetensors"
@@ -84,7 +84,7 @@ def test_a_step_of_no_size_leaves_the_checkpoints_validation(
 
 
 def test_it_goes_on_learning(undisturbed: Path, first: Path) -> None:
-    shard = Shard(undisturbed / "data" / "valid.bin")
+    shard = Shards(undisturbed / "data" / "valid")
     before, after = (
         evaluate(load_checkpoint(path).model, shard, length=32, batch=2, autocast=False).loss
         for path in (first, undisturbed / "checkpoint")
@@ -101,7 +101,7 @@ def test_configuration_and_tokenizer_are_the_checkpoints(undisturbed: Path, firs
     assert source.tokenizer.get_vocab_size() == 300
     tokenizer = (first / "tokenizer.json").read_bytes()
     assert (undisturbed / "tokenizer.json").read_bytes() == tokenizer
-    info = Shard(undisturbed / "data" / "train.bin").info
+    info = Shards(undisturbed / "data" / "train").info
     assert info.tokenizer_sha256 == hashlib.sha256(source.tokenizer.to_str().encode()).hexdigest()
 
 

@@ -20,7 +20,7 @@ from micro_training import OPTIONS, run, write_inputs
 
 from retnet_edge.checkpoint import build_model, load_checkpoint
 from retnet_edge.config import TransformerConfig, encode_config, retnet_config
-from retnet_edge.data import Shard
+from retnet_edge.data import Shards
 from retnet_edge.errors import CheckFailed, InputError
 from retnet_edge.evaluate import evaluate
 from retnet_edge.metrics import read_metrics
@@ -71,7 +71,7 @@ def test_the_loss_falls_below_that_of_single_tokens(inputs: Path, tmp_path: Path
     losses = [row["valid_loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] == result.loss
-    tokens = Shard(tmp_path / "run" / "data" / "valid.bin").tokens
+    tokens = Shards(tmp_path / "run" / "data" / "valid").tokens()
     counts = np.bincount(tokens)
     shares = counts[counts > 0] / len(tokens)
     assert result.loss < 0.6 * -(shares * np.log(shares)).sum()
@@ -190,26 +190,27 @@ def test_the_three_forms_train_alike(inputs: Path, tmp_path: Path) -> None:
 def test_bits_per_byte_by_an_independent_formula(undisturbed: Path) -> None:
     """log₂ of each token's probability, one recurrent step after the other, in float64."""
     checkpoint = load_checkpoint(undisturbed / "checkpoint")
-    shard = Shard(undisturbed / "data" / "valid.bin")
+    shard = Shards(undisturbed / "data" / "valid")
+    tokens = shard.tokens()
     found = evaluate(checkpoint.model, shard, length=50, batch=3, autocast=False)
     model = checkpoint.model.to(torch.float64)
     bits, predictions = 0.0, 0
-    for start in range(0, len(shard.tokens) - 1, 50):
+    for start in range(0, len(tokens) - 1, 50):
         states = None
-        for n in range(start, min(start + 50, len(shard.tokens) - 1)):
+        for n in range(start, min(start + 50, len(tokens) - 1)):
             with torch.no_grad():
                 logits, states = model(
-                    torch.tensor([[int(shard.tokens[n])]]),
+                    torch.tensor([[int(tokens[n])]]),
                     states=states,
                     position=torch.tensor([n - start]),
                     form="recurrent",
                 )
             row = logits[0, 0].numpy()
             chances = np.exp(row - row.max())
-            bits -= math.log2(chances[int(shard.tokens[n + 1])] / chances.sum())
+            bits -= math.log2(chances[int(tokens[n + 1])] / chances.sum())
             predictions += 1
-    text = checkpoint.tokenizer.decode(shard.tokens.tolist(), skip_special_tokens=True)
-    assert found.tokens == predictions == len(shard.tokens) - 1
+    text = checkpoint.tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+    assert found.tokens == predictions == len(tokens) - 1
     assert found.text_bytes == len(text.encode())
     assert found.bits_per_byte == pytest.approx(bits / len(text.encode()), rel=1e-5)
     assert found.perplexity == pytest.approx(2.0 ** (bits / predictions), rel=1e-5)
@@ -217,7 +218,7 @@ def test_bits_per_byte_by_an_independent_formula(undisturbed: Path) -> None:
 
 def test_evaluation_does_not_depend_on_the_batch(undisturbed: Path) -> None:
     model = load_checkpoint(undisturbed / "checkpoint").model
-    shard = Shard(undisturbed / "data" / "valid.bin")
+    shard = Shards(undisturbed / "data" / "valid")
     one, many = (
         evaluate(model, shard, length=37, batch=batch, autocast=False) for batch in (1, 64)
     )
