@@ -123,8 +123,12 @@ _INT8 = Tolerance(
 _INT8_DYNAMIC = Tolerance(
     max_abs_logit_error=None, perplexity_ratio=1.002, mean_kl=1e-3, top1_agreement=0.985
 )
+# One scale for a whole row of weights and no tails: the figures of XNNPACK's 8-bit products.
+_INT8_XNNPACK = Tolerance(
+    max_abs_logit_error=None, perplexity_ratio=1.002, mean_kl=1e-3, top1_agreement=0.98
+)
 _INT4 = Tolerance(
-    max_abs_logit_error=None, perplexity_ratio=1.01, mean_kl=1e-2, top1_agreement=0.95
+    max_abs_logit_error=None, perplexity_ratio=1.01, mean_kl=1e-2, top1_agreement=0.93
 )
 
 RECIPES: dict[Backend, tuple[Recipe, ...]] = {
@@ -143,11 +147,11 @@ RECIPES: dict[Backend, tuple[Recipe, ...]] = {
     # XNNPACK has 8-bit weights with one scale an output only, so both 8-bit recipes are that; they
     # differ in the embedding.
     "executorch": (
-        Recipe("int8", (Rule("*", ChannelInt8()),), _INT8_DYNAMIC),
+        Recipe("int8", (Rule("*", ChannelInt8()),), _INT8_XNNPACK),
         Recipe(
             "int8-dynamic",
             (Rule("embedding.weight", Float32()), Rule("*", ChannelInt8())),
-            _INT8_DYNAMIC,
+            _INT8_XNNPACK,
         ),
         Recipe(
             "int4",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.manifest import MANIFEST_FILE
+from retnet_edge.runtime.manifest import MANIFEST_FILE, GraphSpec
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -65,8 +65,7 @@ def _bundle(path: Path) -> Facts:
             "quantized tensors": len(manifest.quantization.tensors),
         },
         "graphs": {
-            graph.file: f"{graph.kind} for {graph.backend}, operators "
-            + ", ".join(f"{name or 'ai.onnx'} {v}" for name, v in graph.operator_sets.items())
+            graph.file: f"{graph.kind} for {graph.backend}, {_operators(graph)}"
             for graph in manifest.graphs
         },
         "files": {name: entry.size for name, entry in manifest.files.items()},
@@ -76,6 +75,17 @@ def _bundle(path: Path) -> Facts:
         },
     }
     return facts
+
+
+def _operators(graph: GraphSpec) -> str:
+    """What the graph asks of its backend."""
+    if (found := graph.delegation) is not None:
+        return (
+            f"{found.delegated} operators in {found.subgraphs} XNNPACK subgraph(s), "
+            f"{sum(found.rest.values())} outside"
+        )
+    sets = (f"{name or 'ai.onnx'} {v}" for name, v in graph.operator_sets.items())
+    return f"operators {', '.join(sets)}"
 
 
 def _checkpoint(path: Path) -> Facts:
