@@ -340,7 +340,8 @@ def test_what_is_refused_leaves_nothing(
 ) -> None:
     whole, small = exported["base"].bundle, quantized("base", "int8").path
     out = tmp_path / "q.edge"
-    assert refused(whole, out, recipe="int3") == "unknown recipe 'int3'; known: int8, int8-dynamic"
+    unknown = "unknown recipe 'int3'; known for onnxruntime: int8, int8-dynamic"
+    assert refused(whole, out, recipe="int3") == unknown
     assert refused(small, out) == (
         f"{small} is quantized already (int8); give the fp32 bundle that it was made from"
     )
