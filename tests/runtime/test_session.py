@@ -7,7 +7,6 @@ import sys
 import tracemalloc
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnx
 import pytest
