@@ -1,0 +1,38 @@
+"""A small checkpoint and its bundle, for the tests of the optimum bridge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import torch
+
+from retnet_edge.checkpoint import build_model, write_checkpoint
+from retnet_edge.config import ModelConfig, RetNetConfig, gammas_log_linear
+from retnet_edge.tokenizer import train_tokenizer
+
+TEXT = "the cat sat on the mat, and the dog sat by the door"
+TIED = RetNetConfig(
+    vocab_size=288,
+    d_model=32,
+    layers=2,
+    heads=2,
+    key_head_dim=8,
+    value_head_dim=16,
+    ffn_dim=24,
+    gammas=gammas_log_linear(2),
+    thetas=(1.0, 0.31, 0.02, 0.004),
+)
+UNTIED = msgspec.structs.replace(TIED, tie_embeddings=False)
+
+
+def write(folder: Path, config: ModelConfig) -> Path:
+    """A checkpoint with weights large enough that no two logits are close."""
+    torch.manual_seed(3)
+    model = build_model(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.3)
+    folder.mkdir(parents=True)
+    write_checkpoint(folder, model, train_tokenizer([TEXT] * 4, vocab_size=280))
+    return folder
