@@ -1,8 +1,8 @@
 """What `optimum-cli` finds of us: `optimum-cli export onnx` knows our checkpoints.
 
 optimum's command imports every file of the namespace optimum.commands.register, and ours calls
-`install` (optimum_plugin/register_retnet_edge.py). It has no hook for a model's registration, so the
-command's `run` is wrapped: what costs seconds to import is imported when an export begins.
+`install` (optimum_plugin/register_retnet_edge.py). It has no hook for a model's registration, so
+the command's `run` is wrapped: what costs seconds to import is imported when an export begins.
 """
 
 from __future__ import annotations

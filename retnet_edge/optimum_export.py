@@ -75,7 +75,10 @@ class RetNetEdgeStep(PreTrainedModel):
         """
         if torch.onnx.is_in_onnx_export():
             # for optimum's own tracing; see RetNetEdgeOnnxConfig.post_process_exported_models
-            return {"logits": tokens.float() + position[:, None], "next_states": [-s for s in states]}
+            return {
+                "logits": tokens.float() + position[:, None],
+                "next_states": [-s for s in states],
+            }
         x, after = features(self.retnet, tokens, states, position)
         return {"logits": self.retnet.head(x)[:, -1], "next_states": after}
 
@@ -88,7 +91,12 @@ class RetNetEdgeOnnxConfig(OnnxConfig):
     SUPPORTS_PAST = True
 
     def __init__(
-        self, config: Any, *args: Any, use_past: bool = True, use_past_in_inputs: bool = True, **kw: Any
+        self,
+        config: Any,
+        *args: Any,
+        use_past: bool = True,
+        use_past_in_inputs: bool = True,
+        **kw: Any,
     ) -> None:
         """The two `use_past` arguments are optimum's protocol: a step graph always has states."""
         self.use_past = use_past

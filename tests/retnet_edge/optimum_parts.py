@@ -31,8 +31,8 @@ def write(folder: Path, config: ModelConfig) -> Path:
     torch.manual_seed(3)
     model = build_model(config)
     with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_(std=0.3)
+        for p in model.parameters():
+            p.copy_(1.0 + 0.2 * torch.randn(p.shape) if p.ndim == 1 else 0.4 * torch.randn(p.shape))
     folder.mkdir(parents=True)
-    write_checkpoint(folder, model, train_tokenizer([TEXT] * 4, vocab_size=280))
+    write_checkpoint(folder, model, train_tokenizer([TEXT] * 3, 270))
     return folder
