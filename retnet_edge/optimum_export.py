@@ -96,11 +96,11 @@ class RetNetEdgeOnnxConfig(OnnxConfig):
         *args: Any,
         use_past: bool = True,
         use_past_in_inputs: bool = True,
-        **kw: Any,
+        **kwargs: Any,
     ) -> None:
         """The two `use_past` arguments are optimum's protocol: a step graph always has states."""
         self.use_past = use_past
-        super().__init__(config, *args, **kw)
+        super().__init__(config, *args, **kwargs)
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
@@ -151,10 +151,10 @@ class RetNetEdgeOnnxConfig(OnnxConfig):
     ) -> tuple[Mapping[str, tuple[Any, Any]], list[str]]:
         """Put the graph of `retnet-edge export` in the place of what optimum traced.
 
-        optimum 0.1 traces with torch's old exporter, which knows neither RMS norms nor the operators
-        of a step of retention, and has no other hook. So what it traces is a placeholder whose
-        shapes are wrong: kept (`no_post_process`), it makes optimum's own validation raise. The
-        real graph it then compares with `RetNetEdgeStep`, as it does for every model.
+        optimum-onnx 0.1 traces with torch's old exporter, which knows neither RMS norms nor the
+        operators of a step of retention, and has no other hook. So what it traces is a placeholder
+        whose shapes are wrong: kept (`no_post_process`), it makes optimum's own validation raise.
+        The real graph it then compares with `RetNetEdgeStep`, as it does for every model.
         """
         (name,) = models_and_onnx_configs
         model = models_and_onnx_configs[name][0]

@@ -162,12 +162,10 @@ class RetNetEdgeORTForCausalLM(GenerationMixin):
         if row is not self._held:
             self._session.load_states(row.states, row.position)
         self._held = None
-        if len(tokens) == 1:
-            view = self._session.step(tokens[0])
-        else:
-            view = self._session.prefill(tokens)
+        session = self._session
+        view = session.step(tokens[0]) if len(tokens) == 1 else session.prefill(tokens)
         logits = torch.from_numpy(view.copy())
-        self._held = Row(self._session.states(), self._session.position)
+        self._held = Row(session.states(), session.position)
         return logits, self._held
 
     def prepare_inputs_for_generation(

@@ -153,7 +153,7 @@ def test_wheel_installs_one_name_and_a_file_for_optimum(wheel: Path, tmp_path: P
     run(*pip, "--target", target, wheel, cwd=tmp_path)
     names = {path.name for path in target.iterdir() if path.suffix != ".dist-info"}
     assert names - {"bin"} == {"retnet_edge", "optimum"}
-    files = [path for path in (target / "optimum").rglob("*.py")]
+    files = list((target / "optimum").rglob("*.py"))
     assert files == [target / PLUGIN]  # no __init__.py: the namespace is optimum's
     code = (
         f"import sys; sys.path.insert(0, {str(target)!r})\n"

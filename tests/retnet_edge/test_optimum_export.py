@@ -5,37 +5,30 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
-from numpy.typing import NDArray
-from optimum_parts import TIED, UNTIED, write
+from optimum_parts import INSTALLED, TIED, UNTIED, run_tokens, session, write
 
 from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.config import transformer_like
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import export
+from retnet_edge.model import RetNet
 from retnet_edge.optimum_cli import install, is_ours
-from retnet_edge.reference import Float64Reference
 
-if importlib.util.find_spec("optimum") is None or not importlib.util.find_spec(
-    "optimum.exporters.onnx"
-):
+if not INSTALLED:
     pytest.skip("optimum is not installed: make test-optimum", allow_module_level=True)
 
 CONFIGS = {"tied": TIED, "untied": UNTIED}
 LAYERS = TIED.layers
-Arrays = dict[str, NDArray[Any]]
 
 
 def optimum_cli(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -55,39 +48,18 @@ def optimum_cli(*words: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module", params=CONFIGS)
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, Path, Path]]:
+) -> tuple[Path, Path, Path]:
     """A checkpoint, what optimum-cli makes of it, and our bundle of it."""
     folder = tmp_path_factory.mktemp(request.param)
     checkpoint = write(folder / "checkpoint", CONFIGS[request.param])
     done = optimum_cli("--model", checkpoint, folder / "optimum")
     assert done.returncode == 0, done.stderr
     assert "not within the set tolerance" not in done.stderr, done.stderr
-    yield (
+    return (
         checkpoint,
         folder / "optimum",
         export(checkpoint, folder / "own.edge", say=lambda _: None),
     )
-
-
-def session(graph: Path) -> Any:
-    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-
-
-def run_tokens(graph: Path, tokens: NDArray[np.int64]) -> Iterator[Arrays]:
-    """Outputs after each of tokens [B, T], with the outputs as the next step's states."""
-    running = session(graph)
-    names = [value.name for value in running.get_outputs()]
-    states = {
-        value.name: np.zeros((len(tokens), *value.shape[1:]), dtype=np.float32)
-        for value in running.get_inputs()
-        if value.name.startswith("state_")
-    }
-    for n, column in enumerate(tokens.T):
-        position = np.full(len(tokens), n, dtype=np.int64)
-        feeds = {"tokens": column[:, None], "position": position, **states}
-        out = dict(zip(names, running.run(None, feeds), strict=True))
-        states = {name: out[f"next_{name}"] for name in states}
-        yield out
 
 
 def test_names_and_shapes_are_the_step_contract(pair: tuple[Path, Path, Path]) -> None:
@@ -122,15 +94,17 @@ def test_graph_computes_what_our_export_does(pair: tuple[Path, Path, Path]) -> N
 
 def test_graph_agrees_with_float64(pair: tuple[Path, Path, Path]) -> None:
     checkpoint, exported, _ = pair
-    net = Float64Reference(load_checkpoint(checkpoint)).model
+    net = load_checkpoint(checkpoint).model.double()
+    assert isinstance(net, RetNet)
     tokens = np.random.default_rng(1).integers(1, 270, (2, 51))
     (*_, last) = run_tokens(exported / "model.onnx", tokens)
-    logits, states = net(torch.from_numpy(tokens))
+    with torch.no_grad():
+        logits, states = net(torch.from_numpy(tokens), form="recurrent")
     scale = logits.abs().max()
-    np.testing.assert_allclose(last["logits"], logits[:, -1].detach(), atol=float(1e-5 * scale))
+    np.testing.assert_allclose(last["logits"], logits[:, -1], atol=float(1e-5 * scale))
     for i, state in enumerate(states):
         bound = float(1e-5 * state.abs().max())
-        np.testing.assert_allclose(last[f"next_state_{i}"], state.detach(), atol=bound)
+        np.testing.assert_allclose(last[f"next_state_{i}"], state, atol=bound)
 
 
 def test_folder_holds_the_configuration_and_the_tokenizer(pair: tuple[Path, Path, Path]) -> None:

@@ -151,7 +151,7 @@ def test_bad_input_is_one_sentence(model: RetNetEdgeORTForCausalLM, tmp_path: Pa
     with pytest.raises(InputError, match="holds 2 rows; the input has 1"):
         model(ids(5), past_key_values=BundleCache([model._start()] * 2, 0))
     with pytest.raises(InputError, match="is a list, not a BundleCache"):
-        model(ids(5), past_key_values=[])  # type: ignore[arg-type]
+        model(ids(5), past_key_values=[])
     with pytest.raises(InputError, match="is not a bundle"):
         RetNetEdgeORTForCausalLM.from_pretrained(tmp_path)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
-from optimum_parts import TIED, UNTIED, write
-from test_optimum_export import run_tokens
+from optimum_parts import INSTALLED, TIED, UNTIED, run_tokens, write
 
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import export
@@ -20,9 +18,7 @@ from retnet_edge.onnx_files import save_models
 from retnet_edge.quantize.quantize import apply_recipe
 from retnet_edge.quantize.recipe import DynamicInt8, Float32, Recipe, Rule, find_recipe
 
-if importlib.util.find_spec("optimum") is None or not importlib.util.find_spec(
-    "optimum.onnxruntime"
-):
+if not INSTALLED:
     pytest.skip("optimum is not installed: make test-optimum", allow_module_level=True)
 
 from retnet_edge.optimum_recipes import nearest_recipe, quantization_config, quantize_step
