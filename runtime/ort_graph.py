@@ -30,9 +30,15 @@ def default_threads() -> int:
 
 
 def load_graph(
-    bundle: Bundle, kind: Literal["step", "prefill"], threads: int | None
+    bundle: Bundle,
+    kind: Literal["step", "prefill"],
+    threads: int | None,
+    *,
+    profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
-    """The graph, ready to run on `threads` CPU threads (None: see `physical_cores`).
+    """The graph, ready to run on `threads` CPU threads (None: see `default_threads`).
+
+    profile: start of the name of the file that ONNX Runtime's profiler is to write.
 
     Raises InputError where the bundle has no such graph, threads is below 1, ONNX Runtime refuses
     the file, or the file's inputs and outputs are not those of the manifest.
@@ -50,6 +56,9 @@ def load_graph(
     options.inter_op_num_threads = 1
     # Threads that spin between two nodes take the cores of everything else on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     # The arena keeps what a growing cache has outgrown; fixed states allocate nothing anyway.
     if any(state.growing_axis is not None for state in bundle.manifest.states):
         options.enable_cpu_mem_arena = False
