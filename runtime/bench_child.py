@@ -170,7 +170,7 @@ def main() -> None:
     from retnet_edge.runtime.memory_child import guard
 
     work = msgspec.json.decode(sys.argv[1], type=Work)
-    guard(work.parent)
+    guard(work.parent, huge_pages=True)
     import_module(_LIBRARIES[work.backend])
     try:
         result = measure_use(work) if work.memory else measure_times(work)

@@ -30,7 +30,7 @@ class Row(msgspec.Struct, frozen=True):
     `rate`: tokens a second of all sequences of the batch together. `milliseconds`: a prompt's time
     to its first new token, and of decoding the time of one step. `gigabytes`: a second, that decode
     has to move (weights read, states read and written); `share`: of the machine's read bandwidth on
-    as many threads, the best that was measured between the same tests (None for prompts, which are bound by
+    as many threads, the best measured between the same tests (None for prompts, which are bound by
     arithmetic). `other_cores`: busy with other work meanwhile (None: the system does not say).
     """
 

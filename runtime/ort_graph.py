@@ -10,6 +10,7 @@ import onnxruntime
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.huge_pages import huge_pages
 from retnet_edge.runtime.manifest import GraphSpec
 
 _MAX_DEFAULT_THREADS = 4
@@ -63,7 +64,8 @@ def load_graph(
     if any(state.growing_axis is not None for state in bundle.manifest.states):
         options.enable_cpu_mem_arena = False
     try:
-        session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+        with huge_pages():
+            session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise InputError(
             f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load the graph: "
