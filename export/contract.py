@@ -14,13 +14,14 @@ from torch.export import Dim
 
 from retnet_edge.checkpoint import LanguageModel
 from retnet_edge.export.kv_step import TransformerGraph
-from retnet_edge.export.step import PREFILL_CHUNK, RetNetGraph
+from retnet_edge.export.step import RetNetGraph
 from retnet_edge.model import RetNet
 from retnet_edge.runtime.manifest import StateSpec
 from retnet_edge.transformer import Transformer
 
 BATCH = Dim("batch", min=1, max=1 << 16)
 EXAMPLE_BATCH = 2  # torch specialises a graph to an example size of 1
+EXAMPLE_TOKENS = 5
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,15 @@ def lowerings(model: LanguageModel) -> list[Lowering]:
 
 
 def _retnet(model: RetNet, kind: Literal["step", "prefill"]) -> Lowering:
-    """The prefill graph is traced with more than one chunk: one chunk is no special case."""
+    """Both graphs are eq. 6 in the fused operator; the prefill's T is dynamic, 1 included."""
     states = model.initial_states(EXAMPLE_BATCH)
-    tokens = 1 if kind == "step" else 2 * PREFILL_CHUNK + 44
+    tokens = 1 if kind == "step" else EXAMPLE_TOKENS
     axes: dict[int, Any] = {0: BATCH}
     if kind == "prefill":
-        axes[1] = Dim("tokens", min=PREFILL_CHUNK + 1, max=1 << 20)
+        axes[1] = Dim("tokens", min=1, max=1 << 20)
     return Lowering(
         kind,
-        RetNetGraph(model, kind),
+        RetNetGraph(model),
         (_zeros(EXAMPLE_BATCH, tokens), _zeros(EXAMPLE_BATCH), states),
         (axes, {0: BATCH}, [{0: BATCH} for _ in states]),
     )

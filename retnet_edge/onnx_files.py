@@ -74,6 +74,7 @@ def graph_spec(file: str, kind: Literal["step", "prefill"], model: ir.Model) -> 
         outputs=tuple(_tensor_spec(value) for value in model.graph.outputs),
         external_data=tuple(sorted(external)),
         operator_sets={domain or "ai.onnx": v for domain, v in model.opset_imports.items()},
+        serves_step=kind == "prefill",
     )
 
 

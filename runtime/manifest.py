@@ -59,6 +59,9 @@ class GraphSpec(_Frozen, frozen=True):
 
     For ONNX Runtime, batch and a prefill's T are dynamic. An ExecuTorch program runs one sequence,
     and its prefill exactly the T of its `tokens`.
+
+    serves_step: a prefill graph that takes T = 1 as well, as fast as the step graph does, so that a
+    session needs no other and holds the weights once.
     """
 
     file: Name
@@ -69,6 +72,7 @@ class GraphSpec(_Frozen, frozen=True):
     external_data: tuple[Name, ...]
     operator_sets: dict[str, int]
     delegation: Delegation | None = None
+    serves_step: bool = False
 
 
 class StateSpec(_Frozen, frozen=True):

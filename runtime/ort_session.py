@@ -47,7 +47,9 @@ class OrtSession:
             for _ in range(2)
         )
         self._past = 0
-        graph = load_graph(bundle, "step", threads)
+        prefill = find_graph(bundle, "prefill")
+        self._one_graph = prefill is not None and prefill.serves_step
+        graph = load_graph(bundle, "prefill" if self._one_graph else "step", threads)
         self._step = graph
         self._step_bindings = self._bind(graph)
         for binding in self._step_bindings:
@@ -79,14 +81,18 @@ class OrtSession:
         return self._view
 
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Feed tokens in spans of at most 1024; the view that `step` returns too."""
+        """Feed tokens in spans of PREFILL_SPAN; the view that `step` returns too."""
         ids = check_tokens(tokens, len(self._view))
         if ids.size == 1 or find_graph(self._bundle, "prefill") is None:
             for token in ids[0]:
                 self.step(int(token))
             return self._view
         if self._prefill is None:
-            graph = load_graph(self._bundle, "prefill", self._threads)
+            graph = (
+                self._step
+                if self._one_graph
+                else load_graph(self._bundle, "prefill", self._threads)
+            )
             self._prefill = graph, self._bind(graph)
         graph, bindings = self._prefill
         for start in range(0, ids.size, PREFILL_SPAN):
