@@ -1,4 +1,4 @@
-"""The command that measures speed and memory: bench."""
+"""The commands that belong to one machine: prepare packs weights for it, bench measures on it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,19 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 
 
 NUMBERS = Numbers()
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+def prepare(bundle: Path) -> None:
+    """Pack BUNDLE's weights for this machine, into BUNDLE.prepared beside it.
+
+    Sessions map the packed weights from there: they load faster and hold no copy of their own.
+    """
+    from retnet_edge.runtime.prepare import prepare as run
+
+    folder = run(bundle, say=lambda text: click.echo(text, err=True))
+    click.echo(f"wrote {folder}")
 
 
 @click.command()

@@ -25,6 +25,20 @@ def find_graph(bundle: Bundle, kind: Literal["step", "prefill"]) -> GraphSpec | 
     return None
 
 
+def main_graph(bundle: Bundle) -> tuple[Literal["step", "prefill"], GraphSpec]:
+    """The graph that a session steps with: the prefill graph where it serves both.
+
+    Raises InputError where the bundle has no graph for ONNX Runtime.
+    """
+    prefill, step = find_graph(bundle, "prefill"), find_graph(bundle, "step")
+    if prefill is not None and prefill.serves_step:
+        return "prefill", prefill
+    if step is None:
+        has = ", ".join(f"{g.kind} for {g.backend}" for g in bundle.manifest.graphs)
+        raise InputError(f"{bundle.path} has no step graph for onnxruntime (it has: {has})")
+    return "step", step
+
+
 def default_threads() -> int:
     """One a physical core, at most 4: more wait for memory, and for each other."""
     return min(physical_cores(), _MAX_DEFAULT_THREADS)
@@ -44,13 +58,16 @@ def load_graph(
     Raises InputError where the bundle has no such graph, threads is below 1, ONNX Runtime refuses
     the file, or the file's inputs and outputs are not those of the manifest.
     """
+    from retnet_edge.runtime.prepare import find_prepared
+
     graph = find_graph(bundle, kind)
     if graph is None:
         has = ", ".join(f"{g.kind} for {g.backend}" for g in bundle.manifest.graphs)
         raise InputError(f"{bundle.path} has no {kind} graph for onnxruntime (it has: {has})")
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; at least 1 is needed")
-    path = bundle.file(graph.file)
+    packed = find_prepared(bundle, graph.file)
+    path = packed or bundle.file(graph.file)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = threads or default_threads()
@@ -60,6 +77,8 @@ def load_graph(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
+    # A pattern would be kept for every length of a prompt, and gains nothing.
+    options.enable_mem_pattern = False
     # The arena keeps what a growing cache has outgrown; fixed states allocate nothing anyway.
     if any(state.growing_axis is not None for state in bundle.manifest.states):
         options.enable_cpu_mem_arena = False

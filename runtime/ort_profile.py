@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.ort_graph import load_graph
+from retnet_edge.runtime.ort_graph import load_graph, main_graph
 from retnet_edge.runtime.profile import WARMUP, OperatorTime
 from retnet_edge.runtime.session import state_shape
 
@@ -23,7 +23,7 @@ def profile_steps(bundle: Bundle, *, steps: int, threads: int | None) -> list[Op
     """Time by operator type of `steps` steps, each state fed back; see `profile.profile`."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        graph = load_graph(bundle, "step", threads, profile=Path(folder) / "step")
+        graph = load_graph(bundle, main_graph(bundle)[0], threads, profile=Path(folder) / "step")
         states = [np.zeros(state_shape(s, 0), dtype=s.dtype) for s in bundle.manifest.states]
         for position in range(WARMUP + steps):
             feeds: dict[str, Any] = {

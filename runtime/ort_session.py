@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import StateSpec
-from retnet_edge.runtime.ort_graph import find_graph, load_graph, run_bound
+from retnet_edge.runtime.ort_graph import find_graph, load_graph, main_graph, run_bound
 from retnet_edge.runtime.session import (
     PREFILL_SPAN,
     State,
@@ -47,9 +47,9 @@ class OrtSession:
             for _ in range(2)
         )
         self._past = 0
-        prefill = find_graph(bundle, "prefill")
-        self._one_graph = prefill is not None and prefill.serves_step
-        graph = load_graph(bundle, "prefill" if self._one_graph else "step", threads)
+        kind, _ = main_graph(bundle)
+        self._one_graph = kind == "prefill"
+        graph = load_graph(bundle, kind, threads)
         self._step = graph
         self._step_bindings = self._bind(graph)
         for binding in self._step_bindings:

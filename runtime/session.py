@@ -12,7 +12,7 @@ from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import Backend, StateSpec
 
-PREFILL_SPAN = 256
+PREFILL_SPAN = 128
 """Tokens that one call of a prefill graph takes at most: longer ones are no faster, and need more
 memory (docs/decisions.md)."""
 
