@@ -49,6 +49,7 @@ def prepare(bundle: Path) -> None:
 @click.option("--generate", type=NUMBERS, default="128", show_default=True, help="Steps to time.")
 @click.option("--depth", type=NUMBERS, default="0", show_default=True, help="Tokens seen before.")
 @click.option("--threads", type=NUMBERS, default="", help="[default: chosen for this machine].")
+@click.option("--batch", type=NUMBERS, default="1", show_default=True, help="Sequences a step.")
 @click.option("--repetitions", type=int, default=5, show_default=True)
 @click.option(
     "--backend",
@@ -66,6 +67,7 @@ def bench(
     generate: tuple[int, ...],
     depth: tuple[int, ...],
     threads: tuple[int, ...],
+    batch: tuple[int, ...],
     repetitions: int,
     backend: str | None,
     memory: bool,
@@ -99,7 +101,7 @@ def bench(
             else:
                 print_profile(operators, steps, console)
         return
-    tests = len(prompt) + len(generate)
+    tests = len(prompt) + len(generate) * len(batch)
     total = len(threads or (1,)) * len(depth) * tests * (repetitions + 1)
     with progress("tests", total) as advance:
         seen = 0
@@ -115,6 +117,7 @@ def bench(
             generate=generate,
             depth=depth,
             threads=threads,
+            batch=batch,
             repetitions=repetitions,
             backend=backend,
             memory=memory,

@@ -36,6 +36,7 @@ def bench(
     generate: Sequence[int] = (128,),
     depth: Sequence[int] = (0,),
     threads: Sequence[int] = (),
+    batch: Sequence[int] = (1,),
     repetitions: int = 5,
     backend: str | None = None,
     memory: bool = True,
@@ -44,12 +45,13 @@ def bench(
     """Time prompts and decoding of every length at every depth, on each number of threads.
 
     prompt, generate: lengths in tokens (none: do not test). depth: tokens that the state has seen
-    before. threads: () for the number that a session chooses by itself. repetitions: of every test,
+    before. threads: () for the number that a session chooses by itself. batch: sequences that are
+    decoded in one step; prompts are fed to one. repetitions: of every test,
     after one that is not counted. progress(done, total): tests. Every number of threads has a
     process of its own, and memory another one, on the first number of threads.
 
     Raises InputError for a bundle that does not open or run, for a length or a depth that is
-    negative, for threads or repetitions below 1, and where nothing is asked for.
+    negative, for threads, batch or repetitions below 1, for a bundle that cannot run a batch, and where nothing is asked for.
     """
     opened = Bundle.open(bundle)
     chosen = choose_backend(opened, backend)
@@ -58,6 +60,7 @@ def bench(
         ("generate", generate, 1),
         ("depth", depth, 0),
         ("threads", threads, 1),
+        ("batch", batch, 1),
         ("repetitions", [repetitions], 1),
     ):
         for bad in [number for number in numbers if number < least][:1]:
@@ -65,9 +68,12 @@ def bench(
     tests = []
     for start in dict.fromkeys(depth):
         tests += [Test("prompt", tokens, start) for tokens in dict.fromkeys(prompt)]
-        tests += [Test("generate", tokens, start) for tokens in dict.fromkeys(generate)]
+        for tokens in dict.fromkeys(generate):
+            tests += [Test("generate", tokens, start, rows) for rows in dict.fromkeys(batch)]
     if not tests:
         raise InputError("nothing to measure: give a prompt or a generate length, and a depth")
+    if chosen != "onnxruntime" and set(batch) != {1}:
+        raise InputError(f"batch is {max(batch)}; {chosen} runs one sequence")
     counts = list(dict.fromkeys(threads)) or [default_threads()]
     total, done = len(counts) * len(tests) * (repetitions + 1), 0
 
@@ -122,16 +128,17 @@ def _rows(bundle: Bundle, backend: Backend, work: Work, times: Times) -> list[Ro
         each = spread([1e3 * s / steps for s in seconds])
         if test.test == "generate":
             middle = test.depth + test.tokens // 2
-            gigabytes = step_bytes(bundle, backend, position=middle) / each.median / 1e6
+            moved = step_bytes(bundle, backend, position=middle, batch=test.batch)
+            gigabytes = moved / each.median / 1e6
             share = gigabytes / read
         rows.append(
             Row(
                 test=test.test,
                 tokens=test.tokens,
                 depth=test.depth,
-                batch=1,
+                batch=test.batch,
                 threads=work.threads,
-                rate=spread([test.tokens / s for s in seconds]),
+                rate=spread([test.tokens * test.batch / s for s in seconds]),
                 milliseconds=each,
                 gigabytes=gigabytes,
                 share=share,

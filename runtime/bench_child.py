@@ -35,6 +35,7 @@ class Test(msgspec.Struct, frozen=True):
     test: Literal["prompt", "generate"]
     tokens: int
     depth: int
+    batch: int = 1
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -61,8 +62,10 @@ class Times(msgspec.Struct, frozen=True):
 
 def measure_times(work: Work) -> Times:
     """Run every test once to warm up, then `repetitions` times, all tests in turn."""
+    from retnet_edge.runtime.batch import Batch
     from retnet_edge.runtime.bundle import Bundle
     from retnet_edge.runtime.session import open_session
+    from retnet_edge.runtime.snapshot import Snapshot
 
     load = measure_load(work) if work.load else None
     bundle = Bundle.open(work.bundle)
@@ -74,7 +77,8 @@ def measure_times(work: Work) -> Times:
         while session.position < depth:
             missing = min(FILL_TOKENS, depth - session.position)
             session.prefill(rng.integers(vocab, size=missing).tolist())
-        starts[depth] = session.states()
+        starts[depth] = Snapshot.of(session)
+    batches = {n: Batch(bundle, n, threads=work.threads) for n in _batches(work)}
     bandwidth = ReadBandwidth(work.threads)
     bandwidth.gigabytes()
     seconds: list[list[float]] = [[] for _ in work.tests]
@@ -83,15 +87,24 @@ def measure_times(work: Work) -> Times:
     for repetition in range(work.repetitions + 1):
         for index, test in enumerate(work.tests):
             tokens = rng.integers(vocab, size=test.tokens).tolist()
-            session.load_states(starts[test.depth], test.depth)
+            start = starts[test.depth]
+            start.restore(session)
+            batch = batches.get(test.batch)
+            rows = [batch.join(start) for _ in range(test.batch)] if batch else []
             other = OtherLoad()
             began = time.perf_counter()
             if test.test == "prompt":
                 int(session.prefill(tokens).argmax())
+            elif batch is not None:
+                for token in tokens:
+                    batch.step(dict.fromkeys(rows, token))
             else:
                 for token in tokens:
                     session.step(token)
             took = time.perf_counter() - began
+            for row in rows:
+                assert batch is not None
+                batch.leave(row)
             if repetition:
                 seconds[index].append(took)
                 if (cores := other.cores()) is not None:
@@ -104,6 +117,10 @@ def measure_times(work: Work) -> Times:
         for i in range(len(work.tests))
     ]
     return Times(seconds, cores_by_test, read[1:], load)
+
+
+def _batches(work: Work) -> list[int]:
+    return sorted({test.batch for test in work.tests if test.batch > 1})
 
 
 def measure_load(work: Work) -> Load:

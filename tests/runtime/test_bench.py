@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 from conftest import Tiny
+from micro_checkpoint import export_variant
 from rich.console import Console
 
 from retnet_edge import cli
@@ -31,6 +32,11 @@ from retnet_edge.runtime.memory import memory_supported
 from retnet_edge.runtime.ort_profile import BETWEEN, by_operator
 from retnet_edge.runtime.profile import OperatorTime, profile
 from retnet_edge.runtime.traffic import step_bytes, step_weight_bytes
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_variant("base", tmp_path_factory.mktemp("exported")).bundle
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +101,25 @@ def test_forms(measured: Bench) -> None:
     assert "warning: so it is" in out.getvalue()
 
 
+def test_a_batch_counts_all_its_tokens(exported: Path) -> None:
+    found = bench(
+        exported, prompt=[], generate=[4], depth=[5], batch=[1, 3], repetitions=1, memory=False
+    )
+    one, three = found.rows
+    assert (one.batch, three.batch) == (1, 3)
+    assert three.rate.median == pytest.approx(3e3 / three.milliseconds.median)
+    moved = found.weights_bytes + 3 * 2 * found.state_bytes
+    assert three.gigabytes == pytest.approx(moved / three.milliseconds.median / 1e6)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"prompt": [0]}, "prompt is 0; at least 1"),
         ({"depth": [-1]}, "depth is -1; at least 0"),
         ({"threads": [0]}, "threads is 0"),
+        ({"batch": [0]}, "batch is 0"),
+        ({"batch": [2], "memory": False}, "no graph that takes both prompts and steps"),
         ({"repetitions": 0}, "repetitions is 0"),
         ({"prompt": [], "generate": []}, "nothing to measure"),
         ({"backend": "executorch"}, "no graphs for executorch"),
