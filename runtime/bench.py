@@ -51,7 +51,8 @@ def bench(
     process of its own, and memory another one, on the first number of threads.
 
     Raises InputError for a bundle that does not open or run, for a length or a depth that is
-    negative, for threads, batch or repetitions below 1, for a bundle that cannot run a batch, and where nothing is asked for.
+    negative, for threads, batch or repetitions below 1, for a bundle that cannot run a batch, and
+    where nothing is asked for.
     """
     opened = Bundle.open(bundle)
     chosen = choose_backend(opened, backend)
