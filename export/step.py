@@ -10,13 +10,19 @@ of a named initializer, heads stay packed, decays and angles are constants of th
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retnet_edge.export.graph_ops import retention_step, rotate_packed
+from retnet_edge.export.graph_ops import pack, retention_step, rotate_packed, unpack
 from retnet_edge.model import Block, FeedForward, MultiScaleRetention, RetNet, position_sum
+from retnet_edge.retention import retention_span
 from retnet_edge.rotary import cos_sin
+
+CHUNK = 128
+Form = Literal["fused", "plain", "chunkwise"]
 
 
 class Projection(nn.Module):
@@ -49,10 +55,11 @@ class Norm(nn.Module):
 class RetentionGraph(nn.Module):
     """Gated multi-scale retention on packed heads."""
 
-    def __init__(self, retention: MultiScaleRetention) -> None:
+    def __init__(self, retention: MultiScaleRetention, form: Form) -> None:
         """Copy the weights."""
         super().__init__()
         self.config = retention.config
+        self.form = form
         self.splits = retention.splits
         self.qkvg = Projection(retention.qkvg)
         self.out = Projection(retention.out)
@@ -70,8 +77,15 @@ class RetentionGraph(nn.Module):
         heads = self.config.heads
         scale = self.config.key_head_dim**-0.5
         q, k, v, gate = self.qkvg(x).split(self.splits, dim=-1)
-        q, k = rotate_packed(q, cos, sin, heads), rotate_packed(k, cos, sin, heads)
-        y, state = retention_step(q, k, v, self.log_decay, state, scale)
+        fused = self.form == "fused"
+        q = rotate_packed(q, cos, sin, heads, fused=fused)
+        k = rotate_packed(k, cos, sin, heads, fused=fused)
+        if self.form == "chunkwise":
+            q, k, v = (unpack(part, heads) for part in (q * scale, k, v))
+            y, state = retention_span(q, k, v, self.log_decay, state, CHUNK)
+            y = pack(y)
+        else:
+            y, state = retention_step(q, k, v, self.log_decay, state, scale, fused=fused)
         y = self._norm_heads(y, position).flatten(2)
         return self.out(F.silu(gate) * y), state
 
@@ -113,11 +127,11 @@ class FeedForwardGraph(nn.Module):
 class BlockGraph(nn.Module):
     """One block on explicit state."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, form: Form) -> None:
         """Copy the weights."""
         super().__init__()
         self.retention_norm = norm_graph(block.retention_norm)
-        self.retention = RetentionGraph(block.retention)
+        self.retention = RetentionGraph(block.retention, form)
         self.ffn_norm = norm_graph(block.ffn_norm)
         self.ffn = FeedForwardGraph(block.ffn)
 
@@ -131,13 +145,17 @@ class BlockGraph(nn.Module):
 
 
 class RetNetGraph(nn.Module):
-    """The step contract of a RetNet, for any T >= 1: eq. 6 token by token in one fused operator."""
+    """The step contract of a RetNet.
 
-    def __init__(self, model: RetNet) -> None:
+    "fused": any T >= 1, eq. 6 token by token in one operator of ONNX Runtime. In standard
+    operators, "plain" is eq. 6 for T = 1, and "chunkwise" any T >= 1.
+    """
+
+    def __init__(self, model: RetNet, form: Form = "fused") -> None:
         """Copy the weights of a checkpoint's model (in its dtype, float32 for an export)."""
         super().__init__()
         self.embedding = model.embedding
-        self.blocks = nn.ModuleList(BlockGraph(block) for block in model.blocks)  # type: ignore[arg-type]
+        self.blocks = nn.ModuleList(BlockGraph(block, form) for block in model.blocks)  # type: ignore[arg-type]
         self.final_norm = norm_graph(model.final_norm)
         self.head = None if model.config.tie_embeddings else Projection(model.head)
         self.turns = nn.Buffer(model.turns)

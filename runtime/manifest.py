@@ -60,6 +60,8 @@ class GraphSpec(_Frozen, frozen=True):
     For ONNX Runtime, batch and a prefill's T are dynamic. An ExecuTorch program runs one sequence,
     and its prefill exactly the T of its `tokens`.
 
+    operators: of an ONNX graph, sorted, those outside ONNX itself with their domain. needs: the
+    oldest ONNX Runtime that runs the graph ("onnxruntime 1.32").
     serves_step: a prefill graph that takes T = 1 as well, as fast as the step graph does, so that a
     session needs no other and holds the weights once.
     """
@@ -72,6 +74,8 @@ class GraphSpec(_Frozen, frozen=True):
     external_data: tuple[Name, ...]
     operator_sets: dict[str, int]
     delegation: Delegation | None = None
+    operators: tuple[Name, ...] = ()
+    needs: str | None = None
     serves_step: bool = False
 
 
