@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,9 +12,11 @@ import onnxruntime
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.huge_pages import huge_pages
+from retnet_edge.runtime.machine import OtherLoad
 from retnet_edge.runtime.manifest import GraphSpec
 
-_MAX_DEFAULT_THREADS = 4
+_MAX_DEFAULT_THREADS = 4  # more wait for memory, and for each other
+_LOOK_SECONDS = 0.05
 _FATAL = 4  # every error is also raised, and the caller says it in a sentence
 
 
@@ -40,8 +43,19 @@ def main_graph(bundle: Bundle) -> tuple[Literal["step", "prefill"], GraphSpec]:
 
 
 def default_threads() -> int:
-    """One a physical core, at most 4: more wait for memory, and for each other."""
-    return min(physical_cores(), _MAX_DEFAULT_THREADS)
+    """One a physical core that other work leaves free, at most 4; it looks for 50 ms.
+
+    A step ends when its slowest thread does: one that waits for a core that something else keeps
+    busy holds up all.
+    """
+    watch = OtherLoad()
+    time.sleep(_LOOK_SECONDS)
+    return threads_for(physical_cores(), watch.cores())
+
+
+def threads_for(cores: int, busy: float | None) -> int:
+    """Threads for a machine of `cores` of which `busy` (None: unknown) are taken."""
+    return max(1, min(cores - round(busy or 0.0), _MAX_DEFAULT_THREADS))
 
 
 def load_graph(

@@ -67,7 +67,7 @@ class Session(Protocol):
 def open_session(bundle: Bundle, threads: int | None = None, backend: str | None = None) -> Session:
     """A session on the bundle's first backend, or on `backend`.
 
-    `threads`: how many compute (None: one a physical core, at most 4). Raises InputError where the
+    `threads`: how many compute (None: one a free core, at most 4). Raises InputError where the
     bundle has no step graph for the backend, or the backend cannot load it.
     """
     chosen = choose_backend(bundle, backend)
