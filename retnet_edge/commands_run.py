@@ -94,6 +94,7 @@ def generate(
             sampling=sampling,
             stop=stop,
             end_of_text=opened.manifest.tokenizer.end_of_text,
+            fed=_show_feeding,
         )
         if state is not None:
             save_snapshot(Snapshot.of(session), opened, state)
@@ -102,6 +103,15 @@ def generate(
         _converse(session, reply)
     else:
         _print(reply(prompt))
+
+
+def _show_feeding(done: int, total: int) -> None:
+    """How much of a long prompt was fed; on a terminal, one line that is wiped at the end."""
+    if done < total:
+        end = "\r" if sys.stderr.isatty() else "\n"
+        click.echo(f"prompt: {done:,} of {total:,} tokens{end}", nl=False, err=True)
+    elif sys.stderr.isatty():
+        click.echo("\x1b[K", nl=False, err=True)
 
 
 def _converse(session: Session, reply: Callable[[str], Iterator[str]]) -> None:
