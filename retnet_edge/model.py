@@ -141,9 +141,12 @@ class MultiScaleRetention(nn.Module):
         q = (qk[:, :, 0].transpose(1, 2) * self.config.key_head_dim**-0.5).to(v.dtype)
         k = qk[:, :, 1].transpose(1, 2).to(v.dtype)
         if place.factors is not None:
-            folded = (qk * place.factors[..., None]).to(v.dtype)
-            out, state = retention_scaled(folded, v, self.log_decay, state, how.chunk)
-            out = out.transpose(1, 2)
+            folded = (qk * place.factors[..., None]).to(v.dtype).permute(2, 3, 0, 1, 4)
+            values = v.permute(2, 0, 1, 3)
+            out, state = retention_scaled(
+                folded.contiguous(), values.contiguous(), self.log_decay, state, how.chunk
+            )
+            out = out.transpose(0, 1)
         elif how.form == "parallel":
             out, state = retention_parallel(q, k, v_h, log_decay, state, documents)
         elif how.form == "chunkwise":
