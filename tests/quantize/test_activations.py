@@ -83,11 +83,7 @@ def linear_inputs(source: Exported, tokens: list[int]) -> dict[str, float]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     }
-    # a retention may multiply with the parts of qkvg, whose input is its own
-    hooks = [
-        model.get_submodule(n.removesuffix(".qkvg")).register_forward_pre_hook(note(w))
-        for n, w in names.items()
-    ]
+    hooks = [model.get_submodule(n).register_forward_pre_hook(note(w)) for n, w in names.items()]
     options = {"form": "recurrent"} if isinstance(model, RetNet) else {}
     model(torch.tensor([tokens]), **options)
     for hook in hooks:
