@@ -21,7 +21,6 @@ from retnet_edge.quantize.recipe import (
     Float32,
     Recipe,
     find_recipe,
-    loosest,
 )
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import (
@@ -96,7 +95,12 @@ def write_quantized(
             manifest,
             graphs=tuple(graphs),
             quantization=Quantization(chosen[0].name, tuple(applied)),
-            tolerance=loosest([recipe.tolerance for recipe in chosen]),
+            tolerance=chosen[0].tolerance,
+            tolerances={
+                backend: recipe.tolerance
+                for backend, recipe in recipes.items()
+                if recipe.tolerance != chosen[0].tolerance
+            },
             verification=Verification("unverified", ("verify has not run",)),
         ),
     )

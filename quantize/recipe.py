@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -175,15 +174,3 @@ def find_recipe(name: str, backend: Backend = "onnxruntime") -> Recipe:
     elsewhere = [b for b, recipes in RECIPES.items() if name in [r.name for r in recipes]]
     what = f"recipe {name!r} is for {elsewhere[0]}" if elsewhere else f"unknown recipe {name!r}"
     raise InputError(f"{what}; known for {backend}: {known}")
-
-
-def loosest(tolerances: Sequence[Tolerance]) -> Tolerance:
-    """What a bundle of several backends is held to: of every figure the widest bound."""
-    errors = [t.max_abs_logit_error for t in tolerances]
-    return Tolerance(
-        max_abs_logit_error=None if None in errors else max(e for e in errors if e is not None),
-        perplexity_ratio=max(t.perplexity_ratio for t in tolerances),
-        mean_kl=max(t.mean_kl for t in tolerances),
-        top1_agreement=min(t.top1_agreement for t in tolerances),
-        memory_bytes_per_token=max(t.memory_bytes_per_token for t in tolerances),
-    )

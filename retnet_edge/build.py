@@ -12,7 +12,7 @@ from retnet_edge.errors import InputError
 from retnet_edge.export.export import BACKENDS, check_backends, export
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipe import find_recipe
-from retnet_edge.runtime.report import Verdict
+from retnet_edge.runtime.verdict import Verdict
 from retnet_edge.runtime.writer import remove_bundle
 from retnet_edge.verify import text_contexts, verify
 
@@ -35,7 +35,7 @@ def build(
 ) -> Verdict:
     """Make the bundle `out` from a checkpoint with `recipe` ("fp32": none) and verify it on `text`.
 
-    `to`: keys of `export.BACKENDS`; the first one is what is verified.
+    `to`: keys of `export.BACKENDS`; each is verified.
 
     The bundle stays when a figure is out of tolerance, and its manifest says unverified; when
     verification is interrupted or cannot be done, nothing is left. Raises InputError for bad input,

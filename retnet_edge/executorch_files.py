@@ -27,8 +27,9 @@ def lower_executorch(
 
     The weights may be torchao's quantized tensors.
     """
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
+    with quiet():  # torchao tells of kernels for hardware that is not here
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
 
     shapes = [tuple(1 if dim == "batch" else int(dim) for dim in s.shape) for s in states]
     tokens = graph.tokens
@@ -51,7 +52,8 @@ def lower_executorch(
         delegation = _delegation(edge.exported_program().graph_module)
         config = ExecutorchBackendConfig(do_quant_fusion_and_const_prop=True)
         with path.open("wb") as file:
-            edge.to_executorch(config).write_to_file(file)
+            program = edge.to_executorch(config)
+            program.write_to_file(file)
     kind: Literal["step", "prefill"] = "step" if tokens == 1 else "prefill"
 
     def state_specs(side: Literal["input", "output"]) -> list[TensorSpec]:
@@ -73,6 +75,7 @@ def lower_executorch(
         external_data=(),
         operator_sets={},
         delegation=delegation,
+        planned_bytes=sum(program.executorch_program.execution_plan[0].non_const_buffer_sizes),
     )
 
 

@@ -40,8 +40,8 @@ def set_threads(threads: int | None) -> None:
     wanted = default_threads() if threads is None else threads
     if wanted < 1:
         raise InputError(f"threads is {wanted}; at least 1 is needed")
-    if portable_lib._threadpool_get_thread_count() != wanted:
-        with _silent():
+    with _silent():
+        if portable_lib._threadpool_get_thread_count() != wanted:
             portable_lib._unsafe_reset_threadpool(wanted)
 
 
