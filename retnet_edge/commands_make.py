@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _PATH = click.Path(path_type=Path)
 _BACKEND = click.Choice(["onnxruntime", "executorch"])
+_CALIBRATION = "Text for recipes that are calibrated; not what is verified on."
 _TO = "onnx, executorch, or both with a comma between."
 
 
@@ -64,11 +65,14 @@ def export(checkpoint: Path, out: Path, to: str) -> None:
 @click.argument("out", type=_PATH)
 @click.option("--recipe", default="int8", show_default=True, help="int8, int8-dynamic, int4 …")
 @click.option("--checkpoint", type=_PATH, help="What BUNDLE was made from; ExecuTorch needs it.")
-def quantize(bundle: Path, out: Path, recipe: str, checkpoint: Path | None) -> None:
+@click.option("--calibration", type=_PATH, help=_CALIBRATION)
+def quantize(
+    bundle: Path, out: Path, recipe: str, checkpoint: Path | None, calibration: Path | None
+) -> None:
     """Apply a recipe to the fp32 BUNDLE, into a new bundle at OUT."""
     from retnet_edge.quantize.quantize import quantize as run
 
-    run(bundle, out, recipe=recipe, checkpoint=checkpoint, say=_say)
+    run(bundle, out, recipe=recipe, checkpoint=checkpoint, calibration=calibration, say=_say)
     click.echo(f"wrote {out}")
 
 
@@ -105,6 +109,7 @@ def verify(bundles: tuple[Path, ...], as_json: bool, report: Path | None, **opti
 @click.argument("out", type=_PATH)
 @click.option("--recipe", default="int8", show_default=True, help="int8, int8-dynamic, … or fp32.")
 @click.option("--to", default="onnx", show_default=True, help=_TO)
+@click.option("--calibration", type=_PATH, help=_CALIBRATION)
 @_verification
 def build(checkpoint: Path, out: Path, as_json: bool, to: str, **options: Any) -> None:
     """Export CHECKPOINT, quantize it, verify it: a bundle at OUT; status 1 if a figure fails."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from retnet_edge.checkpoint import Checkpoint, load_checkpoint
+from retnet_edge.contexts import text_contexts
 from retnet_edge.errors import InputError
 from retnet_edge.export.baseline import export_baseline
 from retnet_edge.progress import progress
@@ -26,7 +27,6 @@ from retnet_edge.runtime.session import choose_backend
 from retnet_edge.runtime.verdict import Check, Verdict
 from retnet_edge.runtime.verify import BASELINE_STEPS, measure_baseline, measure_pairs
 from retnet_edge.runtime.verify import verify as verify_bundle
-from retnet_edge.tokenizer import END_OF_TEXT, read_documents
 
 KERNEL_TOKENS = 64
 KERNEL_ERROR = 1e-4
@@ -144,27 +144,6 @@ def verify_all(
         for pair in measure_pairs([first, second], contexts[0], threads)
     )
     return Verdicts(verdicts, between)
-
-
-def text_contexts(
-    tokenizer: Tokenizer, path: Path, tokens: int, context: int
-) -> list[NDArray[np.int64]]:
-    """The first `tokens` tokens of a text, documents joined, in contexts of `context` tokens.
-
-    A shorter last piece is left out. Raises InputError where there is not one whole context.
-    """
-    if context < 2 or tokens < context:
-        raise InputError(f"{tokens} tokens in contexts of {context}: give 2 <= context <= tokens")
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    ids: list[int] = []
-    for document in read_documents(path):
-        ids += [*tokenizer.encode(document).ids, *([] if end is None else [end])]
-        if len(ids) >= tokens:
-            break
-    whole = min(len(ids), tokens) // context
-    if whole == 0:
-        raise InputError(f"{path}: {len(ids)} tokens are fewer than one context of {context}")
-    return list(np.array(ids[: whole * context], dtype=np.int64).reshape(whole, context))
 
 
 def _bytes(tokenizer: Tokenizer, contexts: list[NDArray[np.int64]]) -> int:

@@ -44,7 +44,7 @@ class EtSession:
         self._view.flags.writeable = False
         self._step = self._load("step")
         self._prefill: Any = None
-        spec = _graph(bundle, "prefill")
+        spec = find_graph(bundle, "prefill")
         self._span = 0 if spec is None else int(spec.inputs[0].shape[1])
 
     @property
@@ -106,12 +106,12 @@ class EtSession:
         self._position += tokens.shape[1]
 
     def _load(self, kind: Literal["step", "prefill"]) -> Any:
-        spec = _graph(self._bundle, kind)
+        spec = find_graph(self._bundle, kind)
         if spec is None:
             has = ", ".join(f"{g.kind} for {g.backend}" for g in self._bundle.manifest.graphs)
             raise InputError(f"{self._bundle.path} has no {kind} graph for executorch ({has})")
         path = self._bundle.file(spec.file)
-        method = load_program(path)
+        _, method = load_program(path)
         meta = method.method_meta()
         for side, specs, count, read in (
             ("input", spec.inputs, meta.num_inputs(), meta.input_tensor_meta),
@@ -126,7 +126,8 @@ class EtSession:
         return method
 
 
-def _graph(bundle: Bundle, kind: Literal["step", "prefill"]) -> GraphSpec | None:
+def find_graph(bundle: Bundle, kind: Literal["step", "prefill"]) -> GraphSpec | None:
+    """The ExecuTorch program of that kind, if the bundle has one."""
     for graph in bundle.manifest.graphs:
         if graph.kind == kind and graph.backend == "executorch":
             return graph
