@@ -144,5 +144,9 @@ def _conclude_all(found: Verdicts, as_json: bool) -> None:
 
 def _entries(verdicts: dict[str, Verdict]) -> list[Entry]:
     from retnet_edge.runtime.bundle import Bundle
+    from retnet_edge.runtime.report import labels
 
-    return [(name, Bundle.open(name).manifest, verdict) for name, verdict in verdicts.items()]
+    called = labels(list(verdicts))
+    return [
+        (called[path], Bundle.open(path).manifest, verdict) for path, verdict in verdicts.items()
+    ]

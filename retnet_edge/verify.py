@@ -22,7 +22,7 @@ from retnet_edge.reference import Float64Reference
 from retnet_edge.runtime.between import Between
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import Backend
-from retnet_edge.runtime.report import column_name
+from retnet_edge.runtime.report import column_name, labels
 from retnet_edge.runtime.session import choose_backend
 from retnet_edge.runtime.verdict import Check, Verdict
 from retnet_edge.runtime.verify import BASELINE_STEPS, measure_baseline, measure_pairs
@@ -101,12 +101,13 @@ def verify_all(
             raise InputError(f"{path} is named twice; name each bundle once")
         opened[str(path)] = Bundle.open(path)
     columns: list[tuple[str, Bundle, Backend]] = []
+    called = labels(list(opened))
     for name, bundle in opened.items():
         if bundle.manifest.provenance.checkpoint_sha256 != source.weights_sha256():
             raise InputError(f"{name} was not made from {checkpoint}: the weights' SHA-256 differ")
         has = bundle.manifest.backends
         chosen = has if backend is None else (choose_backend(bundle, backend),)
-        columns += [(column_name(name, one), bundle, one) for one in chosen]
+        columns += [(column_name(called[name], one), bundle, one) for one in chosen]
     reference = Float64Reference(source)
     contexts = text_contexts(source.tokenizer, Path(text), tokens, context)
     replayed = sum(map(len, contexts))

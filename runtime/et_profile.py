@@ -21,7 +21,7 @@ import torch
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.et_program import load_program, save_trace, set_threads
-from retnet_edge.runtime.et_session import find_graph
+from retnet_edge.runtime.et_session import find_graph, made_with
 from retnet_edge.runtime.profile import WARMUP, OperatorTime
 from retnet_edge.runtime.session import state_shape
 
@@ -37,7 +37,7 @@ def profile_steps(bundle: Bundle, *, steps: int, threads: int | None) -> list[Op
     spec = find_graph(bundle, "step")
     if spec is None:
         raise InputError(f"{bundle.path} has no step graph for executorch")
-    program, method = load_program(bundle.file(spec.file), trace=True)
+    program, method = load_program(bundle.file(spec.file), made_with(bundle), trace=True)
     rng = np.random.default_rng(0)
     states = [torch.zeros(state_shape(s, 0)) for s in bundle.manifest.states]
     for position in range(WARMUP + steps):

@@ -45,11 +45,12 @@ def set_threads(threads: int | None) -> None:
             portable_lib._unsafe_reset_threadpool(wanted)
 
 
-def load_program(path: Path, *, trace: bool = False) -> tuple[Any, Any]:
+def load_program(path: Path, made_with: str, *, trace: bool = False) -> tuple[Any, Any]:
     """The program, its weights mapped from the file, and its method.
 
-    trace: note when each operator runs (see `save_trace`), which takes time itself. Raises
-    InputError where this ExecuTorch cannot load it.
+    made_with: the version of ExecuTorch that made it, by the manifest. trace: note when each
+    operator runs (see `save_trace`), which takes time itself. Raises InputError where this
+    ExecuTorch cannot load it.
     """
     try:
         with _silent():
@@ -57,7 +58,8 @@ def load_program(path: Path, *, trace: bool = False) -> tuple[Any, Any]:
             method = program.load_method(_METHOD)
     except Exception as error:  # the binding raises RuntimeError and its subclasses
         raise InputError(
-            f"{path}: ExecuTorch {version('executorch')} cannot load the program: {one_line(error)}"
+            f"{path}: ExecuTorch {version('executorch')} cannot load the program, which version "
+            f"{made_with} made: {one_line(error)}"
         ) from error
     return program, method
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from retnet_edge.runtime.between import Between
@@ -56,6 +57,13 @@ def columns_of(entries: Sequence[Entry]) -> list[Column]:
         for name, manifest, verdict in entries
         for measured in verdict.backends
     ]
+
+
+def labels(bundles: Sequence[str]) -> dict[str, str]:
+    """What each of some bundles is called: by its directory's name, by its path where two share it."""
+    names = [Path(bundle).resolve().name for bundle in bundles]
+    alone = len(set(names)) == len(names)
+    return {path: name if alone else path for path, name in zip(bundles, names, strict=True)}
 
 
 def column_name(bundle: str, backend: str) -> str:

@@ -12,6 +12,7 @@ from numpy_retnet import NetReference, NetSession, text
 from rich.console import Console
 from test_verdict import memory_of
 
+from retnet_edge.runtime.between import Between
 from retnet_edge.runtime.manifest import (
     FileEntry,
     GraphSpec,
@@ -26,7 +27,7 @@ from retnet_edge.runtime.manifest import (
 )
 from retnet_edge.runtime.memory import Memory
 from retnet_edge.runtime.parity import measure_parity
-from retnet_edge.runtime.report import print_report, render_report
+from retnet_edge.runtime.report import labels, print_report, render_report
 from retnet_edge.runtime.slope import Slope, fit_slope
 from retnet_edge.runtime.verdict import Measured, Verdict, checks
 
@@ -177,3 +178,31 @@ def test_the_terminal_shows_the_figures(verdict: Verdict) -> None:
     assert f"{verdict.backends[0].parity.figures.perplexity_ratio:.5f}" in shown
     assert "2,048.000 [2,048.000, 2,048.000]" in shown
     assert isinstance(verdict.backends[0].memory, Memory)
+
+
+def test_two_columns_stand_side_by_side(verdict: Verdict) -> None:
+    """Ids stay unique, and each backend's figures are there, planned memory beside measured."""
+    first = verdict.backends[0]
+    second = msgspec.structs.replace(first, backend="executorch", planned_bytes=7_654_321)
+    pair = Between("onnxruntime", "executorch", "int8", first.parity.figures)
+    both = msgspec.structs.replace(verdict, backends=(first, second), between=(pair,))
+    source = render_report("both.edge", [("both.edge", manifest(), both)])
+    page = Page(source)
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert page.tags.count("svg") == 3 + 3 + 2 + 1
+    for expected in ("Side by side", "7,654,321", "executorch: Against position", "0.250"):
+        assert expected in page.words
+    out = io.StringIO()
+    print_report(
+        "both.edge", [("both.edge", manifest(), both)], console=Console(file=out, width=200)
+    )
+    assert "7,654,321" in out.getvalue()
+    assert "int8: onnxruntime | executorch" in out.getvalue()
+    entries = [("a", manifest(), both), ("b", manifest(), both)]
+    assert "b · executorch: Against position" in Page(render_report("two", entries)).words
+
+
+def test_bundles_are_called_by_their_directory_unless_two_share_it() -> None:
+    assert labels(["x/a.edge", "y/b.edge"]) == {"x/a.edge": "a.edge", "y/b.edge": "b.edge"}
+    assert labels(["x/a.edge", "y/a.edge"]) == {"x/a.edge": "x/a.edge", "y/a.edge": "y/a.edge"}
