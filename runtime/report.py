@@ -60,7 +60,7 @@ def columns_of(entries: Sequence[Entry]) -> list[Column]:
 
 
 def labels(bundles: Sequence[str]) -> dict[str, str]:
-    """What each of some bundles is called: by its directory's name, by its path where two share it."""
+    """What each of some bundles is called: its directory's name, or its path where two share it."""
     names = [Path(bundle).resolve().name for bundle in bundles]
     alone = len(set(names)) == len(names)
     return {path: name if alone else path for path, name in zip(bundles, names, strict=True)}
