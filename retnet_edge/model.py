@@ -6,6 +6,7 @@ float64 model). The model holds no state: it goes in and comes out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +19,8 @@ from retnet_edge.config import RetNetConfig
 from retnet_edge.context_parallel import Context, add_state_in
 from retnet_edge.loss import cross_entropy
 from retnet_edge.retention import retention_chunkwise, retention_parallel, retention_recurrent
-from retnet_edge.rotary import cos_sin, rotate, turns
+from retnet_edge.retention_scaled import decay_factors, folds, retention_scaled
+from retnet_edge.rotary import cos_sin, rotate_pairs, turns
 
 Form = Literal["parallel", "chunkwise", "recurrent"]
 CHUNK = 256
@@ -44,7 +46,8 @@ CHUNKWISE = How()
 class Place(NamedTuple):
     """Where the tokens stand: cosines and sines of the rotation, n counted from 1, documents.
 
-    ends: the document that each rank's span ends in, where ranks share a sequence.
+    ends: the document that each rank's span ends in, where ranks share a sequence. factors: what
+    folds the decays into q and k, [T, 2, H], where retention is computed that way.
     """
 
     cos: Tensor
@@ -52,6 +55,7 @@ class Place(NamedTuple):
     counts: Tensor
     documents: Tensor | None
     ends: Tensor | None = None
+    factors: Tensor | None = None
 
 
 def document_ids(tokens: Tensor, end: int) -> Tensor:
@@ -103,36 +107,69 @@ class MultiScaleRetention(nn.Module):
     def forward(self, x: Tensor, state: Tensor, place: Place, how: How) -> tuple[Tensor, Tensor]:
         """X [B, T, d_model] -> the same shape, and the state after the last token."""
         config = self.config
-        q, k, v, gate = self.qkvg(x).split(self.splits, dim=-1)
-        q, k = self._heads(q, config.key_head_dim), self._heads(k, config.key_head_dim)
-        v = self._heads(v, config.value_head_dim)
-        q = (rotate(q, place.cos, place.sin) * config.key_head_dim**-0.5).to(v.dtype)
-        k = rotate(k, place.cos, place.sin).to(v.dtype)
+        rows = x.shape[:2]
+        qk, v, gate = self._project(x)
+        qk = qk.reshape(*rows, 2, config.heads, config.key_head_dim)
+        qk = rotate_pairs(qk, place.cos[:, :, None, None], place.sin[:, :, None, None])
+        v = v.reshape(*rows, config.heads, config.value_head_dim)
+        with torch.autocast(x.device.type, enabled=False):
+            out, state = self._retain(qk, v, state, place, how)
+            out = self._norm_heads(out, self.log_decay.to(state.dtype), place.counts)
+        return self.out(F.silu(gate) * out.flatten(2).to(gate.dtype)), state
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries with keys, values and gates, as three products where the map is plain.
+
+        The gradient of one product would be put together from three, which costs more than the
+        sums of three products' gradients.
+        """
+        keys, values = self.splits[0], self.splits[2]
+        widths = [2 * keys, values, values]
+        if type(self.qkvg) is not nn.Linear:
+            qk, v, gate = self.qkvg(x).split(widths, dim=-1)
+        else:
+            qk, v, gate = (F.linear(x, w) for w in torch.split(self.qkvg.weight, widths))
+        return qk, v, gate
+
+    def _retain(
+        self, qk: Tensor, v: Tensor, state: Tensor, place: Place, how: How
+    ) -> tuple[Tensor, Tensor]:
+        """Of rotated q and k [B, T, 2, H, K] and v [B, T, H, V]: outputs [B, T, H, V], state."""
         documents = place.documents
         log_decay = self.log_decay.to(state.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            if how.form == "parallel":
-                out, state = retention_parallel(q, k, v, log_decay, state, documents)
-            elif how.form == "chunkwise":
-                out, state = retention_chunkwise(q, k, v, log_decay, state, how.chunk, documents)
-            else:
-                out, state = retention_recurrent(q, k, v, log_decay, state, documents)
-            if how.context is not None:
-                state_in = how.context.state_in(state, q.shape[2], log_decay, place.ends)
-                out, state = add_state_in(out, state, q, log_decay, state_in, documents)
-            out = self._norm_heads(out, log_decay, place.counts)
-        y = out.transpose(1, 2).flatten(2).to(gate.dtype)
-        return self.out(F.silu(gate) * y), state
+        v_h = v.transpose(1, 2)
+        q = (qk[:, :, 0].transpose(1, 2) * self.config.key_head_dim**-0.5).to(v.dtype)
+        k = qk[:, :, 1].transpose(1, 2).to(v.dtype)
+        if place.factors is not None:
+            folded = (qk * place.factors[..., None]).to(v.dtype)
+            out, state = retention_scaled(folded, v, self.log_decay, state, how.chunk)
+            out = out.transpose(1, 2)
+        elif how.form == "parallel":
+            out, state = retention_parallel(q, k, v_h, log_decay, state, documents)
+        elif how.form == "chunkwise":
+            out, state = retention_chunkwise(q, k, v_h, log_decay, state, how.chunk, documents)
+        else:
+            out, state = retention_recurrent(q, k, v_h, log_decay, state, documents)
+        if how.context is not None:
+            state_in = how.context.state_in(state, q.shape[2], log_decay, place.ends)
+            out, state = add_state_in(out, state, q, log_decay, state_in, documents)
+        return out.transpose(1, 2), state
 
-    def _heads(self, x: Tensor, width: int) -> Tensor:
-        return x.reshape(*x.shape[:2], self.config.heads, width).transpose(1, 2)
+    def factors(self, tokens: int, how: How, dtype: torch.dtype) -> Tensor | None:
+        """`Place.factors`, or None where the decays are not to be folded."""
+        config = self.config
+        if how.form != "chunkwise" or not folds(-math.log(min(config.gammas)), how.chunk):
+            return None
+        scale = config.key_head_dim**-0.5
+        return decay_factors(self.log_decay, tokens, how.chunk, scale).to(dtype)
 
     def _norm_heads(self, out: Tensor, log_decay: Tensor, counts: Tensor) -> Tensor:
-        """RMS norm of each head's output (the paper's GroupNorm over heads)."""
-        eps: float | Tensor = self.config.head_norm_eps
-        if self.config.head_norm_eps_rule == "z_n":
-            eps = eps * position_sum(log_decay, counts)[..., None]
-        normed = out * torch.rsqrt(out.square().mean(-1, keepdim=True) + eps)
+        """RMS norm of each head's output [B, T, H, V] (the paper's GroupNorm over heads)."""
+        out, eps = out.to(log_decay.dtype), self.config.head_norm_eps
+        if self.config.head_norm_eps_rule == "constant":
+            return F.rms_norm(out, out.shape[-1:], self.head_norm, eps)
+        z = position_sum(log_decay, counts).mT[..., None]
+        normed = out * torch.rsqrt(out.square().mean(-1, keepdim=True) + eps * z)
         return normed if self.head_norm is None else normed * self.head_norm
 
 
@@ -267,7 +304,7 @@ class RetNet(nn.Module):
             position = torch.zeros(tokens.shape[0], dtype=torch.int64, device=tokens.device)
         here = tokens if how.context is None else how.context.span(tokens)
         states = self.initial_states(tokens.shape[0]) if states is None else states
-        place = self._place(position, here.shape[1], documents, how.context, states[0].dtype)
+        place = self._place(position, here.shape[1], documents, how, states[0].dtype)
         x = F.dropout(self.embedding(here), self.dropout, self.training)
         new_states = []
         for block, state in zip(self.blocks, states, strict=True):
@@ -280,15 +317,20 @@ class RetNet(nn.Module):
         position: Tensor,
         length: int,
         documents: Tensor | None,
-        context: Context | None,
+        how: How,
         dtype: torch.dtype,
     ) -> Place:
         """Of the `length` tokens of this rank; `position` is that of the sequence's first."""
+        context = how.context
         if documents is None:
             if context is not None:
                 position = position + context.rank * length
             counts = position[:, None] + torch.arange(1, length + 1, device=position.device)
-            return Place(*cos_sin(position, length, self.turns, dtype), counts, None)
+            cos, sin = cos_sin(position, length, self.turns, dtype)
+            first = self.blocks[0].get_submodule("retention")  # all have the same decays
+            assert isinstance(first, MultiScaleRetention)
+            factors = first.factors(length, how, dtype)
+            return Place(cos, sin, counts, None, factors=factors)
         counts, ends = counts_in_document(position, documents), None
         if context is not None:
             counts = context.span(counts)

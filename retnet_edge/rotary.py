@@ -34,6 +34,10 @@ def cos_sin(
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each pair of channels. x [B, H, T, K]; cos, sin [B, T, K/2]."""
-    cos, sin = cos[:, None], sin[:, None]
+    return rotate_pairs(x, cos[:, None], sin[:, None])
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same for x […, K] and cosines and sines that broadcast to […, K/2]."""
     real, imag = x.chunk(2, dim=-1)
     return torch.cat((real * cos - imag * sin, real * sin + imag * cos), dim=-1)
