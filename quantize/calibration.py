@@ -1,8 +1,8 @@
 """What a checkpoint's matrix products see on real text: ranges, and second moments of their inputs.
 
-Text runs through the graph in chunks of 64 tokens, which gives every product the inputs that the recurrent step
-gives it, one position after the other from an empty state to position 2,047: the states that text
-leaves behind, not zeros, and positions spread over whole contexts, not first tokens.
+Text runs through the graph in chunks of 64 tokens, which gives every product the inputs that the
+recurrent step gives it, one position after the other from an empty state to position 2,047: the
+states that text leaves behind, not zeros, and positions spread over contexts, not first tokens.
 """
 
 from __future__ import annotations
