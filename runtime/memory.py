@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.memory_child import ROLLUP, Observation
@@ -41,7 +42,8 @@ class Memory(msgspec.Struct, frozen=True):
     steps: measured after `warmup` more. anonymous and file_backed are the samples of the two kinds
     of memory at `tokens` steps. state_bytes: of the states at the end, beside what the manifest
     says of that position (state_bytes_manifest) and by how much it says they grow a token.
-    base_bytes: resident before the bundle is opened; opened_bytes: after the warm-up.
+    base_bytes: resident before the bundle is opened; opened_bytes: after the warm-up. load_seconds:
+    from the checked bundle to a session. step_milliseconds: quartiles of the steps' time.
     """
 
     model: str
@@ -60,6 +62,13 @@ class Memory(msgspec.Struct, frozen=True):
     tokens: list[int]
     anonymous: list[int]
     file_backed: list[int]
+    load_seconds: float
+    step_milliseconds: tuple[float, float, float]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the median step."""
+        return 1e3 / self.step_milliseconds[1]
 
 
 def memory_supported() -> bool:
@@ -69,6 +78,7 @@ def memory_supported() -> bool:
 
 def summarise_memory(seen: Observation, *, warmup: int, threads: int) -> Memory:
     """Fit the slopes of an observation."""
+    low, middle, high = np.percentile(np.multiply(seen.step_seconds, 1e3), (25, 50, 75))
     return Memory(
         model=seen.model,
         steps=seen.tokens[-1] - warmup,
@@ -86,6 +96,8 @@ def summarise_memory(seen: Observation, *, warmup: int, threads: int) -> Memory:
         tokens=seen.tokens,
         anonymous=seen.anonymous,
         file_backed=seen.file_backed,
+        load_seconds=seen.load_seconds,
+        step_milliseconds=(float(low), float(middle), float(high)),
     )
 
 
@@ -128,11 +140,27 @@ def run_child(command: list[str], advance: Callable[[int], None]) -> Observation
 
     Raises InputError with the last line of its standard error where it does not end well.
     """
-    environment = {**os.environ, **CHILD_ENVIRONMENT}
+    last = child_output(command, advance, CHILD_ENVIRONMENT, "memory")
+    return msgspec.json.decode(last, type=Observation)
+
+
+def child_output(
+    command: list[str], advance: Callable[[int], None], environment: dict[str, str], what: str
+) -> str:
+    """Run a child that prints progress (lines of digits) and a result; returns its last line.
+
+    environment: variables to set. advance(n): called with the progress since the last call. what:
+    it measures. The child dies with this call. Raises InputError with the last line of its standard
+    error where it does not end well.
+    """
     last, done = "", 0
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={**os.environ, **environment},
+            text=True,
         )
         try:
             assert child.stdout is not None
@@ -153,5 +181,5 @@ def run_child(command: list[str], advance: Callable[[int], None]) -> Observation
         said = errors.read().decode(errors="replace").strip().splitlines()
     if status != 0:
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        raise InputError(f"the process that measures memory {how}: {(said or ['no message'])[-1]}")
-    return msgspec.json.decode(last, type=Observation)
+        raise InputError(f"the process that measures {what} {how}: {(said or ['no message'])[-1]}")
+    return last

@@ -16,8 +16,15 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.heap import trim_heap
 from retnet_edge.runtime.manifest import StateSpec
-from retnet_edge.runtime.ort_graph import find_graph, load_graph, run_bound
+from retnet_edge.runtime.ort_graph import (
+    find_graph,
+    load_graph,
+    main_graph,
+    run_bound,
+    shrinking,
+)
 from retnet_edge.runtime.session import (
     PREFILL_SPAN,
     State,
@@ -47,12 +54,16 @@ class OrtSession:
             for _ in range(2)
         )
         self._past = 0
-        graph = load_graph(bundle, "step", threads)
+        kind, _ = main_graph(bundle)
+        self._one_graph = kind == "prefill"
+        graph = load_graph(bundle, kind, threads)
         self._step = graph
         self._step_bindings = self._bind(graph)
         for binding in self._step_bindings:
             binding.bind_ortvalue_input("tokens", _value(self._token))
         self._prefill: tuple[Any, _Bindings] | None = None
+        # What a prompt needs beside its states is not held while steps follow.
+        self._shrinking = shrinking()
 
     @property
     def position(self) -> int:
@@ -79,20 +90,26 @@ class OrtSession:
         return self._view
 
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Feed tokens in spans of at most 1024; the view that `step` returns too."""
+        """Feed tokens in spans of PREFILL_SPAN; the view that `step` returns too."""
         ids = check_tokens(tokens, len(self._view))
         if ids.size == 1 or find_graph(self._bundle, "prefill") is None:
             for token in ids[0]:
                 self.step(int(token))
             return self._view
         if self._prefill is None:
-            graph = load_graph(self._bundle, "prefill", self._threads)
+            graph = (
+                self._step
+                if self._one_graph
+                else load_graph(self._bundle, "prefill", self._threads)
+            )
             self._prefill = graph, self._bind(graph)
         graph, bindings = self._prefill
         for start in range(0, ids.size, PREFILL_SPAN):
             span = ids[:, start : start + PREFILL_SPAN]
             bindings[self._past].bind_ortvalue_input("tokens", _value(span))
-            self._run(graph, bindings, span.size)
+            last = start + PREFILL_SPAN >= ids.size
+            self._run(graph, bindings, span.size, self._shrinking if last else None)
+        trim_heap()
         return self._view
 
     def states(self) -> list[State]:
@@ -106,8 +123,8 @@ class OrtSession:
             buffer[...] = state
         self._position[0] = position
 
-    def _run(self, graph: Any, bindings: _Bindings, tokens: int) -> None:
-        run_bound(graph, bindings[self._past], self._bundle.path)
+    def _run(self, graph: Any, bindings: _Bindings, tokens: int, options: Any = None) -> None:
+        run_bound(graph, bindings[self._past], self._bundle.path, options)
         self._past = 1 - self._past
         self._position[0] += tokens
 
