@@ -16,10 +16,11 @@ PIP := $(PY) -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 HF4 := .venv-hf4
 LM_EVAL := .venv-lm-eval
+OPTIMUM := .venv-optimum
 PIP_LOG := $(VENV)/pip.log
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-hf4 test-lm-eval lint bench constraints clean
+.PHONY: help setup demo test test-slow test-hf4 test-lm-eval test-optimum lint bench constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -49,6 +50,9 @@ test-hf4: $(HF4)/.installed  ## retnet_edge.hf on transformers 4.57, in a venv o
 test-lm-eval: $(LM_EVAL)/.installed  ## lm-eval on the shipped checkpoint, in a venv of its own
 	OMP_NUM_THREADS=1 $(LM_EVAL)/bin/python -m pytest --noconftest -m slow $(PYTEST_ARGS) tests/retnet_edge/test_lm_eval.py
 
+test-optimum: $(OPTIMUM)/.installed  ## the optimum bridge on optimum-onnx 0.1, in a venv of its own
+	OMP_NUM_THREADS=1 $(OPTIMUM)/bin/python -m pytest --noconftest $(PYTEST_ARGS) tests/retnet_edge/test_optimum_*.py
+
 lint: $(STAMP)  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -61,7 +65,7 @@ $(BUNDLE)/manifest.json:
 	$(MAKE) demo
 
 clean:  ## remove the venvs, caches, build leftovers and the demo's bundle
-	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis '$(BUNDLE)'
+	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) $(OPTIMUM) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis '$(BUNDLE)'
 	find retnet_edge export quantize runtime tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Only this file is watched, not pip's state: after a hand-made change in .venv, `make clean`.
@@ -92,6 +96,13 @@ $(LM_EVAL)/.installed: pyproject.toml constraints.txt constraints-lm-eval.txt
 	$(LM_EVAL)/bin/python -m pip install -q -c constraints.txt setuptools
 	$(LM_EVAL)/bin/python -m pip install -q -c constraints.txt -c constraints-lm-eval.txt \
 	  --no-build-isolation -e '.[hf]' pytest 'lm-eval[hf]'
+	@touch $@
+
+# Editable: optimum-cli must find our file in optimum's namespace that way too.
+$(OPTIMUM)/.installed: pyproject.toml constraints-optimum.txt
+	'$(PYTHON)' -m venv $(OPTIMUM)
+	$(OPTIMUM)/bin/python -m pip install -q -c constraints-optimum.txt setuptools
+	$(OPTIMUM)/bin/python -m pip install -q -c constraints-optimum.txt --no-build-isolation -e '.[optimum]' pytest
 	@touch $@
 
 define PINS

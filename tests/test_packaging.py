@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MAPPED = ("export", "quantize", "runtime")
 FOLDERS = ("retnet_edge", *MAPPED)
+PLUGIN = "optimum/commands/register/register_retnet_edge.py"  # what optimum-cli looks for
 PACKAGE_DATA = {"html.j2", "typed"}
 
 
@@ -33,7 +34,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 def package_files(tree: Path) -> set[str]:
     """Installed names of all modules and data files: export/x.py is retnet_edge/export/x.py."""
-    return {
+    return {PLUGIN} | {
         (path if folder == "retnet_edge" else Path("retnet_edge") / path).as_posix()
         for folder in FOLDERS
         for path in (found.relative_to(tree) for found in (tree / folder).iterdir())
@@ -93,8 +94,10 @@ def build_wheel(source: Path, out: Path) -> Path:
 
 def test_packages_name_every_folder_and_each_is_flat() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert settings["packages"] == ["retnet_edge", *(f"retnet_edge.{name}" for name in MAPPED)]
-    assert settings["package-dir"] == {f"retnet_edge.{name}": name for name in MAPPED}
+    mapped = {f"retnet_edge.{name}": name for name in MAPPED}
+    mapped |= {"optimum.commands.register": "optimum_plugin"}
+    assert settings["packages"] == ["retnet_edge", *mapped]
+    assert settings["package-dir"] == mapped
     for folder in FOLDERS:
         assert (ROOT / folder / "__init__.py").is_file()
         inside = {
@@ -140,15 +143,18 @@ def test_sdist_holds_every_source_once(tree: Path, sdist: Path) -> None:
         for folder in FOLDERS
         for path in (tree / folder).glob("*.py")
     }
+    sources.add("optimum_plugin/register_retnet_edge.py")
     assert sources | {"pyproject.toml", "README.md", "LICENSE"} <= set(names)
 
 
-def test_wheel_installs_one_name(wheel: Path, tmp_path: Path) -> None:
+def test_wheel_installs_one_name_and_a_file_for_optimum(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     run(*pip, "--target", target, wheel, cwd=tmp_path)
     names = {path.name for path in target.iterdir() if path.suffix != ".dist-info"}
-    assert names - {"bin"} == {"retnet_edge"}
+    assert names - {"bin"} == {"retnet_edge", "optimum"}
+    files = list((target / "optimum").rglob("*.py"))
+    assert files == [target / PLUGIN]  # no __init__.py: the namespace is optimum's
     code = (
         f"import sys; sys.path.insert(0, {str(target)!r})\n"
         "import retnet_edge.runtime.manifest\n"

@@ -1,0 +1,7 @@
+"""Installed as optimum.commands.register.register_retnet_edge; optimum-cli imports it by place."""
+
+from optimum.commands.export.onnx import ONNXExportCommand
+
+from retnet_edge.optimum_cli import install
+
+install(ONNXExportCommand)
