@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from retnet_edge.checkpoint import load_checkpoint
+from retnet_edge.contexts import text_contexts
 from retnet_edge.export.export import export
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipe import RECIPES, BlockInt8, DynamicInt8, Recipe, Rule
@@ -26,7 +27,6 @@ from retnet_edge.reference import Float64Reference
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.parity import measure_parity
 from retnet_edge.runtime.session import Session, open_session
-from retnet_edge.verify import text_contexts
 
 ROUNDS = 15
 STEPS = 200

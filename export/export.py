@@ -126,7 +126,8 @@ def _write_executorch(
     specs = []
     for file, graph in executorch_graphs(source.model):
         say(f"lowering {file}")
-        specs.append(lower_executorch(graph, states, source.config.vocab_size, folder / file))
+        vocab = source.config.vocab_size
+        specs.append(lower_executorch(graph, graph.tokens, states, vocab, folder / file))
         say(delegation_line(specs[-1]))
     return specs
 

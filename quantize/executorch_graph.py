@@ -1,17 +1,19 @@
 """Recipes applied to an ExecuTorch program: torchao's weights, lowered anew from the checkpoint.
 
 A .pte holds its weights packed for XNNPACK and cannot be quantized afterwards, so the graph is made
-again from the checkpoint that the fp32 bundle names. Activations of every quantized product are
-rounded to int8 at run time, with a scale and a zero point for each row (XNNPACK's qd8 kernels).
+again from the checkpoint that the fp32 bundle names. Activations of a quantized product are rounded
+to int8 at run time, with a scale and a zero point for each row (XNNPACK's qd8 kernels), or with
+ones that were measured on text (`executorch_static.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.errors import InputError
@@ -22,7 +24,16 @@ from retnet_edge.executorch_files import (
     quiet,
 )
 from retnet_edge.model import RetNet
-from retnet_edge.quantize.recipe import ChannelInt8, GroupInt4, Recipe, Rule
+from retnet_edge.quantize.calibration import Seen, calibration_text, observe
+from retnet_edge.quantize.executorch_static import static_module
+from retnet_edge.quantize.group_gptq import quantize_groups
+from retnet_edge.quantize.recipe import (
+    ChannelInt8,
+    GroupInt4,
+    Recipe,
+    Rule,
+    StaticInt8,
+)
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import GraphSpec, QuantizedTensor
 from retnet_edge.xnnpack_graph import XnnpackGraph
@@ -34,10 +45,12 @@ def write_quantized_programs(
     recipe: Recipe,
     folder: Path,
     say: Callable[[str], None],
+    calibration: str | Path | None = None,
 ) -> tuple[list[GraphSpec], list[QuantizedTensor]]:
     """Lower the programs of `source` again from its checkpoint, quantized, into `folder`.
 
-    Raises InputError where no checkpoint is given, or it is not the one of the bundle.
+    calibration: text, for a recipe that needs it. Raises InputError where no checkpoint is given or
+    it is not the one of the bundle, and for text that is too short.
     """
     if checkpoint is None:
         raise InputError(
@@ -50,20 +63,40 @@ def write_quantized_programs(
             f"{source.path} was not made from {checkpoint}: the weights' SHA-256 differ"
         )
     assert isinstance(loaded.model, RetNet)
+    model = loaded.model.eval()
+    seen: dict[str, Seen] = {}
+    if recipe.calibrated and calibration is not None:
+        contexts = calibration_text(loaded.tokenizer, Path(calibration))
+        say(f"calibrating on {sum(ids.numel() for ids in contexts):,} tokens of {calibration}")
+        seen = _observe(model, recipe, contexts)
+    rounded = _round_groups(model, recipe, seen)
     specs, applied = [], []
-    for file, graph in executorch_graphs(loaded.model):
+    for file, graph in executorch_graphs(model):
         say(f"quantizing {file} ({recipe.name})")
-        applied = quantize_graph(graph, recipe)
+        applied = quantize_graph(graph, recipe, rounded)
+        static = {
+            tensor.weight.removesuffix(".weight"): seen[tensor.weight.removesuffix(".weight")]
+            for tensor in applied
+            if tensor.scheme == StaticInt8().name
+        }
+        states = source.manifest.states
+        module = static_module(graph, static, states) if static else graph
         vocab = source.manifest.model.vocab_size
-        specs.append(lower_executorch(graph, source.manifest.states, vocab, folder / file))
+        specs.append(lower_executorch(module, graph.tokens, states, vocab, folder / file))
         say(delegation_line(specs[-1]))
     return specs, applied
 
 
-def quantize_graph(graph: XnnpackGraph, recipe: Recipe) -> list[QuantizedTensor]:
+def quantize_graph(
+    graph: XnnpackGraph,
+    recipe: Recipe,
+    rounded: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+) -> list[QuantizedTensor]:
     """Quantize the graph's matrices in place; what was done to each.
 
-    Raises InputError for a rule that no matrix matches, and a matrix that groups do not divide.
+    rounded: integers and scales of every matrix in groups, by its module's name. Matrices with
+    static activations are left to `static_module`. Raises InputError for a rule that no matrix
+    matches, and a matrix that groups do not divide.
     """
     applied = []
     for name, module in graph.named_modules():
@@ -72,7 +105,7 @@ def quantize_graph(graph: XnnpackGraph, recipe: Recipe) -> list[QuantizedTensor]
         weight = f"{name}.weight"
         shape = tuple(module.weight.shape)
         rule = recipe.rule_for(weight)
-        _apply(graph, name, module, rule)
+        _apply(graph, name, module, rule, (rounded or {}).get(name))
         applied.append(QuantizedTensor(weight, rule.pattern, rule.scheme.name, shape))
     matched = {tensor.rule for tensor in applied}
     if idle := [rule.pattern for rule in recipe.rules if rule.pattern not in matched]:
@@ -80,7 +113,47 @@ def quantize_graph(graph: XnnpackGraph, recipe: Recipe) -> list[QuantizedTensor]
     return applied
 
 
-def _apply(graph: XnnpackGraph, name: str, module: nn.Linear | nn.Embedding, rule: Rule) -> None:
+def _observe(model: RetNet, recipe: Recipe, contexts: list[Tensor]) -> dict[str, Seen]:
+    """What the linear maps that need it saw on text."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    schemes = {name: recipe.rule_for(f"{name}.weight").scheme for name in names}
+    wanted = {name for name, s in schemes.items() if isinstance(s, GroupInt4 | StaticInt8)}
+    grams = {name for name, s in schemes.items() if isinstance(s, GroupInt4)}
+    return observe(model, contexts, wanted=wanted, grams=grams)
+
+
+def _round_groups(
+    model: RetNet, recipe: Recipe, seen: Mapping[str, Seen]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Integers and scales of every matrix in groups, by its module's name."""
+    rounded = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        scheme = recipe.rule_for(f"{name}.weight").scheme
+        if isinstance(scheme, GroupInt4):
+            _check_groups(name, module, scheme)
+            gram = seen[name].gram
+            assert gram is not None
+            rounded[name] = quantize_groups(module.weight.detach(), gram, scheme.group)
+    return rounded
+
+
+def _check_groups(name: str, module: nn.Linear, scheme: GroupInt4) -> None:
+    width = module.in_features
+    if width % scheme.group:
+        raise InputError(
+            f"{name}.weight has {width} inputs; groups of {scheme.group} do not divide them"
+        )
+
+
+def _apply(
+    graph: XnnpackGraph,
+    name: str,
+    module: nn.Linear | nn.Embedding,
+    rule: Rule,
+    rounded: tuple[Tensor, Tensor] | None,
+) -> None:
     with quiet():
         from torchao.quantization import (
             Int8DynamicActivationIntxWeightConfig,
@@ -94,11 +167,6 @@ def _apply(graph: XnnpackGraph, name: str, module: nn.Linear | nn.Embedding, rul
             dtype, granularity = torch.int8, PerAxis(0)
         elif isinstance(scheme, GroupInt4):
             dtype, granularity = torch.int4, PerGroup(scheme.group)  # type: ignore[attr-defined]
-            width = module.weight.shape[1]
-            if width % scheme.group:
-                raise InputError(
-                    f"{name}.weight has {width} inputs; groups of {scheme.group} do not divide them"
-                )
         else:
             return
         if isinstance(module, nn.Embedding):
@@ -108,3 +176,7 @@ def _apply(graph: XnnpackGraph, name: str, module: nn.Linear | nn.Embedding, rul
                 weight_dtype=dtype, weight_granularity=granularity
             )
         quantize_(graph, config, lambda candidate, _: candidate is module)
+    if rounded is not None:  # torchao's own rounding is to the nearest
+        weight: Any = module.weight
+        weight.qdata.copy_(rounded[0])
+        weight.scale.copy_(rounded[1])

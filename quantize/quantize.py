@@ -20,8 +20,8 @@ from retnet_edge.quantize.recipe import (
     DynamicInt8,
     Float32,
     Recipe,
+    check_calibration,
     find_recipe,
-    loosest,
 )
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import (
@@ -40,12 +40,14 @@ def quantize(
     *,
     recipe: str | Recipe = "int8",
     checkpoint: str | Path | None = None,
+    calibration: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Apply `recipe` to an fp32 bundle, into a new bundle at `out`; `bundle` is only read.
 
     A name stands for the recipe of that name of each backend in the bundle. checkpoint: what the
-    bundle was made from, which ExecuTorch programs need. Raises InputError for a bundle that does
+    bundle was made from, which ExecuTorch programs need. calibration: text for the recipes that are
+    calibrated on it. Raises InputError for a bundle that does
     not open or is quantized already, an unknown recipe, a matrix that a rule names and no pass can
     quantize, a rule that names no matrix, and an `out` that exists.
     """
@@ -55,7 +57,7 @@ def quantize(
         for backend in source.manifest.backends
     }
     with new_bundle(out) as folder:
-        write_quantized(source, recipes, folder, say, checkpoint)
+        write_quantized(source, recipes, folder, say, checkpoint, calibration)
     return out
 
 
@@ -65,8 +67,11 @@ def write_quantized(
     folder: Path,
     say: Callable[[str], None],
     checkpoint: str | Path | None = None,
+    calibration: str | Path | None = None,
 ) -> None:
     """Write every file of the quantized bundle into an existing folder."""
+    for recipe in recipes.values():
+        check_calibration(recipe, calibration)
     manifest = source.manifest
     if manifest.quantization.recipe != "fp32":
         raise InputError(
@@ -79,7 +84,7 @@ def write_quantized(
         if backend == "executorch":
             from retnet_edge.quantize.executorch_graph import write_quantized_programs
 
-            written = write_quantized_programs(source, checkpoint, recipe, folder, say)
+            written = write_quantized_programs(source, checkpoint, recipe, folder, say, calibration)
         else:
             written = _write_quantized_onnx(source, recipe, folder, say)
         graphs += written[0]
@@ -96,7 +101,12 @@ def write_quantized(
             manifest,
             graphs=tuple(graphs),
             quantization=Quantization(chosen[0].name, tuple(applied)),
-            tolerance=loosest([recipe.tolerance for recipe in chosen]),
+            tolerance=chosen[0].tolerance,
+            tolerances={
+                backend: recipe.tolerance
+                for backend, recipe in recipes.items()
+                if recipe.tolerance != chosen[0].tolerance
+            },
             verification=Verification("unverified", ("verify has not run",)),
         ),
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.manifest import Backend, Tolerance
@@ -56,14 +56,24 @@ class ChannelInt8:
 
 @dataclass(frozen=True)
 class GroupInt4:
-    """ExecuTorch: 4-bit weights with a scale for every `group` inputs of an output."""
+    """ExecuTorch: 4-bit weights with a scale for every `group` inputs of an output, by GPTQ."""
 
     group: int = 32
 
     @property
     def name(self) -> str:
         """As the manifest records it."""
-        return f"int4-group{self.group}"
+        return f"int4-group{self.group}-gptq"
+
+
+@dataclass(frozen=True)
+class StaticInt8:
+    """ExecuTorch: as ChannelInt8, with one scale for all activations, measured on text."""
+
+    @property
+    def name(self) -> str:
+        """As the manifest records it."""
+        return "int8-static"
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ def _tail_name(tail: float | None) -> str:
     return "" if tail is None else f"-tail{tail:g}"
 
 
-Scheme = BlockInt8 | DynamicInt8 | ChannelInt8 | GroupInt4 | Float32
+Scheme = BlockInt8 | DynamicInt8 | ChannelInt8 | GroupInt4 | StaticInt8 | Float32
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,11 @@ class Recipe:
         patterns = ", ".join(rule.pattern for rule in self.rules)
         raise InputError(f"recipe {self.name}: no rule matches the weight {weight} ({patterns})")
 
+    @property
+    def calibrated(self) -> bool:
+        """True where the recipe needs text to calibrate on."""
+        return any(isinstance(rule.scheme, GroupInt4 | StaticInt8) for rule in self.rules)
+
     def tail_of(self, weight: str) -> float | None:
         """The tail of the scheme that a weight gets, in multiples of its input's rms."""
         scheme = self.rule_for(weight).scheme
@@ -126,6 +141,9 @@ _INT8_DYNAMIC = Tolerance(
 # One scale for a whole row of weights and no tails: the figures of XNNPACK's 8-bit products.
 _INT8_XNNPACK = Tolerance(
     max_abs_logit_error=None, perplexity_ratio=1.002, mean_kl=1e-3, top1_agreement=0.98
+)
+_INT8_STATIC = Tolerance(
+    max_abs_logit_error=None, perplexity_ratio=1.007, mean_kl=5e-3, top1_agreement=0.95
 )
 _INT4 = Tolerance(
     max_abs_logit_error=None, perplexity_ratio=1.01, mean_kl=1e-2, top1_agreement=0.93
@@ -153,11 +171,24 @@ RECIPES: dict[Backend, tuple[Recipe, ...]] = {
             (Rule("embedding.weight", Float32()), Rule("*", ChannelInt8())),
             _INT8_XNNPACK,
         ),
+        # What enters an output projection has heavy tails: with one scale for all of it mean KL is
+        # 8e-3 more. Those stay dynamic, and so does the head, whose output are the logits.
+        Recipe(
+            "int8-static",
+            (
+                Rule("embedding.weight", ChannelInt8()),
+                Rule("head.weight", ChannelInt8()),
+                Rule("*.out.weight", ChannelInt8()),
+                Rule("*", StaticInt8()),
+            ),
+            _INT8_STATIC,
+        ),
         Recipe(
             "int4",
             (
                 Rule("embedding.weight", ChannelInt8()),
                 Rule("head.weight", ChannelInt8()),
+                Rule("*.out.weight", ChannelInt8()),
                 Rule("*", GroupInt4(32)),
             ),
             _INT4,
@@ -177,13 +208,9 @@ def find_recipe(name: str, backend: Backend = "onnxruntime") -> Recipe:
     raise InputError(f"{what}; known for {backend}: {known}")
 
 
-def loosest(tolerances: Sequence[Tolerance]) -> Tolerance:
-    """What a bundle of several backends is held to: of every figure the widest bound."""
-    errors = [t.max_abs_logit_error for t in tolerances]
-    return Tolerance(
-        max_abs_logit_error=None if None in errors else max(e for e in errors if e is not None),
-        perplexity_ratio=max(t.perplexity_ratio for t in tolerances),
-        mean_kl=max(t.mean_kl for t in tolerances),
-        top1_agreement=min(t.top1_agreement for t in tolerances),
-        memory_bytes_per_token=max(t.memory_bytes_per_token for t in tolerances),
-    )
+def check_calibration(recipe: Recipe, calibration: str | Path | None) -> None:
+    """Raises InputError where the recipe needs text and none is given."""
+    if recipe.calibrated and calibration is None:
+        raise InputError(
+            f"recipe {recipe.name} is calibrated on text; give a file of it with --calibration"
+        )

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.config import RetNetConfig
+from retnet_edge.contexts import text_contexts
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import BACKENDS, check_backends, export
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import find_recipe
-from retnet_edge.runtime.report import Verdict
+from retnet_edge.quantize.recipe import check_calibration, find_recipe
+from retnet_edge.runtime.verdict import Verdict
 from retnet_edge.runtime.writer import remove_bundle
-from retnet_edge.verify import text_contexts, verify
+from retnet_edge.verify import verify
 
 FP32 = "fp32"
 
@@ -26,6 +27,7 @@ def build(
     text: str | Path,
     recipe: str = "int8",
     to: Sequence[str] = ("onnx",),
+    calibration: str | Path | None = None,
     tokens: int = 24_576,
     context: int = 2048,
     memory_steps: int = 40_000,
@@ -35,7 +37,7 @@ def build(
 ) -> Verdict:
     """Make the bundle `out` from a checkpoint with `recipe` ("fp32": none) and verify it on `text`.
 
-    `to`: keys of `export.BACKENDS`; the first one is what is verified.
+    `to`: keys of `export.BACKENDS`; each is verified. calibration: see `quantize`.
 
     The bundle stays when a figure is out of tolerance, and its manifest says unverified; when
     verification is interrupted or cannot be done, nothing is left. Raises InputError for bad input,
@@ -45,7 +47,7 @@ def build(
     check_backends(to)
     if recipe != FP32:
         for name in to:
-            find_recipe(recipe, BACKENDS[name])
+            check_calibration(find_recipe(recipe, BACKENDS[name]), calibration)
     if out.exists():
         raise InputError(f"{out} exists already: name a new directory or remove it first")
     if not out.absolute().parent.is_dir():
@@ -61,7 +63,14 @@ def build(
     else:
         with tempfile.TemporaryDirectory(prefix="retnet-edge-") as folder:
             exported = export(checkpoint, Path(folder) / "fp32.edge", to=to, say=say)
-            quantize(exported, out, recipe=recipe, checkpoint=checkpoint, say=say)
+            quantize(
+                exported,
+                out,
+                recipe=recipe,
+                checkpoint=checkpoint,
+                calibration=calibration,
+                say=say,
+            )
     try:
         return verify(
             out,

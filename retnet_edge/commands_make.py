@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from retnet_edge.errors import CheckFailed
+from retnet_edge.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
-    from retnet_edge.runtime.report import Verdict
+    from retnet_edge.runtime.report import Entry
+    from retnet_edge.runtime.verdict import Verdict
+    from retnet_edge.verify import Verdicts
 
 _PATH = click.Path(path_type=Path)
 _BACKEND = click.Choice(["onnxruntime", "executorch"])
+_CALIBRATION = "Text for recipes that are calibrated; not what is verified on."
 _TO = "onnx, executorch, or both with a comma between."
 
 
@@ -62,24 +65,43 @@ def export(checkpoint: Path, out: Path, to: str) -> None:
 @click.argument("out", type=_PATH)
 @click.option("--recipe", default="int8", show_default=True, help="int8, int8-dynamic, int4 …")
 @click.option("--checkpoint", type=_PATH, help="What BUNDLE was made from; ExecuTorch needs it.")
-def quantize(bundle: Path, out: Path, recipe: str, checkpoint: Path | None) -> None:
+@click.option("--calibration", type=_PATH, help=_CALIBRATION)
+def quantize(
+    bundle: Path, out: Path, recipe: str, checkpoint: Path | None, calibration: Path | None
+) -> None:
     """Apply a recipe to the fp32 BUNDLE, into a new bundle at OUT."""
     from retnet_edge.quantize.quantize import quantize as run
 
-    run(bundle, out, recipe=recipe, checkpoint=checkpoint, say=_say)
+    run(bundle, out, recipe=recipe, checkpoint=checkpoint, calibration=calibration, say=_say)
     click.echo(f"wrote {out}")
 
 
 @click.command()
-@click.argument("bundle", type=_PATH)
-@click.option("--checkpoint", type=_PATH, required=True, help="What the bundle was made from.")
-@click.option("--backend", type=_BACKEND, help="Of those that BUNDLE has  [default: the first].")
+@click.argument("bundles", type=_PATH, nargs=-1, required=True)
+@click.option("--checkpoint", type=_PATH, required=True, help="What the bundles were made from.")
+@click.option("--backend", type=_BACKEND, help="Only this one  [default: all that they have].")
+@click.option("--report", type=_PATH, help="Write the page of all bundles side by side here.")
 @_verification
-def verify(bundle: Path, as_json: bool, **options: Any) -> None:
-    """Compare BUNDLE with its checkpoint in float64, measure its memory; status 1 if it fails."""
-    from retnet_edge.verify import verify as run
+def verify(bundles: tuple[Path, ...], as_json: bool, report: Path | None, **options: Any) -> None:
+    """Compare BUNDLES with their checkpoint in float64, measure memory; status 1 if one fails.
 
-    _conclude(bundle, run(bundle, say=_say, **options), as_json)
+    Every backend of every bundle is a column of one report; each bundle also gets its own.
+    """
+    from retnet_edge.runtime.report import render_report
+    from retnet_edge.runtime.writer import replace_file
+    from retnet_edge.verify import verify_all
+
+    if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):
+        raise InputError(f"--report {report}: name a file in a directory that exists")
+    found = verify_all(bundles, say=_say, **options)
+    if report is not None:
+        entries = _entries(found.bundles)
+        page = render_report(report.stem, entries, found.between)
+        replace_file(report, page.encode())
+    if len(bundles) == 1:
+        _conclude(bundles[0], found.bundles[str(bundles[0])], as_json)
+    else:
+        _conclude_all(found, as_json)
 
 
 @click.command()
@@ -87,6 +109,7 @@ def verify(bundle: Path, as_json: bool, **options: Any) -> None:
 @click.argument("out", type=_PATH)
 @click.option("--recipe", default="int8", show_default=True, help="int8, int8-dynamic, … or fp32.")
 @click.option("--to", default="onnx", show_default=True, help=_TO)
+@click.option("--calibration", type=_PATH, help=_CALIBRATION)
 @_verification
 def build(checkpoint: Path, out: Path, as_json: bool, to: str, **options: Any) -> None:
     """Export CHECKPOINT, quantize it, verify it: a bundle at OUT; status 1 if a figure fails."""
@@ -102,6 +125,28 @@ def _conclude(path: Path, verdict: Verdict, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(to_json(verdict).decode())
     else:
-        print_report(path.name, verdict)
+        print_report(path.name, _entries({str(path): verdict}))
     if verdict.reasons:
         raise CheckFailed(f"{path} is unverified: {'; '.join(verdict.reasons)}")
+
+
+def _conclude_all(found: Verdicts, as_json: bool) -> None:
+    from retnet_edge.runtime.report import print_report
+    from retnet_edge.runtime.verify import to_json
+
+    if as_json:
+        sys.stdout.write(to_json(found).decode())
+    else:
+        print_report(f"{len(found.bundles)} bundles", _entries(found.bundles), found.between)
+    if failed := [name for name, verdict in found.bundles.items() if verdict.reasons]:
+        raise CheckFailed(f"unverified: {', '.join(failed)}; {found.bundles[failed[0]].reasons[0]}")
+
+
+def _entries(verdicts: dict[str, Verdict]) -> list[Entry]:
+    from retnet_edge.runtime.bundle import Bundle
+    from retnet_edge.runtime.report import labels
+
+    called = labels(list(verdicts))
+    return [
+        (called[path], Bundle.open(path).manifest, verdict) for path, verdict in verdicts.items()
+    ]

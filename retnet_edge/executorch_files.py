@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from retnet_edge.model import RetNet
 from retnet_edge.runtime.manifest import Delegation, GraphSpec, StateSpec, TensorSpec
@@ -20,25 +21,30 @@ PREFILL_TOKENS = 64
 """Tokens of a call of prefill.pte; the rest of a prompt goes through the step."""
 
 
-def lower_executorch(
-    graph: XnnpackGraph, states: Sequence[StateSpec], vocab: int, path: Path
-) -> GraphSpec:
-    """Lower the graph to XNNPACK, write it to `path`, and describe it.
-
-    The weights may be torchao's quantized tensors.
-    """
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
-
-    shapes = [tuple(1 if dim == "batch" else int(dim) for dim in s.shape) for s in states]
-    tokens = graph.tokens
-    example = (
+def example_inputs(tokens: int, states: Sequence[StateSpec]) -> tuple[torch.Tensor, ...]:
+    """Zeros of the shapes of a program's inputs, for `tokens` tokens a call."""
+    return (
         torch.zeros(1, tokens, dtype=torch.int64),
         torch.zeros(1, dtype=torch.int64),
-        *(torch.zeros(shape) for shape in shapes),
+        *(torch.zeros(shape) for shape in _shapes(states)),
     )
+
+
+def lower_executorch(
+    graph: nn.Module, tokens: int, states: Sequence[StateSpec], vocab: int, path: Path
+) -> GraphSpec:
+    """Lower the graph for `tokens` tokens a call to XNNPACK, write it to `path`, and describe it.
+
+    graph: an XnnpackGraph, whose weights may be torchao's quantized tensors, or what PT2E made of
+    one.
+    """
+    with quiet():  # torchao tells of kernels for hardware that is not here
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
+
+    shapes = _shapes(states)
     with torch.no_grad(), quiet():
-        exported = torch.export.export(graph.eval(), example)
+        exported = torch.export.export(graph, example_inputs(tokens, states))
         edge = to_edge_transform_and_lower(
             exported,
             partitioner=[XnnpackPartitioner()],
@@ -51,7 +57,8 @@ def lower_executorch(
         delegation = _delegation(edge.exported_program().graph_module)
         config = ExecutorchBackendConfig(do_quant_fusion_and_const_prop=True)
         with path.open("wb") as file:
-            edge.to_executorch(config).write_to_file(file)
+            program = edge.to_executorch(config)
+            program.write_to_file(file)
     kind: Literal["step", "prefill"] = "step" if tokens == 1 else "prefill"
 
     def state_specs(side: Literal["input", "output"]) -> list[TensorSpec]:
@@ -73,14 +80,19 @@ def lower_executorch(
         external_data=(),
         operator_sets={},
         delegation=delegation,
+        planned_bytes=sum(program.executorch_program.execution_plan[0].non_const_buffer_sizes),
     )
+
+
+def _shapes(states: Sequence[StateSpec]) -> list[tuple[int, ...]]:
+    return [tuple(1 if dim == "batch" else int(dim) for dim in s.shape) for s in states]
 
 
 def executorch_graphs(model: RetNet) -> list[tuple[str, XnnpackGraph]]:
     """File names and graphs of a bundle, in float32."""
     return [
-        (STEP_FILE, XnnpackGraph(model, 1)),
-        (PREFILL_FILE, XnnpackGraph(model, PREFILL_TOKENS)),
+        (STEP_FILE, XnnpackGraph(model, 1).eval()),
+        (PREFILL_FILE, XnnpackGraph(model, PREFILL_TOKENS).eval()),
     ]
 
 

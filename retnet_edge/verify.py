@@ -1,30 +1,45 @@
-"""`retnet-edge verify`: a bundle against the float64 model that it was made from."""
+"""`retnet-edge verify`: bundles against the float64 model that they were made from."""
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from retnet_edge.checkpoint import Checkpoint, load_checkpoint
+from retnet_edge.contexts import text_contexts
 from retnet_edge.errors import InputError
 from retnet_edge.export.baseline import export_baseline
 from retnet_edge.progress import progress
 from retnet_edge.quantize.kernel_parity import KernelParity, measure_kernel_parity
 from retnet_edge.reference import Float64Reference
+from retnet_edge.runtime.between import Between
 from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.report import Verdict
+from retnet_edge.runtime.manifest import Backend
+from retnet_edge.runtime.report import column_name, labels
 from retnet_edge.runtime.session import choose_backend
-from retnet_edge.runtime.verdict import Check
+from retnet_edge.runtime.verdict import Check, Verdict
+from retnet_edge.runtime.verify import BASELINE_STEPS, measure_baseline, measure_pairs
 from retnet_edge.runtime.verify import verify as verify_bundle
-from retnet_edge.tokenizer import END_OF_TEXT, read_documents
 
 KERNEL_TOKENS = 64
 KERNEL_ERROR = 1e-4
+
+
+class Verdicts(msgspec.Struct, frozen=True):
+    """Several bundles of one checkpoint: a verdict each, under the path that was given.
+
+    between: columns of one recipe and two backends, of different bundles, compared with each other.
+    """
+
+    bundles: dict[str, Verdict]
+    between: tuple[Between, ...]
 
 
 def verify(
@@ -43,58 +58,93 @@ def verify(
     """Replay held-out `text` through `bundle` and `checkpoint` (in float64), and measure memory.
 
     `tokens` of the text, in contexts of `context`; `memory_steps` steps in a process of its own;
-    with `baseline`, beside a Transformer of the same size. `backend`: of those that the bundle has,
-    the first by default. Reports and the verdict go into the
-    bundle. Raises InputError where the bundle was not made from the checkpoint, that is not a
-    RetNet's, or the text is shorter than one context.
+    with `baseline`, beside a Transformer of the same size. All backends of the bundle, or only
+    `backend`. Reports and the verdict go into the bundle. Raises InputError where the bundle was
+    not made from the checkpoint, that is not a RetNet's, or the text is shorter than one context.
     """
-    opened, source = Bundle.open(bundle), load_checkpoint(checkpoint)
-    if opened.manifest.provenance.checkpoint_sha256 != source.weights_sha256():
-        raise InputError(f"{bundle} was not made from {checkpoint}: the weights' SHA-256 differ")
+    verdicts = verify_all(
+        [bundle],
+        checkpoint=checkpoint,
+        text=text,
+        tokens=tokens,
+        context=context,
+        memory_steps=memory_steps,
+        baseline=baseline,
+        threads=threads,
+        backend=backend,
+        say=say,
+    )
+    return verdicts.bundles[str(bundle)]
+
+
+def verify_all(
+    bundles: Sequence[str | Path],
+    *,
+    checkpoint: str | Path,
+    text: str | Path,
+    tokens: int = 24_576,
+    context: int = 2048,
+    memory_steps: int = 40_000,
+    baseline: bool = True,
+    threads: int | None = None,
+    backend: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Verdicts:
+    """`verify` each of some bundles of one checkpoint, one after the other, on the same text.
+
+    Raises what `verify` does, and InputError for a bundle that is named twice.
+    """
+    source = load_checkpoint(checkpoint)
+    opened: dict[str, Bundle] = {}
+    for path in bundles:
+        if str(path) in opened:
+            raise InputError(f"{path} is named twice; name each bundle once")
+        opened[str(path)] = Bundle.open(path)
+    columns: list[tuple[str, Bundle, Backend]] = []
+    called = labels(list(opened))
+    for name, bundle in opened.items():
+        if bundle.manifest.provenance.checkpoint_sha256 != source.weights_sha256():
+            raise InputError(f"{name} was not made from {checkpoint}: the weights' SHA-256 differ")
+        has = bundle.manifest.backends
+        chosen = has if backend is None else (choose_backend(bundle, backend),)
+        columns += [(column_name(called[name], one), bundle, one) for one in chosen]
     reference = Float64Reference(source)
     contexts = text_contexts(source.tokenizer, Path(text), tokens, context)
-    say(f"replaying {sum(map(len, contexts)):,} tokens of {text}")
-    chosen = choose_backend(opened, backend)
-    kernel = None
-    if chosen == "onnxruntime":  # compared with NumPy; a .pte is no graph to read
-        kernel = measure_kernel_parity(opened, contexts[0][:KERNEL_TOKENS])
+    replayed = sum(map(len, contexts))
+    say(f"replaying {replayed:,} tokens of {text}")
+    text_bytes = _bytes(source.tokenizer, contexts)
+    verdicts = {}
     with tempfile.TemporaryDirectory(prefix="retnet-edge-") as folder:
         growing = _baseline(source, Path(folder), say) if baseline else None
-        units = sum(map(len, contexts)) + memory_steps
+        units = len(columns) * (replayed + memory_steps)
+        units += 0 if growing is None else min(BASELINE_STEPS, memory_steps)
         with progress("verify", units) as advance:
-            return verify_bundle(
-                Path(bundle),
-                reference=reference,
-                contexts=contexts,
-                memory_steps=memory_steps,
-                baseline=growing,
-                text_bytes=_bytes(source.tokenizer, contexts),
-                threads=threads,
-                backend=chosen,
-                more_checks=() if kernel is None else _kernel_checks(kernel),
-                progress=_increments(advance),
-            )
-
-
-def text_contexts(
-    tokenizer: Tokenizer, path: Path, tokens: int, context: int
-) -> list[NDArray[np.int64]]:
-    """The first `tokens` tokens of a text, documents joined, in contexts of `context` tokens.
-
-    A shorter last piece is left out. Raises InputError where there is not one whole context.
-    """
-    if context < 2 or tokens < context:
-        raise InputError(f"{tokens} tokens in contexts of {context}: give 2 <= context <= tokens")
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    ids: list[int] = []
-    for document in read_documents(path):
-        ids += [*tokenizer.encode(document).ids, *([] if end is None else [end])]
-        if len(ids) >= tokens:
-            break
-    whole = min(len(ids), tokens) // context
-    if whole == 0:
-        raise InputError(f"{path}: {len(ids)} tokens are fewer than one context of {context}")
-    return list(np.array(ids[: whole * context], dtype=np.int64).reshape(whole, context))
+            grown = None if growing is None else measure_baseline(growing, memory_steps, advance)
+            for name, bundle in opened.items():
+                checks: dict[Backend, tuple[Check, ...]] = {}
+                # compared with NumPy; a .pte is no graph to read
+                if any(one == "onnxruntime" for _, b, one in columns if b is bundle):
+                    kernel = measure_kernel_parity(bundle, contexts[0][:KERNEL_TOKENS])
+                    checks["onnxruntime"] = _kernel_checks(kernel)
+                verdicts[name] = verify_bundle(
+                    Path(name),
+                    reference=reference,
+                    contexts=contexts,
+                    memory_steps=memory_steps,
+                    baseline=grown,
+                    text_bytes=text_bytes,
+                    threads=threads,
+                    backend=backend,
+                    more_checks=checks,
+                    advance=advance,
+                )
+    between = tuple(
+        pair
+        for first, second in itertools.combinations(columns, 2)
+        if first[1] is not second[1]  # a bundle's own are in its verdict
+        for pair in measure_pairs([first, second], contexts[0], threads)
+    )
+    return Verdicts(verdicts, between)
 
 
 def _bytes(tokenizer: Tokenizer, contexts: list[NDArray[np.int64]]) -> int:
@@ -124,15 +174,3 @@ def _kernel_checks(kernel: KernelParity) -> tuple[Check, ...]:
         )
         for name, value in figures.items()
     )
-
-
-def _increments(advance: Callable[[int], None]) -> Callable[[int, int], None]:
-    """Turn (done, total) into increments."""
-    shown = 0
-
-    def report(done: int, total: int) -> None:
-        nonlocal shown
-        advance(done - shown)
-        shown = done
-
-    return report

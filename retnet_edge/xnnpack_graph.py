@@ -122,22 +122,24 @@ class Retention(nn.Module):
         k = self._rotate(mixed[:, keys : 2 * keys], cos, sin)
         v = mixed[:, 2 * keys : 2 * keys + values].reshape(tokens, heads, width)
         gate = mixed[:, 2 * keys + values :]
-        past = state.reshape(heads, config.key_head_dim, width)
+        flat = (heads, config.key_head_dim, width)
         if tokens == 1:
-            k, v = k.reshape(heads, -1, 1), v.reshape(heads, 1, width)
-            past = past * self.decay + k * v
-            y = torch.bmm(q.reshape(heads, 1, -1), past).reshape(heads, width)
+            # on four axes, so that the state is reshaped (that is, copied) once and not twice
+            past = state * self.decay + k.reshape(1, heads, -1, 1) * v.reshape(1, heads, 1, width)
+            y = torch.bmm(q.reshape(heads, 1, -1), past.reshape(flat)).reshape(heads, width)
         else:
+            past = state.reshape(flat)
             q, k, v = (part.permute(1, 0, 2) for part in (q, k, v))
             scores = torch.bmm(q, k.permute(0, 2, 1)) * self.mask
             inner, cross = torch.bmm(scores, v), torch.bmm(q * self.from_state, past)
             past = past * self.decay + torch.bmm((k * self.to_state).permute(0, 2, 1), v)
+            past = past.reshape(1, *flat)
             y = (inner + cross).permute(1, 0, 2).reshape(tokens * heads, width)
         y = y * inverse_rms(y, eps)
         if self.head_norm is not None:
             y = y * self.head_norm
         out = self.out(F.silu(gate) * y.reshape(tokens, values))
-        return out, past.reshape(1, heads, config.key_head_dim, width)
+        return out, past
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[T, H · K] -> [T, H, K], each pair of channels turned."""

@@ -40,21 +40,31 @@ def set_threads(threads: int | None) -> None:
     wanted = default_threads() if threads is None else threads
     if wanted < 1:
         raise InputError(f"threads is {wanted}; at least 1 is needed")
-    if portable_lib._threadpool_get_thread_count() != wanted:
-        with _silent():
+    with _silent():
+        if portable_lib._threadpool_get_thread_count() != wanted:
             portable_lib._unsafe_reset_threadpool(wanted)
 
 
-def load_program(path: Path) -> Any:
-    """The program's method, its weights mapped from the file.
+def load_program(path: Path, made_with: str, *, trace: bool = False) -> tuple[Any, Any]:
+    """The program, its weights mapped from the file, and its method.
 
-    Raises InputError where this ExecuTorch cannot load it.
+    made_with: the version of ExecuTorch that made it, by the manifest. trace: note when each
+    operator runs (see `save_trace`), which takes time itself. Raises InputError where this
+    ExecuTorch cannot load it.
     """
     try:
         with _silent():
-            method = portable_lib._load_program(str(path)).load_method(_METHOD)
+            program = portable_lib._load_program(str(path), enable_etdump=trace)
+            method = program.load_method(_METHOD)
     except Exception as error:  # the binding raises RuntimeError and its subclasses
         raise InputError(
-            f"{path}: ExecuTorch {version('executorch')} cannot load the program: {one_line(error)}"
+            f"{path}: ExecuTorch {version('executorch')} cannot load the program, which version "
+            f"{made_with} made: {one_line(error)}"
         ) from error
-    return method
+    return program, method
+
+
+def save_trace(program: Any, path: Path) -> None:
+    """Write what a program loaded with `trace` noted, as an ETDump file."""
+    with _silent():
+        program.write_etdump_result_to_file(str(path))

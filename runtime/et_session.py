@@ -6,7 +6,7 @@ runtime that imports torch; the backend's own wheel requires it.
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,6 +19,9 @@ from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.et_program import load_program, set_threads
 from retnet_edge.runtime.manifest import GraphSpec
 from retnet_edge.runtime.session import State, check_states, check_tokens, state_shape
+
+_Described = tuple[str | int, ...]  # dtype, dimensions
+_DTYPES = {4: "int64", 6: "float32"}  # ExecuTorch's ScalarType
 
 
 class EtSession:
@@ -44,7 +47,7 @@ class EtSession:
         self._view.flags.writeable = False
         self._step = self._load("step")
         self._prefill: Any = None
-        spec = _graph(bundle, "prefill")
+        spec = find_graph(bundle, "prefill")
         self._span = 0 if spec is None else int(spec.inputs[0].shape[1])
 
     @property
@@ -106,34 +109,46 @@ class EtSession:
         self._position += tokens.shape[1]
 
     def _load(self, kind: Literal["step", "prefill"]) -> Any:
-        spec = _graph(self._bundle, kind)
+        spec = find_graph(self._bundle, kind)
         if spec is None:
             has = ", ".join(f"{g.kind} for {g.backend}" for g in self._bundle.manifest.graphs)
             raise InputError(f"{self._bundle.path} has no {kind} graph for executorch ({has})")
         path = self._bundle.file(spec.file)
-        method = load_program(path)
+        _, method = load_program(path, made_with(self._bundle))
         meta = method.method_meta()
         for side, specs, count, read in (
             ("input", spec.inputs, meta.num_inputs(), meta.input_tensor_meta),
             ("output", spec.outputs, meta.num_outputs(), meta.output_tensor_meta),
         ):
-            found = [_numbers(read(index)) for index in range(count)]
-            wanted = [tuple(int(dim) for dim in tensor.shape) for tensor in specs]
-            if found != wanted:
-                raise InputError(
-                    f"{path}: the {side}s have the shapes {found}; the manifest says {wanted}"
-                )
+            found = [_described(read(index)) for index in range(count)]
+            wanted: list[_Described] = [(t.dtype, *(int(dim) for dim in t.shape)) for t in specs]
+            for index, (is_, says) in enumerate(itertools.zip_longest(found, wanted)):
+                if is_ != says:
+                    name = specs[index].name if index < len(specs) else f"{side} {index}"
+                    raise InputError(
+                        f"{path}: the program's {name} is {_show(is_)}; the manifest says "
+                        f"{_show(says)}"
+                    )
         return method
 
 
-def _graph(bundle: Bundle, kind: Literal["step", "prefill"]) -> GraphSpec | None:
+def find_graph(bundle: Bundle, kind: Literal["step", "prefill"]) -> GraphSpec | None:
+    """The ExecuTorch program of that kind, if the bundle has one."""
     for graph in bundle.manifest.graphs:
         if graph.kind == kind and graph.backend == "executorch":
             return graph
     return None
 
 
-def _numbers(info: Any) -> tuple[int, ...]:
-    shape = tuple(info.sizes())
-    assert math.prod(shape) > 0
-    return shape
+def made_with(bundle: Bundle) -> str:
+    """The version of ExecuTorch that made the bundle's programs."""
+    return bundle.manifest.provenance.versions.get("executorch", "(unknown)")
+
+
+def _described(info: Any) -> _Described:
+    """(dtype, dimensions …) of a program's input or output."""
+    return _DTYPES.get(info.dtype(), f"dtype {info.dtype()}"), *info.sizes()
+
+
+def _show(tensor: _Described | None) -> str:
+    return "missing" if tensor is None else f"{tensor[0]} {list(tensor[1:])}"

@@ -58,7 +58,8 @@ class GraphSpec(_Frozen, frozen=True):
     """One graph file of the step contract; `kind` "step" takes T = 1, "prefill" more.
 
     For ONNX Runtime, batch and a prefill's T are dynamic. An ExecuTorch program runs one sequence,
-    and its prefill exactly the T of its `tokens`.
+    and its prefill exactly the T of its `tokens`; planned_bytes: what its own memory plan takes
+    for inputs, outputs and what lies between (None: the file has no such plan).
     """
 
     file: Name
@@ -69,6 +70,7 @@ class GraphSpec(_Frozen, frozen=True):
     external_data: tuple[Name, ...]
     operator_sets: dict[str, int]
     delegation: Delegation | None = None
+    planned_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class StateSpec(_Frozen, frozen=True):
@@ -164,7 +166,10 @@ class Verification(_Frozen, frozen=True):
 
 
 class Manifest(_Frozen, frozen=True):
-    """The whole manifest (`manifest.json`)."""
+    """The whole manifest (`manifest.json`).
+
+    tolerances: of a backend that is held to other figures than `tolerance`.
+    """
 
     schema_version: int
     model: ModelSpec
@@ -176,11 +181,22 @@ class Manifest(_Frozen, frozen=True):
     provenance: Provenance
     verification: Verification
     files: Annotated[dict[str, FileEntry], msgspec.Meta(max_length=256)]
+    tolerances: dict[Backend, Tolerance] = {}
 
     @property
     def backends(self) -> tuple[Backend, ...]:
         """The backends that the bundle has graphs for, in the order of the graphs."""
         return tuple(dict.fromkeys(graph.backend for graph in self.graphs))
+
+    def tolerance_of(self, backend: Backend) -> Tolerance:
+        """What `verify` accepts of a backend."""
+        return self.tolerances.get(backend, self.tolerance)
+
+    def files_of(self, backend: Backend) -> tuple[str, ...]:
+        """The graph files of a backend and the weights that they read, each once."""
+        graphs = [graph for graph in self.graphs if graph.backend == backend]
+        names = [name for graph in graphs for name in (graph.file, *graph.external_data)]
+        return tuple(dict.fromkeys(names))
 
     def graph(self, kind: Literal["step", "prefill"]) -> GraphSpec:
         """The graph of that kind. Raises InputError where the bundle has none."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.memory_child import ROLLUP, Observation
@@ -41,7 +42,8 @@ class Memory(msgspec.Struct, frozen=True):
     steps: measured after `warmup` more. anonymous and file_backed are the samples of the two kinds
     of memory at `tokens` steps. state_bytes: of the states at the end, beside what the manifest
     says of that position (state_bytes_manifest) and by how much it says they grow a token.
-    base_bytes: resident before the bundle is opened; opened_bytes: after the warm-up.
+    base_bytes: resident before the bundle is opened; opened_bytes: after the warm-up. load_seconds:
+    from the checked bundle to a session. step_milliseconds: quartiles of the steps' time.
     """
 
     model: str
@@ -60,6 +62,13 @@ class Memory(msgspec.Struct, frozen=True):
     tokens: list[int]
     anonymous: list[int]
     file_backed: list[int]
+    load_seconds: float
+    step_milliseconds: tuple[float, float, float]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the median step."""
+        return 1e3 / self.step_milliseconds[1]
 
 
 def memory_supported() -> bool:
@@ -69,6 +78,7 @@ def memory_supported() -> bool:
 
 def summarise_memory(seen: Observation, *, warmup: int, threads: int) -> Memory:
     """Fit the slopes of an observation."""
+    low, middle, high = np.percentile(np.multiply(seen.step_seconds, 1e3), (25, 50, 75))
     return Memory(
         model=seen.model,
         steps=seen.tokens[-1] - warmup,
@@ -86,6 +96,8 @@ def summarise_memory(seen: Observation, *, warmup: int, threads: int) -> Memory:
         tokens=seen.tokens,
         anonymous=seen.anonymous,
         file_backed=seen.file_backed,
+        load_seconds=seen.load_seconds,
+        step_milliseconds=(float(low), float(middle), float(high)),
     )
 
 

@@ -14,6 +14,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from importlib import import_module
 from typing import Protocol
 
@@ -46,6 +47,8 @@ class Observation(msgspec.Struct, frozen=True):
     (Python, NumPy and the backend's library), and base_anonymous its share; opened: resident after
     the warm-up. states: bytes of the state arrays at the end, one copy; states_expected: what the
     manifest says of the same position, and states_per_token how much one more token adds.
+    load_seconds: from the checked bundle to a session that can step. step_seconds: mean of the
+    steps before each sample.
     """
 
     model: str
@@ -58,6 +61,8 @@ class Observation(msgspec.Struct, frozen=True):
     states: int
     states_expected: int
     states_per_token: int
+    load_seconds: float
+    step_seconds: list[float]
 
 
 def read_rollup(fd: int, buffer: bytearray) -> tuple[int, int]:
@@ -73,12 +78,16 @@ def read_rollup(fd: int, buffer: bytearray) -> tuple[int, int]:
 
 
 class Sampler:
-    """Reads memory into rows of a preallocated array [samples, 2] (anonymous, file-backed)."""
+    """Reads memory into rows of a preallocated array [samples, 2] (anonymous, file-backed).
+
+    seconds [samples]: what the steps before each sample took, written by `observe`.
+    """
 
     def __init__(self, samples: int) -> None:
         self.fd = os.open(ROLLUP, os.O_RDONLY)
         self.buffer = bytearray(4096)
         self.sizes: NDArray[np.int64] = np.full((samples, 2), -1, dtype=np.int64)
+        self.seconds: NDArray[np.float64] = np.full(samples, -1.0)
         self.taken = 0
 
     def now(self) -> tuple[int, int]:
@@ -122,8 +131,10 @@ def observe(
     opened = sum(sampler.now())
     for index in range(len(sampler.sizes)):
         start = warmup + index * every
+        began = time.perf_counter()
         for token in tokens[start : start + every]:
             session.step(int(token))
+        sampler.seconds[index] = (time.perf_counter() - began) / every
         resident = sampler.take()
         if show_progress and (index + 1) % line == 0:
             print((index + 1) * every, flush=True)
@@ -169,9 +180,11 @@ def main(argv: list[str] | None = None) -> None:
     base_anonymous, base_files = sampler.now()
     try:
         bundle = Bundle.open(args.bundle)
+        began = time.perf_counter()
         session = open_session(bundle, threads=args.threads, backend=args.backend)
     except InputError as error:
         sys.exit(str(error))
+    load_seconds = time.perf_counter() - began
     manifest = bundle.manifest
     total = args.warmup + args.steps
     files = sum(entry.size for entry in manifest.files.values())
@@ -196,6 +209,8 @@ def main(argv: list[str] | None = None) -> None:
         states=sum(state.nbytes for state in session.states()),
         states_expected=manifest.state_bytes(position),
         states_per_token=manifest.state_bytes(position + 1) - manifest.state_bytes(position),
+        load_seconds=load_seconds,
+        step_seconds=sampler.seconds[: sampler.taken].tolist(),
     )
     print(msgspec.json.encode(observation).decode(), flush=True)
 

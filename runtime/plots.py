@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from retnet_edge.runtime.memory import Memory
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#3987e5", "#d95926", "#8a8983"
+COLORS = (BLUE, ORANGE, "#4f9d4f", "#a667c9", "#c2951f", "#3aa6a0")
 INK = "#0a0b0c"  # stands for currentColor until the figure is written
 MIB = 2**20
 STYLE: Any = {
@@ -42,41 +45,73 @@ STYLE: Any = {
 }
 
 
-def draw_plots(parity: Parity, memory: Memory | None, baseline: Memory | None) -> dict[str, str]:
-    """The plots by name: kl, logit_error, state_error, memory, resident (the last two only where
-    memory was measured). Each is a string that starts with "<svg".
+def draw_parity(parity: Parity, prefix: str = "") -> dict[str, str]:
+    """The plots kl, logit_error and state_error, each a string that starts with "<svg".
+
+    prefix: of their ids, which must be unique in a page.
     """
+    lines = {
+        "kl": ("KL (nats)", {"99 %": "p99_kl", "mean": "mean_kl"}),
+        "logit_error": (
+            "logit error",
+            {"largest": "max_abs_logit_error", "mean": "mean_abs_logit_error"},
+        ),
+        "state_error": (
+            "state error",
+            {"largest": "max_abs_state_error", "relative": "relative_state_error"},
+        ),
+    }
+    return {
+        name: _plot(
+            f"{prefix}{name}",
+            2.8,
+            partial(by_position, parity=parity, label=label, lines=fields),
+        )
+        for name, (label, fields) in lines.items()
+    }
+
+
+def draw_memory(cases: Sequence[tuple[str, Memory]]) -> dict[str, str]:
+    """The plots memory and resident of (name, memory); none where nothing was measured."""
+    if not cases:
+        return {}
+    height = 0.9 + 0.5 * len(cases)
+    return {
+        "memory": _plot("memory", 2.8, lambda axes: growth(axes, cases)),
+        "resident": _plot("resident", height, lambda axes: resident(axes, cases)),
+    }
+
+
+def draw_side_by_side(columns: Sequence[tuple[str, Parity]]) -> dict[str, str]:
+    """The plot side_by_side: mean KL by position, a line for each (name, parity)."""
+
+    def draw(axes: Axes) -> None:
+        for (name, parity), color in zip(columns, _colors(len(columns)), strict=True):
+            names = [f"{bucket.first:,} to {bucket.last:,}" for bucket in parity.buckets]
+            values = [bucket.figures.mean_kl for bucket in parity.buckets]
+            axes.plot(names, values, color=color, marker="o", label=name)
+        if any(value > 0 for line in axes.get_lines() for value in _finite(line.get_ydata())):
+            axes.set_yscale("log")
+        axes.set_xlabel("position in the context (tokens)")
+        axes.set_ylabel("mean KL (nats)")
+        axes.legend()
+
+    return {"side_by_side": _plot("side_by_side", 3.2, draw)}
+
+
+def _plot(name: str, height: float, draw: Callable[[Axes], None]) -> str:
+    """One figure, drawn and written as <svg>."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    plots: dict[str, str] = {}
-
-    def add(name: str, height: float) -> Axes:
-        figure = Figure(figsize=(7.2, height), layout="constrained")
-        pending.append((name, figure))
-        return figure.add_subplot()
-
     with matplotlib.rc_context(STYLE):
-        pending: list[tuple[str, Figure]] = []
-        by_position(add("kl", 2.8), parity, "KL (nats)", {"99 %": "p99_kl", "mean": "mean_kl"})
-        by_position(
-            add("logit_error", 2.8),
-            parity,
-            "logit error",
-            {"largest": "max_abs_logit_error", "mean": "mean_abs_logit_error"},
-        )
-        by_position(
-            add("state_error", 2.8),
-            parity,
-            "state error",
-            {"largest": "max_abs_state_error", "relative": "relative_state_error"},
-        )
-        if memory is not None:
-            growth(add("memory", 2.8), memory, baseline)
-            resident(add("resident", 1.9 if baseline else 1.4), memory, baseline)
-        for name, figure in pending:
-            plots[name] = inline_svg(figure, name)
-    return plots
+        figure = Figure(figsize=(7.2, height), layout="constrained")
+        draw(figure.add_subplot())
+        return inline_svg(figure, name)
+
+
+def _colors(count: int) -> list[str]:
+    return [COLORS[index % len(COLORS)] for index in range(count)]
 
 
 def by_position(axes: Axes, parity: Parity, label: str, lines: dict[str, str]) -> None:
@@ -96,21 +131,21 @@ def _finite(values: Any) -> list[float]:
     return [float(value) for value in values if value is not None and abs(value) < float("inf")]
 
 
-def growth(axes: Axes, memory: Memory, baseline: Memory | None) -> None:
-    """Anonymous memory above that of the first sample, against tokens."""
-    cases = [(memory, BLUE, "solid")] + ([(baseline, ORANGE, "dashed")] if baseline else [])
-    for case, color, style in cases:
+def growth(axes: Axes, cases: Sequence[tuple[str, Memory]]) -> None:
+    """Anonymous memory above that of the first sample, against tokens; growing states dashed."""
+    for (name, case), color in zip(cases, _colors(len(cases)), strict=True):
+        style = "dashed" if case.state_bytes_per_token else "solid"
         grown = [(size - case.anonymous[0]) / MIB for size in case.anonymous]
-        axes.plot(case.tokens, grown, color=color, linestyle=style, label=label_of(case))
+        axes.plot(case.tokens, grown, color=color, linestyle=style, label=label_of(name))
     axes.set_xlabel("tokens")
     axes.set_ylabel("anonymous memory grown (MiB)")
     axes.legend()
 
 
-def resident(axes: Axes, memory: Memory, baseline: Memory | None) -> None:
+def resident(axes: Axes, named: Sequence[tuple[str, Memory]]) -> None:
     """Where resident memory is at the end: the process before the bundle, then two kinds."""
-    cases = [memory] + ([baseline] if baseline else [])
-    names = [label_of(case) for case in cases]
+    cases = [case for _, case in named]
+    names = [label_of(name) for name, _ in named]
     left = [0.0] * len(cases)
     base = [case.base_bytes / MIB for case in cases]
     files = [(c.file_backed[-1] - (c.base_bytes - c.base_anonymous_bytes)) / MIB for c in cases]
@@ -129,9 +164,9 @@ def resident(axes: Axes, memory: Memory, baseline: Memory | None) -> None:
     axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
 
 
-def label_of(memory: Memory) -> str:
-    """What a model is called in a plot or a table."""
-    return "Transformer, KV cache" if memory.model == "transformer" else "RetNet"
+def label_of(name: str) -> str:
+    """What a column is called in a plot: kinds of models by their own names."""
+    return {"transformer": "Transformer, KV cache", "retnet": "RetNet"}.get(name, name)
 
 
 def inline_svg(figure: Figure, name: str) -> str:

@@ -66,7 +66,7 @@ def open_session(bundle: Bundle, threads: int | None = None, backend: str | None
     """A session on the bundle's first backend, or on `backend`.
 
     `threads`: how many compute (None: one a physical core, at most 4). Raises InputError where the
-    bundle has no step graph for the backend, or the backend cannot load it.
+    bundle has no step graph for the backend, the backend is not installed or cannot load it.
     """
     chosen = choose_backend(bundle, backend)
     if any(state.growing_axis is not None for state in bundle.manifest.states):
@@ -74,7 +74,14 @@ def open_session(bundle: Bundle, threads: int | None = None, backend: str | None
 
         return KvSession(bundle, threads=threads)
     if chosen == "executorch":
-        from retnet_edge.runtime.et_session import EtSession
+        try:
+            from retnet_edge.runtime.et_session import EtSession
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").split(".")[0]
+            raise InputError(
+                f"{bundle.path}: the backend executorch needs {missing}, which is not installed: "
+                "pip install 'retnet-edge[executorch]'"
+            ) from error
 
         return EtSession(bundle, threads=threads)
     from retnet_edge.runtime.ort_session import OrtSession

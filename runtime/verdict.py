@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import msgspec
 
-from retnet_edge.runtime.manifest import Tolerance
+from retnet_edge.runtime.between import Between
+from retnet_edge.runtime.manifest import Backend, Tolerance
 from retnet_edge.runtime.memory import Memory
 from retnet_edge.runtime.parity import Parity
 from retnet_edge.runtime.probes import FAR_POSITION
 
 HALVES_RATIO = 2.0
-GOLDEN_STATE_ERROR = 1e-4
+STATE_ERROR = 1e-4
 KL_FLOOR = 1e-8  # nats; below it a difference is the rounding of float32 logits, not drift
 
 
@@ -27,6 +31,61 @@ class Check(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Measured(msgspec.Struct, frozen=True):
+    """What one backend of a bundle showed. memory is None where the system cannot measure it.
+
+    planned_bytes: of the step's own memory plan, by the manifest (None: it has none).
+    """
+
+    backend: Backend
+    checks: tuple[Check, ...]
+    parity: Parity
+    memory: Memory | None
+    planned_bytes: int | None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """A sentence for every figure out of its bound."""
+        return tuple(check.reason for check in self.checks if not check.passed)
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What `verify` found of a bundle. reasons: why it is not verified; empty where it is.
+
+    between: backends compared with one another, reported and not judged. baseline: the memory of a
+    key-value cache Transformer, for comparison only. measured_with: versions of what ran it.
+    """
+
+    reasons: tuple[str, ...]
+    backends: tuple[Measured, ...]
+    between: tuple[Between, ...]
+    baseline: Memory | None
+    measured_with: dict[str, str]
+
+    @property
+    def verified(self) -> bool:
+        """True where every figure is within its bound."""
+        return not self.reasons
+
+    @property
+    def status(self) -> Literal["verified", "unverified"]:
+        """ "verified" or "unverified"."""
+        return "verified" if self.verified else "unverified"
+
+
+def reasons_of(measured: Sequence[Measured], has: Sequence[Backend]) -> tuple[str, ...]:
+    """Why a bundle that has the backends `has` is not verified; empty: it is.
+
+    A backend that was left out is a reason, and a reason names its backend where there are several.
+    """
+    named = [f"{m.backend}: " if len(has) > 1 else "" for m in measured]
+    found = [
+        f"{name}{reason}" for name, m in zip(named, measured, strict=True) for reason in m.reasons
+    ]
+    seen = [m.backend for m in measured]
+    return (*found, *(f"{backend} was not measured" for backend in has if backend not in seen))
+
+
 def judge(parity: Parity, memory: Memory | None, tolerance: Tolerance) -> tuple[str, ...]:
     """The reasons why the bundle is not verified, a sentence each; empty: it is."""
     found = checks(parity, memory, tolerance)
@@ -39,8 +98,9 @@ def checks(parity: Parity, memory: Memory | None, tolerance: Tolerance) -> tuple
     A figure that is not a number fails. Two bounds are rules of the product and not of a recipe:
     the mean KL of the second halves of contexts is at most twice that of the first halves, and at
     position 1,000,000 at most twice what the same text has at position 10 (or the mean KL
-    tolerance, where that is more: 64 tokens are few). golden.npz is judged where the logit error
-    is, its states to 1e-4 of their largest magnitude. memory: None where it was not measured.
+    tolerance, where that is more: 64 tokens are few). States and golden.npz are judged where the
+    logit error is: states to 1e-4 of their norm, golden.npz's to 1e-4 of their largest magnitude.
+    memory: None where it was not measured.
     """
     return (*_parity_checks(parity, tolerance), *_memory_checks(memory, tolerance))
 
@@ -66,6 +126,9 @@ def _parity_checks(parity: Parity, tolerance: Tolerance) -> list[Check]:
     ]
     if allowed is not None:
         found.append(_at_most("largest logit error", figures.max_abs_logit_error, allowed))
+        state_error = figures.relative_state_error
+        if state_error is not None:
+            found.append(_at_most("relative state error", state_error, STATE_ERROR))
     found.append(_at_most("mean KL (nats)", figures.mean_kl, tolerance.mean_kl))
     found += [_top1(parity, tolerance), _perplexity(parity, tolerance)]
     first, second = parity.first_half.mean_kl, parity.second_half.mean_kl
@@ -79,6 +142,8 @@ def _parity_checks(parity: Parity, tolerance: Tolerance) -> list[Check]:
         if allowed is not None:
             error = place.figures.max_abs_logit_error
             found.append(_at_most(f"largest logit error {where}", error, allowed))
+            if (states := place.figures.relative_state_error) is not None:
+                found.append(_at_most(f"relative state error {where}", states, STATE_ERROR))
         if place is not parity.places[0]:
             bound = HALVES_RATIO * max(near, tolerance.mean_kl)
             found.append(_at_most(f"mean KL {where}", place.figures.mean_kl, bound))
@@ -94,7 +159,7 @@ def _parity_checks(parity: Parity, tolerance: Tolerance) -> list[Check]:
         found.append(_at_most(name, near, allowed))
         found.append(_at_most(f"{name} at position {FAR_POSITION:,}", far, allowed))
         name = "golden.npz: relative state error"
-        found.append(_at_most(name, golden.relative_state_error, GOLDEN_STATE_ERROR))
+        found.append(_at_most(name, golden.relative_state_error, STATE_ERROR))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,15 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retnet_edge.errors import DISK_FULL, InputError, is_disk_full
+from retnet_edge.runtime.between import Between, measure_between
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.golden import GOLDEN_FILE, replay_golden
-from retnet_edge.runtime.manifest import MANIFEST_FILE, Verification, encode
-from retnet_edge.runtime.memory import measure_memory, memory_supported
+from retnet_edge.runtime.manifest import MANIFEST_FILE, Backend, Verification, encode
+from retnet_edge.runtime.memory import Memory, measure_memory, memory_supported
 from retnet_edge.runtime.parity import Reference, measure_parity
 from retnet_edge.runtime.probes import LONG_PREFIX
-from retnet_edge.runtime.report import Verdict, render_report
+from retnet_edge.runtime.report import render_report
 from retnet_edge.runtime.session import choose_backend, open_session
-from retnet_edge.runtime.verdict import Check, checks
+from retnet_edge.runtime.verdict import Check, Measured, Verdict, checks, reasons_of
 from retnet_edge.runtime.writer import replace_file, update_manifest
 
 REPORTS = "reports"
@@ -36,19 +37,19 @@ def verify(
     reference: Reference,
     contexts: Sequence[NDArray[np.int64]],
     memory_steps: int = 40_000,
-    baseline: Path | None = None,
+    baseline: Memory | None = None,
     text_bytes: int | None = None,
     threads: int | None = None,
     backend: str | None = None,
-    more_checks: Sequence[Check] = (),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    more_checks: Mapping[Backend, Sequence[Check]] | None = None,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> Verdict:
-    """Measure parity and memory of the bundle, and write reports and verdict into it.
+    """Measure parity and memory of every backend of the bundle; write reports and verdict into it.
 
-    contexts: held-out text, int64 [T] each. baseline: a key-value bundle whose growth is shown
-    beside (1,500 steps of it). text_bytes: see `measure_parity`. threads: for parity; memory is
-    measured on one. backend: see `open_session`. more_checks: figures of the caller's, judged and
-    shown with the others. progress(done, total): tokens and steps.
+    contexts: held-out text, int64 [T] each. baseline: what `measure_baseline` gave, shown beside.
+    text_bytes: see `measure_parity`. threads: for parity; memory is measured on one. backend: only
+    this one, which leaves a bundle of several unverified. more_checks: figures of the caller's,
+    judged and shown with the others. advance(n): called after n more tokens or steps.
 
     A figure out of tolerance is no error: the verdict says so, and the manifest "unverified".
     An interrupted call leaves a bundle that opens: as it was, or without reports and unverified.
@@ -56,24 +57,89 @@ def verify(
     what it should, and for contexts that do not fit.
     """
     bundle = Bundle.open(bundle_path)
-    bundle_steps = memory_steps if memory_supported() else 0
-    baseline_steps = min(BASELINE_STEPS, memory_steps) if baseline and bundle_steps else 0
-    total = sum(len(context) for context in contexts) + bundle_steps + baseline_steps
-    done = 0
-
-    def advance(n: int) -> None:
-        nonlocal done
-        done += n
-        progress(done, total)
-
-    growing = any(state.growing_axis is not None for state in bundle.manifest.states)
-    backend = choose_backend(bundle, backend)
-    has_prefill = any(
-        graph.kind == "prefill" and graph.backend == backend for graph in bundle.manifest.graphs
+    has = bundle.manifest.backends
+    chosen = has if backend is None else (choose_backend(bundle, backend),)
+    measured = tuple(
+        _measure(
+            bundle,
+            name,
+            reference,
+            contexts,
+            memory_steps=memory_steps,
+            text_bytes=text_bytes,
+            threads=threads,
+            more_checks=(more_checks or {}).get(name, ()),
+            advance=advance,
+        )
+        for name in chosen
     )
-    tolerance = bundle.manifest.tolerance
+    verdict = Verdict(
+        reasons=reasons_of(measured, has),
+        backends=measured,
+        between=measure_pairs([(name, bundle, name) for name in chosen], contexts[0], threads),
+        baseline=baseline,
+        measured_with={
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
+            **{name: version(name) for name in ("numpy", *chosen)},
+        },
+    )
+    write_verdict(bundle, verdict)
+    return verdict
+
+
+def measure_baseline(
+    path: Path, memory_steps: int, advance: Callable[[int], None] = lambda n: None
+) -> Memory | None:
+    """The memory of a key-value bundle over at most 1,500 steps; None where it is not measured."""
+    steps = min(BASELINE_STEPS, memory_steps)
+    if not steps or not memory_supported():
+        return None
+    return measure_memory(path, steps, warmup=50, advance=advance)
+
+
+def measure_pairs(
+    columns: Sequence[tuple[str, Bundle, Backend]],
+    context: NDArray[np.int64],
+    threads: int | None = None,
+) -> tuple[Between, ...]:
+    """Every two columns (name, bundle, backend) of one recipe and two backends, compared.
+
+    context: int64 [T], replayed through both.
+    """
+    found = []
+    for index, (name, bundle, backend) in enumerate(columns):
+        recipe = bundle.manifest.quantization.recipe
+        for other_name, other, other_backend in columns[index + 1 :]:
+            if other_backend != backend and other.manifest.quantization.recipe == recipe:
+                sessions = (
+                    open_session(bundle, threads, backend),
+                    open_session(other, threads, other_backend),
+                )
+                names = (name, other_name)
+                found.append(measure_between(*sessions, context, names=names, recipe=recipe))
+    return tuple(found)
+
+
+def _measure(
+    bundle: Bundle,
+    backend: Backend,
+    reference: Reference,
+    contexts: Sequence[NDArray[np.int64]],
+    *,
+    memory_steps: int,
+    text_bytes: int | None,
+    threads: int | None,
+    more_checks: Sequence[Check],
+    advance: Callable[[int], None],
+) -> Measured:
+    """One backend of the bundle."""
+    manifest = bundle.manifest
+    growing = any(state.growing_axis is not None for state in manifest.states)
+    graphs = {graph.kind: graph for graph in manifest.graphs if graph.backend == backend}
+    tolerance = manifest.tolerance_of(backend)
     session = open_session(bundle, threads=threads, backend=backend)
-    has_golden = GOLDEN_FILE in bundle.manifest.files and not growing
+    has_golden = GOLDEN_FILE in manifest.files and not growing
     golden = replay_golden(bundle, session) if has_golden else None
     parity = measure_parity(
         session,
@@ -82,30 +148,20 @@ def verify(
         allowed_error=tolerance.max_abs_logit_error,
         text_bytes=text_bytes,
         places=not growing,
-        prefill_tokens=LONG_PREFIX if has_prefill else None,
+        prefill_tokens=LONG_PREFIX if "prefill" in graphs else None,
         advance=advance,
     )
     parity = msgspec.structs.replace(parity, golden=golden)
-    memory = baseline_memory = None
-    if bundle_steps:
-        memory = measure_memory(bundle_path, bundle_steps, backend=backend, advance=advance)
-    if baseline is not None and baseline_steps:
-        baseline_memory = measure_memory(baseline, baseline_steps, warmup=50, advance=advance)
-    found = (*checks(parity, memory, tolerance), *more_checks)
-    verdict = Verdict(
-        reasons=tuple(check.reason for check in found if not check.passed),
-        checks=found,
+    memory = None
+    if memory_steps and memory_supported():
+        memory = measure_memory(bundle.path, memory_steps, backend=backend, advance=advance)
+    return Measured(
+        backend=backend,
+        checks=(*checks(parity, memory, tolerance), *more_checks),
         parity=parity,
         memory=memory,
-        baseline=baseline_memory,
-        measured_with={
-            "python": platform.python_version(),
-            "system": f"{platform.system()} {platform.machine()}",
-            **{name: version(name) for name in ("numpy", backend)},
-        },
+        planned_bytes=graphs["step"].planned_bytes,
     )
-    write_verdict(bundle, verdict)
-    return verdict
 
 
 def write_verdict(bundle: Bundle, verdict: Verdict) -> Bundle:
@@ -115,9 +171,19 @@ def write_verdict(bundle: Bundle, verdict: Verdict) -> Bundle:
     """
     title = bundle.path.resolve().name
     contents = {
-        PARITY_FILE: to_json(verdict.parity),
-        MEMORY_FILE: to_json({"bundle": verdict.memory, "baseline": verdict.baseline}),
-        REPORT_FILE: render_report(title, bundle.manifest, verdict).encode(),
+        PARITY_FILE: to_json(
+            {
+                **{str(m.backend): m.parity for m in verdict.backends},
+                "between": verdict.between,
+            }
+        ),
+        MEMORY_FILE: to_json(
+            {
+                **{str(m.backend): m.memory for m in verdict.backends},
+                "baseline": verdict.baseline,
+            }
+        ),
+        REPORT_FILE: render_report(title, [(title, bundle.manifest, verdict)]).encode(),
     }
     verification = Verification(verdict.status, verdict.reasons, REPORT_FILE)
     try:

@@ -72,7 +72,11 @@ def test_the_package_loads_no_backend(tmp_path: Path) -> None:
 
 
 # ExecuTorch's own Python runtime hands over torch tensors; these load only when it is asked for.
-ON_EXECUTORCH = {"retnet_edge.runtime.et_program", "retnet_edge.runtime.et_session"}
+ON_EXECUTORCH = {
+    "retnet_edge.runtime.et_program",
+    "retnet_edge.runtime.et_profile",
+    "retnet_edge.runtime.et_session",
+}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ from retnet_edge.model import RetNet
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import MANIFEST_FILE, decode, encode
+from retnet_edge.runtime.memory import memory_supported
+from retnet_edge.runtime.profile import profile
 from retnet_edge.runtime.session import open_session
 from retnet_edge.runtime.writer import write_manifest
 from retnet_edge.xnnpack_graph import XnnpackGraph
@@ -150,8 +155,10 @@ def test_the_state_of_a_program_does_not_overlap_its_next_state(both: Path) -> N
     from executorch.exir._serialize._program import deserialize_pte_binary
     from executorch.exir.schema import Tensor
 
+    graphs = {graph.file: graph for graph in Bundle.open(both).manifest.graphs}
     for file in ("step.pte", "prefill.pte"):
         plan = deserialize_pte_binary((both / file).read_bytes()).program.execution_plan[0]
+        assert graphs[file].planned_bytes == sum(plan.non_const_buffer_sizes) > 0
 
         def places(indices: list[int], plan: Any = plan) -> list[tuple[int, int]]:
             found = []
@@ -219,15 +226,91 @@ def test_programs_that_are_damaged_or_of_another_model(both: Path, tmp_path: Pat
     (mutated / "step.pte").write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     with pytest.raises(InputError, match=r"step\.pte was changed: its SHA-256 is"):
         Bundle.open(mutated)
+    short = tmp_path / "short"
+    shutil.copytree(both, short)
+    (short / "step.pte").write_bytes(raw[:1000])
+    with pytest.raises(InputError, match=r"step\.pte has 1000 bytes; the manifest says"):
+        Bundle.open(short)
+    cannot = r"step\.pte: ExecuTorch [\d.]+ cannot load the program, which version [\d.]+ made"
     cut = damaged(both, tmp_path / "cut", step=raw[:1000])
-    with pytest.raises(InputError, match=r"step\.pte: ExecuTorch [\d.]+ cannot load the program"):
+    with pytest.raises(InputError, match=cannot):
         open_session(Bundle.open(cut), backend="executorch")
-    newer = damaged(both, tmp_path / "newer", step=raw[:4] + b"ET99" + raw[8:])
-    with pytest.raises(InputError, match=r"step\.pte: ExecuTorch [\d.]+ cannot load the program"):
-        open_session(Bundle.open(newer), backend="executorch")
     swapped = damaged(both, tmp_path / "swapped", step=(both / "prefill.pte").read_bytes())
-    with pytest.raises(InputError, match=r"the inputs have the shapes .*the manifest says"):
+    wrong = r"program's tokens is int64 \[1, 64\]; the manifest says int64 \[1, 1\]"
+    with pytest.raises(InputError, match=wrong):
         open_session(Bundle.open(swapped), backend="executorch")
+
+
+def test_a_program_of_a_newer_executorch(both: Path, tmp_path: Path) -> None:
+    raw = (both / "step.pte").read_bytes()
+    newer = damaged(both, tmp_path / "newer", step=raw[:4] + b"ET99" + raw[8:])
+    manifest = decode((newer / MANIFEST_FILE).read_bytes(), "")
+    versions = manifest.provenance.versions | {"executorch": "9.1.0"}
+    provenance = msgspec.structs.replace(manifest.provenance, versions=versions)
+    write_manifest(newer, msgspec.structs.replace(manifest, provenance=provenance))
+    sentence = r"ExecuTorch [\d.]+ cannot load the program, which version 9\.1\.0 made: "
+    with pytest.raises(InputError, match=sentence):
+        open_session(Bundle.open(newer), backend="executorch")
+
+
+def test_states_that_are_not_those_of_the_manifest(both: Path, tmp_path: Path) -> None:
+    """The manifest is consistent, and speaks of another model than the program."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(both, folder)
+    manifest = decode((folder / MANIFEST_FILE).read_bytes(), "")
+
+    def turned(tensor: Any) -> Any:
+        if "state" not in getattr(tensor, "name", "state"):
+            return tensor
+        *front, keys, values = tensor.shape
+        return msgspec.structs.replace(tensor, shape=(*front, values, keys))
+
+    graphs = tuple(
+        msgspec.structs.replace(
+            graph,
+            inputs=tuple(map(turned, graph.inputs)),
+            outputs=tuple(map(turned, graph.outputs)),
+        )
+        for graph in manifest.graphs
+    )
+    states = tuple(map(turned, manifest.states))
+    write_manifest(folder, msgspec.structs.replace(manifest, graphs=graphs, states=states))
+    sentence = (
+        r"program's state_0 is float32 \[1, 2, 10, 14\]; the manifest says .*\[1, 2, 14, 10\]"
+    )
+    with pytest.raises(InputError, match=sentence):
+        open_session(Bundle.open(folder), backend="executorch")
+
+
+def test_without_executorch_the_extra_is_named(
+    both: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """`import retnet_edge` and the other backend work; asking for this one is a sentence."""
+    script = (
+        "import sys; sys.modules['executorch'] = None; from retnet_edge.cli import main; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    generate = ["generate", str(both), "-p", "the", "-n", "2", "--backend"]
+    out = tmp_path / "out.edge"
+    asked = (
+        ([*generate, "onnxruntime"], 0, ""),
+        ([*generate, "executorch"], 2, "executorch needs executorch, which is not installed"),
+        (["export", str(checkpoint), str(out), "--to", "executorch"], 2, "is not installed"),
+    )
+    for arguments, status, sentence in asked:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        last = (done.stderr.splitlines() or [""])[-1]
+        assert sentence in last
+        assert ("pip install 'retnet-edge[executorch]'" in last) == (status == 2)
+        assert "Traceback" not in done.stderr
+    assert not out.exists()
 
 
 def test_a_manifest_whose_program_has_another_shape(both: Path, tmp_path: Path) -> None:
@@ -257,3 +340,112 @@ def test_generate_chooses_the_backend(both: Path, capfd: pytest.CaptureFixture[s
         texts.append(capfd.readouterr().out)
     assert texts[0] == texts[1]
     assert Bundle.open(both).manifest.model.vocab_size == VOCABULARY
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """English that the micro tokenizer knows, some thousand tokens of it."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    lines = [f"the {a} of the {b}, and {b} was {a}.\n" for a in WORDS for b in WORDS]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+WORDS = ("sea", "whale", "house", "people", "country", "year", "law", "ship", "day", "state")
+
+
+@pytest.mark.slow
+def test_calibrated_recipes(both: Path, checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    """One subgraph, no operator outside that float32 has inside, and near the float32 program."""
+    tokenizer = load_checkpoint(checkpoint).tokenizer
+    ids = tokenizer.encode(text.read_text(encoding="utf-8")[-400:]).ids[:70]  # within the ranges
+    exact = open_session(Bundle.open(both), threads=1, backend="executorch").prefill(ids)
+    source = export(checkpoint, tmp_path / "fp32.edge", to=("executorch",), say=lambda _: None)
+    for recipe, scheme in (("int8-static", "int8-static"), ("int4", "int4-group32-gptq")):
+        with pytest.raises(InputError, match=f"recipe {recipe} is calibrated on text; give a file"):
+            quantize(source, tmp_path / "no", recipe=recipe, checkpoint=checkpoint)
+        out = tmp_path / f"{recipe}.edge"
+        options = {"recipe": recipe, "checkpoint": checkpoint, "calibration": text}
+        bundle = Bundle.open(quantize(source, out, say=lambda _: None, **options))  # type: ignore[arg-type]
+        schemes = {t.weight: t.scheme for t in bundle.manifest.quantization.tensors}
+        assert schemes["blocks.0.retention.qkvg.weight"] == scheme
+        assert schemes["blocks.1.ffn.out.weight"] == schemes["head.weight"] == "int8-channel"
+        for graph in bundle.manifest.graphs:
+            assert graph.delegation is not None
+            assert graph.delegation.subgraphs == 1
+            assert graph.delegation.rest.keys() - {"torchao_dequantize_affine_default"} == OUTSIDE
+        session = open_session(bundle, threads=1)
+        found = session.prefill(ids).copy()
+        assert 1e-5 < np.abs(found - exact).max() / np.abs(exact).max() < 0.3
+        session.reset()
+        for token in ids:
+            stepped = session.step(token)
+        # one set of ranges and scales: the step and the prefill are the same function
+        assert np.abs(stepped - found).max() < 0.1 * np.abs(exact).max()
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.skipif(not memory_supported(), reason="needs /proc/self/smaps_rollup")
+@pytest.mark.slow
+def test_verify_shows_both_backends_and_several_bundles(
+    both: Path, int8: Path, checkpoint: Path, text: Path, tmp_path: Path, capfd: Any
+) -> None:
+    """A column a backend of a bundle; each held to its own tolerance; a page of them all."""
+    copies = []
+    for path in (both, int8):
+        copies.append(tmp_path / path.name)
+        shutil.copytree(path, copies[-1])
+    page = tmp_path / "page.html"
+    options = ["--checkpoint", str(checkpoint), "--text", str(text), "--no-baseline", "--threads=1"]
+    options += ["--tokens", "300", "--context", "150", "--memory-steps", "800"]
+    cli.main(["verify", *map(str, copies), *options, "--json", "--report", str(page)])
+    shown = json.loads(capfd.readouterr().out)
+    assert list(shown["bundles"]) == [str(path) for path in copies]
+    for verdict in shown["bundles"].values():
+        first, second = verdict["backends"]
+        assert (first["backend"], second["backend"]) == ("onnxruntime", "executorch")
+        assert first["planned_bytes"] is None
+        assert second["planned_bytes"] > second["memory"]["state_bytes"]
+        for measured in (first, second):
+            assert measured["memory"]["load_seconds"] > 0
+            assert measured["memory"]["step_milliseconds"][1] > 0
+        (between,) = verdict["between"]
+        assert between["figures"]["tokens"] == 150
+    fp32 = shown["bundles"][str(copies[0])]
+    assert fp32["between"][0]["figures"]["max_abs_logit_error"] < 1e-4
+    errors = [m["parity"]["figures"]["max_abs_logit_error"] for m in fp32["backends"]]
+    assert 0 < max(errors) < 2e-4
+    assert shown["between"] == []  # fp32 and int8 are two recipes
+    words = page.read_text(encoding="utf-8")
+    for expected in (
+        "Side by side",
+        f"{copies[1].name} · executorch",
+        "planned by the step&#39;s own",
+    ):
+        assert expected in words
+    report = Bundle.open(copies[0]).file("reports/report.html").read_text(encoding="utf-8")
+    assert "executorch: Figures and their bounds" in report
+
+
+def test_verify_of_one_backend_leaves_the_bundle_unverified(
+    both: Path, checkpoint: Path, text: Path, tmp_path: Path, capfd: Any
+) -> None:
+    copy = tmp_path / "copy.edge"
+    shutil.copytree(both, copy)
+    options = ["--checkpoint", str(checkpoint), "--text", str(text), "--no-baseline", "--threads=1"]
+    options += ["--tokens", "100", "--context", "50", "--memory-steps", "100"]
+    assert cli.main(["verify", str(copy), *options, "--backend", "onnxruntime", "--json"]) == 1
+    verdict = json.loads(capfd.readouterr().out)
+    assert [m["backend"] for m in verdict["backends"]] == ["onnxruntime"]
+    assert "executorch was not measured" in verdict["reasons"]
+    assert Bundle.open(copy).manifest.verification.status == "unverified"
+
+
+def test_a_step_by_operator(both: Path) -> None:
+    """XNNPACK's kernels and ExecuTorch's own operators, each called as often as the graph says."""
+    operators = profile(Bundle.open(both), steps=20, threads=1, backend="executorch")
+    calls = {operator.name: operator.calls for operator in operators}
+    products = sum(count for name, count in calls.items() if name.startswith("Fully Connected"))
+    assert products == 20 * (2 * 4 + 1)  # qkvg, out, inner, out of two blocks; the head
+    assert calls["embedding.out"] == calls["(between operators)"] == 20
+    assert all(operator.microseconds >= 0 for operator in operators)

@@ -28,7 +28,7 @@ from retnet_edge.runtime.golden import (
 )
 from retnet_edge.runtime.manifest import Manifest
 from retnet_edge.runtime.parity import measure_parity
-from retnet_edge.runtime.report import parity_rows
+from retnet_edge.runtime.report_rows import parity_rows
 from retnet_edge.runtime.session import Session, open_session
 from retnet_edge.runtime.verdict import judge
 from retnet_edge.runtime.writer import update_manifest

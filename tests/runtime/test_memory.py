@@ -99,7 +99,8 @@ sizes = sampler.sizes[: sampler.taken]
 print(msgspec.json.encode(Observation(
     model="retnet", tokens=[500 + 40 * (i + 1) for i in range(sampler.taken)],
     anonymous=sizes[:, 0].tolist(), file_backed=sizes[:, 1].tolist(), base=1, base_anonymous=1,
-    opened=opened, states=1, states_expected=1, states_per_token=0)).decode())
+    opened=opened, states=1, states_expected=1, states_per_token=0, load_seconds=0.5,
+    step_seconds=sampler.seconds[: sampler.taken].tolist())).decode())
 """
 
 
@@ -122,6 +123,10 @@ def test_a_leak_in_a_process_is_measured(leak: int, kind: str) -> None:
     assert slope.high >= leak - 0.01
     assert (slope.low > 0) == (leak > 0)
     assert memory.file_backed_growth < 2**20
+    low, middle, high = memory.step_milliseconds
+    assert 0 < low <= middle <= high
+    assert memory.tokens_per_second == pytest.approx(1e3 / middle)
+    assert memory.load_seconds == 0.5
 
 
 @linux

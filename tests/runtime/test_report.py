@@ -12,6 +12,7 @@ from numpy_retnet import NetReference, NetSession, text
 from rich.console import Console
 from test_verdict import memory_of
 
+from retnet_edge.runtime.between import Between
 from retnet_edge.runtime.manifest import (
     FileEntry,
     GraphSpec,
@@ -26,9 +27,9 @@ from retnet_edge.runtime.manifest import (
 )
 from retnet_edge.runtime.memory import Memory
 from retnet_edge.runtime.parity import measure_parity
-from retnet_edge.runtime.report import Verdict, print_report, render_report
+from retnet_edge.runtime.report import labels, print_report, render_report
 from retnet_edge.runtime.slope import Slope, fit_slope
-from retnet_edge.runtime.verdict import checks
+from retnet_edge.runtime.verdict import Measured, Verdict, checks
 
 TOLERANCE = Tolerance(
     max_abs_logit_error=2e-4, perplexity_ratio=1.001, mean_kl=5e-4, top1_agreement=0.99
@@ -102,11 +103,12 @@ def verdict() -> Verdict:
         state_bytes_per_token=2048,
     )
     found = checks(parity, memory, TOLERANCE)
-    return Verdict((), found, parity, memory, baseline, {"onnxruntime": "1.32.0"})
+    measured = Measured("onnxruntime", found, parity, memory, None)
+    return Verdict((), (measured,), (), baseline, {"onnxruntime": "1.32.0"})
 
 
 def test_the_page_is_well_formed_and_needs_nothing_else(verdict: Verdict) -> None:
-    source = render_report("tiny.edge", manifest(), verdict)
+    source = render_report("tiny.edge", [("tiny.edge", manifest(), verdict)])
     page = Page(source)
     assert page.open == []
     assert "http:" not in source
@@ -119,8 +121,8 @@ def test_the_page_is_well_formed_and_needs_nothing_else(verdict: Verdict) -> Non
 
 
 def test_the_page_holds_the_figures(verdict: Verdict) -> None:
-    words = Page(render_report("tiny.edge", manifest(), verdict)).words
-    figures = verdict.parity.figures
+    words = Page(render_report("tiny.edge", [("tiny.edge", manifest(), verdict)])).words
+    figures = verdict.backends[0].parity.figures
     for expected in (
         "tiny.edge: verified",
         f"{figures.max_abs_logit_error:.4g}",
@@ -140,13 +142,13 @@ def test_the_page_holds_the_figures(verdict: Verdict) -> None:
 
 
 def test_the_same_figures_give_the_same_page(verdict: Verdict) -> None:
-    pages = {render_report("tiny.edge", manifest(), verdict) for _ in range(2)}
+    pages = {render_report("tiny.edge", [("tiny.edge", manifest(), verdict)]) for _ in range(2)}
     assert len(pages) == 1
 
 
 def test_what_went_wrong_is_shown_and_names_are_escaped(verdict: Verdict) -> None:
     failed = msgspec.structs.replace(verdict, reasons=("mean KL is 1 & too much",))
-    source = render_report("<b>.edge", manifest(), failed)
+    source = render_report("<b>.edge", [("<b>.edge", manifest(), failed)])
     page = Page(source)
     assert "<b>.edge: unverified" in page.words
     assert "mean KL is 1 & too much" in page.words
@@ -154,20 +156,53 @@ def test_what_went_wrong_is_shown_and_names_are_escaped(verdict: Verdict) -> Non
 
 
 def test_a_page_without_memory_and_with_figures_that_are_not_finite(verdict: Verdict) -> None:
-    figures = msgspec.structs.replace(verdict.parity.figures, mean_kl=float("nan"))
-    bucket = msgspec.structs.replace(verdict.parity.buckets[0], figures=figures)
-    parity = msgspec.structs.replace(verdict.parity, figures=figures, buckets=(bucket,), places=())
-    bare = msgspec.structs.replace(verdict, parity=parity, memory=None, baseline=None)
-    page = Page(render_report("tiny.edge", manifest(), bare))
+    figures = msgspec.structs.replace(verdict.backends[0].parity.figures, mean_kl=float("nan"))
+    bucket = msgspec.structs.replace(verdict.backends[0].parity.buckets[0], figures=figures)
+    parity = msgspec.structs.replace(
+        verdict.backends[0].parity, figures=figures, buckets=(bucket,), places=()
+    )
+    measured = msgspec.structs.replace(verdict.backends[0], parity=parity, memory=None)
+    bare = msgspec.structs.replace(verdict, backends=(measured,), baseline=None)
+    page = Page(render_report("tiny.edge", [("tiny.edge", manifest(), bare)]))
     assert "Memory was not measured." in page.words
     assert page.tags.count("svg") == 3
 
 
 def test_the_terminal_shows_the_figures(verdict: Verdict) -> None:
     out = io.StringIO()
-    print_report("tiny.edge", verdict, Console(file=out, width=200))
+    print_report(
+        "tiny.edge", [("tiny.edge", manifest(), verdict)], console=Console(file=out, width=200)
+    )
     shown = out.getvalue()
     assert "tiny.edge: verified" in shown
-    assert f"{verdict.parity.figures.perplexity_ratio:.5f}" in shown
+    assert f"{verdict.backends[0].parity.figures.perplexity_ratio:.5f}" in shown
     assert "2,048.000 [2,048.000, 2,048.000]" in shown
-    assert isinstance(verdict.memory, Memory)
+    assert isinstance(verdict.backends[0].memory, Memory)
+
+
+def test_two_columns_stand_side_by_side(verdict: Verdict) -> None:
+    """Ids stay unique, and each backend's figures are there, planned memory beside measured."""
+    first = verdict.backends[0]
+    second = msgspec.structs.replace(first, backend="executorch", planned_bytes=7_654_321)
+    pair = Between("onnxruntime", "executorch", "int8", first.parity.figures)
+    both = msgspec.structs.replace(verdict, backends=(first, second), between=(pair,))
+    source = render_report("both.edge", [("both.edge", manifest(), both)])
+    page = Page(source)
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert page.tags.count("svg") == 3 + 3 + 2 + 1
+    for expected in ("Side by side", "7,654,321", "executorch: Against position", "0.250"):
+        assert expected in page.words
+    out = io.StringIO()
+    print_report(
+        "both.edge", [("both.edge", manifest(), both)], console=Console(file=out, width=200)
+    )
+    assert "7,654,321" in out.getvalue()
+    assert "int8: onnxruntime | executorch" in out.getvalue()
+    entries = [("a", manifest(), both), ("b", manifest(), both)]
+    assert "b · executorch: Against position" in Page(render_report("two", entries)).words
+
+
+def test_bundles_are_called_by_their_directory_unless_two_share_it() -> None:
+    assert labels(["x/a.edge", "y/b.edge"]) == {"x/a.edge": "a.edge", "y/b.edge": "b.edge"}
+    assert labels(["x/a.edge", "y/a.edge"]) == {"x/a.edge": "x/a.edge", "y/a.edge": "y/a.edge"}

@@ -44,6 +44,8 @@ def memory_of(slope: Slope, **changes: Any) -> Memory:
         tokens=list(range(540, 20_540, 40)),
         anonymous=[40 << 20] * 500,
         file_backed=[20 << 20] * 500,
+        load_seconds=0.25,
+        step_milliseconds=(1.0, 2.0, 3.0),
     )
     return replace(memory, **changes)
 

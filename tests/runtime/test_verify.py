@@ -20,8 +20,8 @@ from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.golden import GOLDEN_FILE
 from retnet_edge.runtime.manifest import Manifest, Tolerance
 from retnet_edge.runtime.memory import memory_supported
-from retnet_edge.runtime.report import Verdict
-from retnet_edge.runtime.verify import verify, write_verdict
+from retnet_edge.runtime.verdict import Verdict
+from retnet_edge.runtime.verify import measure_baseline, verify, write_verdict
 from retnet_edge.runtime.writer import replace_file, update_manifest
 
 pytestmark = pytest.mark.skipif(not memory_supported(), reason="needs /proc/self/smaps_rollup")
@@ -67,36 +67,37 @@ def run(bundle: tuple[Path, TinyModel], **options: Any) -> Verdict:
 def test_a_good_bundle_is_verified_and_says_so(
     bundle: tuple[Path, TinyModel], tiny_transformer: Tiny
 ) -> None:
-    seen: list[tuple[int, int]] = []
-
-    def progress(done: int, total: int) -> None:
-        seen.append((done, total))
+    seen: list[int] = []
 
     # 2,000 steps are too few to bound a page more or less: this is about the plumbing
     loose = msgspec.structs.replace(LOOSE, memory_bytes_per_token=100.0)
     update_manifest(Bundle.open(bundle[0]), tolerance=loose)
     verdict = run(
         bundle,
-        baseline=tiny_transformer.path,
-        progress=progress,
+        baseline=measure_baseline(tiny_transformer.path, 2_000, seen.append),
+        advance=seen.append,
     )
     assert verdict.reasons == ()
-    assert verdict.parity.figures.max_abs_logit_error < 1e-4
-    assert verdict.parity.prefill is not None
-    assert verdict.memory is not None
+    assert verdict.backends[0].parity.figures.max_abs_logit_error < 1e-4
+    assert verdict.backends[0].parity.prefill is not None
+    assert verdict.backends[0].memory is not None
     assert verdict.baseline is not None
-    assert verdict.memory.state_bytes == verdict.memory.state_bytes_manifest > 0
+    assert (
+        verdict.backends[0].memory.state_bytes
+        == verdict.backends[0].memory.state_bytes_manifest
+        > 0
+    )
     assert verdict.baseline.state_bytes_per_token > 0
     assert verdict.baseline.state_bytes == verdict.baseline.state_bytes_manifest
-    assert seen[-1] == (300 + 2_000 + 1_500, 300 + 2_000 + 1_500)
+    assert sum(seen) == 300 + 2_000 + 1_500
 
     opened = Bundle.open(bundle[0])
     assert opened.manifest.verification.status == "verified"
     assert opened.manifest.verification.report == "reports/report.html"
     parity = json.loads(opened.file("reports/parity.json").read_bytes())
-    assert parity["figures"]["tokens"] == 300
+    assert parity["onnxruntime"]["figures"]["tokens"] == 300
     memory = json.loads(opened.file("reports/memory.json").read_bytes())
-    assert len(memory["bundle"]["anonymous"]) == len(memory["bundle"]["tokens"])
+    assert len(memory["onnxruntime"]["anonymous"]) == len(memory["onnxruntime"]["tokens"])
     assert memory["baseline"]["model"] == "transformer"
     assert "tiny.edge: <span" in opened.file("reports/report.html").read_text()
 
@@ -127,8 +128,8 @@ def test_golden_runs_are_reported_and_judged_where_logit_errors_are(
     update_manifest(Bundle.open(bundle[0]), tolerance=tolerance)
     verdict = run(bundle)
     opened = Bundle.open(bundle[0])
-    golden = json.loads(opened.file("reports/parity.json").read_bytes())["golden"]
-    assert golden == msgspec.to_builtins(verdict.parity.golden)
+    golden = json.loads(opened.file("reports/parity.json").read_bytes())["onnxruntime"]["golden"]
+    assert golden == msgspec.to_builtins(verdict.backends[0].parity.golden)
     assert golden["near_logit_error"] < 1e-4 < golden["far_logit_error"]
     assert "golden.npz: states, relative" in opened.file("reports/report.html").read_text()
     reasons = [reason for reason in verdict.reasons if reason.startswith("golden.npz")]
@@ -141,7 +142,7 @@ def test_a_bundle_without_memory_figures_is_not_verified(
 ) -> None:
     monkeypatch.setattr(module, "memory_supported", lambda: False)
     verdict = run(bundle)
-    assert verdict.memory is None
+    assert verdict.backends[0].memory is None
     assert verdict.reasons == ("memory was not measured",)
 
 

@@ -1,0 +1,92 @@
+"""What a checkpoint's matrix products see on real text: ranges, and second moments of their inputs.
+
+Text runs through the model chunkwise, which gives every product the inputs that the recurrent step
+gives it, one position after the other from an empty state to position 2,047: the states that text
+leaves behind, not zeros, and positions spread over whole contexts, not first tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from retnet_edge.contexts import text_contexts
+from retnet_edge.errors import InputError
+from retnet_edge.model import RetNet
+
+CONTEXT = 2048
+CONTEXTS = 12
+MIN_TOKENS = 256
+READ_TOKENS = 2**21  # of a longer text, the beginning
+
+
+@dataclass
+class Seen:
+    """Of one product x Wᵀ: smallest and largest input and output; gram: Σ xᵀ x [in, in] float32.
+
+    gram is None where it was not asked for.
+    """
+
+    gram: Tensor | None
+    inputs: tuple[float, float] = (0.0, 0.0)
+    outputs: tuple[float, float] = (0.0, 0.0)
+
+
+def calibration_text(tokenizer: Tokenizer, path: Path) -> list[Tensor]:
+    """Twelve contexts of 2,048 tokens [1, T], spread evenly over a text; fewer of a short text.
+
+    Raises InputError for a text of fewer than 256 tokens.
+    """
+    tokens = READ_TOKENS
+    try:
+        contexts = text_contexts(tokenizer, path, tokens, CONTEXT)
+    except InputError:
+        contexts = text_contexts(tokenizer, path, tokens, MIN_TOKENS)
+    every = max(1, len(contexts) // CONTEXTS)
+    return [torch.from_numpy(ids)[None] for ids in contexts[::every][:CONTEXTS]]
+
+
+def observe(
+    model: RetNet, contexts: Sequence[Tensor], *, wanted: Collection[str], grams: Collection[str]
+) -> dict[str, Seen]:
+    """Run contexts [1, T] int64 through the model; what each wanted linear map saw, by its name.
+
+    grams: those of them whose second moments are kept.
+    """
+    seen: dict[str, Seen] = {}
+    handles = []
+
+    def hook(name: str, x: Tensor, y: Tensor) -> None:
+        found = seen[name]
+        found.inputs = _widened(found.inputs, x)
+        found.outputs = _widened(found.outputs, y)
+        if found.gram is not None:
+            rows = x.reshape(-1, x.shape[-1])
+            found.gram += rows.T @ rows
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name in wanted:
+            width = module.in_features
+            seen[name] = Seen(torch.zeros(width, width) if name in grams else None)
+            handles.append(
+                module.register_forward_hook(
+                    lambda _, inputs, output, name=name: hook(name, inputs[0], output)
+                )
+            )
+    try:
+        with torch.no_grad():
+            for ids in contexts:
+                model(ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _widened(limits: tuple[float, float], x: Tensor) -> tuple[float, float]:
+    return min(limits[0], float(x.min())), max(limits[1], float(x.max()))

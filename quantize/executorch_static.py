@@ -1,0 +1,81 @@
+"""Static activations for an ExecuTorch program: PT2E with ranges that were measured beforehand.
+
+    q(x) = clamp(round(x / s) + z, -128, 127),  one s and z for the input and one for the output
+
+Only linear maps are annotated, by name. Step and prefill get the same ranges, so a state continues
+from one to the other as it does in float32. Quantizing every operator (`set_global`) is unusable:
+the states themselves would be rounded at each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retnet_edge.executorch_files import example_inputs, quiet
+from retnet_edge.quantize.calibration import Seen
+from retnet_edge.runtime.manifest import StateSpec
+from retnet_edge.xnnpack_graph import XnnpackGraph
+
+_EPS = 2**-12
+
+
+def static_module(
+    graph: XnnpackGraph, seen: Mapping[str, Seen], states: tuple[StateSpec, ...]
+) -> nn.Module:
+    """The graph with int8 weights (one scale a row) and static int8 activations for `seen`.
+
+    seen: what the linear maps of these names saw on text. The rest of the graph stays as it is,
+    torchao's dynamic products included.
+    """
+    with quiet():
+        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+        exported = torch.export.export(graph.eval(), example_inputs(graph.tokens, states))
+        quantizer = XNNPACKQuantizer()
+        for name, found in seen.items():
+            quantizer.set_module_name(name, _config(found))
+        prepared = prepare_pt2e(exported.module(), quantizer)
+        prepared(*example_inputs(graph.tokens, states))  # the weights' scales
+        converted: nn.Module = convert_pt2e(prepared)
+    return converted
+
+
+def _config(seen: Seen) -> Any:
+    """XNNPACK's symmetric configuration, activations with the given ranges."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import QuantizationConfig
+    from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
+    from torchao.quantization.pt2e.quantizer import QuantizationSpec
+
+    class Measured(MinMaxObserver):  # type: ignore[misc]
+        """Keeps the range that it is made with."""
+
+        def __init__(self, *, limits: tuple[float, float], **options: Any) -> None:
+            super().__init__(**options)
+            self.min_val, self.max_val = map(torch.tensor, limits)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    def activation(limits: tuple[float, float]) -> Any:
+        return QuantizationSpec(
+            dtype=torch.int8,
+            quant_min=-128,
+            quant_max=127,
+            qscheme=torch.per_tensor_affine,
+            observer_or_fake_quant_ctr=Measured.with_args(limits=limits, eps=_EPS),
+        )
+
+    weight = QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-127,
+        quant_max=127,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=0,
+        observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=_EPS),
+    )
+    return QuantizationConfig(activation(seen.inputs), activation(seen.outputs), weight, None)

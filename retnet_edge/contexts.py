@@ -1,0 +1,33 @@
+"""Text as contexts of tokens: what `verify` replays and what quantization is calibrated on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from retnet_edge.errors import InputError
+from retnet_edge.tokenizer import END_OF_TEXT, read_documents
+
+
+def text_contexts(
+    tokenizer: Tokenizer, path: Path, tokens: int, context: int
+) -> list[NDArray[np.int64]]:
+    """The first `tokens` tokens of a text, documents joined, in contexts of `context` tokens.
+
+    A shorter last piece is left out. Raises InputError where there is not one whole context.
+    """
+    if context < 2 or tokens < context:
+        raise InputError(f"{tokens} tokens in contexts of {context}: give 2 <= context <= tokens")
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    ids: list[int] = []
+    for document in read_documents(path):
+        ids += [*tokenizer.encode(document).ids, *([] if end is None else [end])]
+        if len(ids) >= tokens:
+            break
+    whole = min(len(ids), tokens) // context
+    if whole == 0:
+        raise InputError(f"{path}: {len(ids)} tokens are fewer than one context of {context}")
+    return list(np.array(ids[: whole * context], dtype=np.int64).reshape(whole, context))

@@ -1,0 +1,57 @@
+"""Two sessions on the same text: what one backend says where another stands in for the reference.
+
+Each backend is compared with the float64 model elsewhere; this is the distance between two of them,
+which is what a user sees who moves a recipe, or a saved state, from one to the other.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from retnet_edge.runtime.agreement import Figures, Trace, summarise
+from retnet_edge.runtime.replay import States, Tokens, as_float64, replay, run_steps
+from retnet_edge.runtime.session import Session
+
+
+class Between(msgspec.Struct, frozen=True):
+    """The figures of `second`, with `first` in the reference's place: KL is KL(first ‖ second).
+
+    The names say which bundle and backend.
+    """
+
+    first: str
+    second: str
+    recipe: str
+    figures: Figures
+
+
+class SessionReference:
+    """A session as a `Reference`: steps from the states that it is given."""
+
+    def __init__(self, session: Session) -> None:
+        """The session is reset or loaded at every run."""
+        self._session = session
+
+    def run(
+        self, tokens: Tokens, states: States | None, position: int
+    ) -> tuple[NDArray[np.float64], States]:
+        """See `Reference`."""
+        if states is None:
+            self._session.reset()
+        else:
+            dtypes = [state.dtype for state in self._session.states()]
+            given = [s.astype(dtype) for s, dtype in zip(states, dtypes, strict=True)]
+            self._session.load_states(given, position)
+        logits = run_steps(self._session, tokens).astype(np.float64)
+        return logits, as_float64(self._session.states())
+
+
+def measure_between(
+    first: Session, second: Session, context: Tokens, *, names: tuple[str, str], recipe: str
+) -> Between:
+    """Replay `context` [T], a step a token, through both from empty states."""
+    parts = list(replay(second, SessionReference(first), context, 256, lambda _: None))
+    trace = Trace.join([part for part, _ in parts])
+    return Between(*names, recipe, summarise(trace, [sample for _, sample in parts]))
