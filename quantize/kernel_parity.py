@@ -20,7 +20,7 @@ from onnx.reference.op_run import OpRun
 
 from retnet_edge.quantize.exposed import Array, ExposedStep, step_feeds
 from retnet_edge.quantize.fake_quantized import block_int8_product, dynamic_int8_product
-from retnet_edge.quantize.rounding import dequantize
+from retnet_edge.quantize.rounding import Blocks, dequantize, unpack_nibbles
 from retnet_edge.runtime.bundle import Bundle
 
 
@@ -94,11 +94,13 @@ def _products(model: ir.Model) -> list[_Product]:
     found = []
     for node in model.graph:
         if node.op_type == "MatMulNBits":
-            codes, scales = _constant(node, 1), _constant(node, 2)
+            zeros = _constant(node, 3) if len(node.inputs) > 3 else None
+            bits = node.attributes["bits"].as_int()
+            blocks = _unpacked(bits, _constant(node, 1), _constant(node, 2), zeros)
             output = node.outputs[0]
 
-            def formula(x: Any, codes: Any = codes, scales: Any = scales) -> NDArray[np.float64]:
-                return block_int8_product(x, codes, scales)
+            def formula(x: Any, blocks: Blocks = blocks) -> NDArray[np.float64]:
+                return block_int8_product(x, blocks.codes, blocks.scales, blocks.zeros)
 
         elif node.op_type == "MatMulInteger":
             quantizer = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -123,6 +125,17 @@ def _products(model: ir.Model) -> list[_Product]:
     return found
 
 
+def _unpacked(bits: int, codes: Array, scales: Array, zeros: Array | None) -> Blocks:
+    """What the constants of a MatMulNBits hold."""
+    if bits == 4:
+        codes = unpack_nibbles(codes)
+        if zeros is not None:
+            zeros = unpack_nibbles(zeros)[:, : scales.shape[1]]
+    if zeros is None:
+        zeros = np.full(scales.shape, 1 << (bits - 1), dtype=np.uint8)
+    return Blocks(codes, scales, zeros, bits)
+
+
 def _reader(node: ir.Node) -> ir.Node:
     """The one node that reads the first output of `node`."""
     (usage,) = node.outputs[0].uses()
@@ -137,12 +150,22 @@ def _constant(node: ir.Node, index: int) -> Array:
 
 
 class MatMulNBits(OpRun):
-    """com.microsoft.MatMulNBits, 8 bits, accuracy level 4."""
+    """com.microsoft.MatMulNBits, 8 and 4 bits, accuracy level 4."""
 
     op_domain = "com.microsoft"
 
-    def _run(self, x: Array, codes: Array, scales: Array, **_: Any) -> tuple[Array]:
-        return (block_int8_product(x, codes, scales).astype(np.float32),)
+    def _run(
+        self,
+        x: Array,
+        codes: Array,
+        scales: Array,
+        zeros: Array | None = None,
+        bits: int = 4,
+        **_: Any,
+    ) -> tuple[Array]:
+        blocks = _unpacked(bits, codes, scales, zeros)
+        y = block_int8_product(x, blocks.codes, blocks.scales, blocks.zeros)
+        return (y.astype(np.float32),)
 
 
 class GatherBlockQuantized(OpRun):
