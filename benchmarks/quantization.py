@@ -16,6 +16,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -35,7 +36,7 @@ from retnet_edge.quantize.recipe import Recipe, Rule, Scheme, find_recipe
 from retnet_edge.runtime.bundle import Bundle
 
 RESULTS = Path(__file__).parent / "results" / "quantization.json"
-SPAN = 8  # positions of all sequences whose float64 logits are held at once
+SPAN = 32  # positions of all sequences whose float64 logits are held at once
 
 
 @dataclasses.dataclass
@@ -74,8 +75,8 @@ class Sums:
 
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:
     """In float32: its rounding, 1e-7 of a log probability, cancels in the mean."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), dtype=np.float32)
+    shifted = (logits - logits.max(axis=-1, keepdims=True)).astype(np.float32)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
 def measure(
@@ -119,11 +120,15 @@ def rewritten(name: str, of: str, change: Callable[[Scheme], Scheme]) -> Recipe:
     return dataclasses.replace(recipe, name=name, rules=rules)
 
 
-def without(field: str, value: object) -> Callable[[Scheme], Scheme]:
+def without(field: str, value: Any) -> Callable[[Scheme], Scheme]:
     """Set a field of every scheme that has it."""
-    return lambda scheme: (
-        dataclasses.replace(scheme, **{field: value}) if hasattr(scheme, field) else scheme
-    )
+
+    def change(scheme: Any) -> Scheme:
+        has = hasattr(scheme, field)
+        changed: Scheme = dataclasses.replace(scheme, **{field: value}) if has else scheme
+        return changed
+
+    return change
 
 
 def recipes() -> dict[str, Recipe]:
@@ -205,9 +210,7 @@ def main() -> None:
     missing = {n: r for n, r in chosen(recipes(), args.only).items() if n not in known}
     if missing:
         with tempfile.TemporaryDirectory() as folder:
-            known |= measure_recipes(
-                Path(folder), missing, source, args.calibration, contexts
-            )
+            known |= measure_recipes(Path(folder), missing, source, args.calibration, contexts)
         args.out.parent.mkdir(exist_ok=True)
         args.out.write_text(json.dumps(results, indent=2) + "\n")
     show(known)

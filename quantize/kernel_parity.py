@@ -23,6 +23,8 @@ from retnet_edge.quantize.fake_quantized import block_int8_product, dynamic_int8
 from retnet_edge.quantize.rounding import Blocks, dequantize, unpack_nibbles
 from retnet_edge.runtime.bundle import Bundle
 
+_Formula = Callable[[Any], NDArray[np.float64]]
+
 
 class KernelParity(msgspec.Struct, frozen=True):
     """Largest absolute differences between ONNX Runtime and NumPy over `tokens` steps.
@@ -48,7 +50,7 @@ class _Product:
 
     input: str
     output: str
-    formula: Callable[[Any], NDArray[np.float64]]
+    formula: _Formula
 
 
 def measure_kernel_parity(bundle: Bundle, tokens: NDArray[np.int64]) -> KernelParity:
@@ -99,8 +101,7 @@ def _products(model: ir.Model) -> list[_Product]:
             blocks = _unpacked(bits, _constant(node, 1), _constant(node, 2), zeros)
             output = node.outputs[0]
 
-            def formula(x: Any, blocks: Blocks = blocks) -> NDArray[np.float64]:
-                return block_int8_product(x, blocks.codes, blocks.scales, blocks.zeros)
+            formula = _block_formula(blocks)
 
         elif node.op_type == "MatMulInteger":
             quantizer = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -112,8 +113,7 @@ def _products(model: ir.Model) -> list[_Product]:
             output = last.outputs[0]
             node = quantizer
 
-            def formula(x: Any, codes: Any = codes, scales: Any = scales) -> NDArray[np.float64]:
-                return dynamic_int8_product(x, codes, scales)
+            formula = _dynamic_formula(codes, scales)
 
         else:
             continue
@@ -123,6 +123,14 @@ def _products(model: ir.Model) -> list[_Product]:
         assert output.name is not None
         found.append(_Product(source.name, output.name, formula))
     return found
+
+
+def _block_formula(blocks: Blocks) -> _Formula:
+    return lambda x: block_int8_product(x, blocks.codes, blocks.scales, blocks.zeros)
+
+
+def _dynamic_formula(codes: Array, scales: Array) -> _Formula:
+    return lambda x: dynamic_int8_product(x, codes, scales)
 
 
 def _unpacked(bits: int, codes: Array, scales: Array, zeros: Array | None) -> Blocks:
@@ -160,6 +168,7 @@ class MatMulNBits(OpRun):
         codes: Array,
         scales: Array,
         zeros: Array | None = None,
+        *,
         bits: int = 4,
         **_: Any,
     ) -> tuple[Array]:

@@ -58,9 +58,9 @@ def round_blocks(weight: Floats, block: int, bits: int, *, symmetric: bool) -> B
     if bits == 8 and symmetric:
         codes, scales = _quantize(groups)
         return Blocks(codes, scales, np.full(scales.shape, ZERO_POINT, np.uint8), bits)
-    scales, zeros = search_scales(groups, np.ones(groups.shape[1:]), bits, symmetric=symmetric)
-    codes = round_to(groups, scales[..., None], zeros[..., None], bits)
-    return Blocks(codes.astype(np.uint8), scales.astype(np.float32), zeros.astype(np.uint8), bits)
+    found, zeros = search_scales(groups, np.ones(groups.shape[1:]), bits, symmetric=symmetric)
+    levels = round_to(groups, found[..., None], zeros[..., None], bits)
+    return Blocks(levels.astype(np.uint8), found.astype(np.float32), zeros.astype(np.uint8), bits)
 
 
 def search_scales(
