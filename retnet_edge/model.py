@@ -118,15 +118,14 @@ class MultiScaleRetention(nn.Module):
         return self.out(F.silu(gate) * out.flatten(2).to(gate.dtype)), state
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries with keys, values and gates, as three products where a plain map is trained.
+        """Queries with keys, values and gates, as three products where the map is plain.
 
         The gradient of one product would be put together from three, which costs more than the
-        sums of three products' gradients. Without gradients the module is called, so that hooks on
-        it see what they are there for (calibration).
+        sums of three products' gradients.
         """
         keys, values = self.splits[0], self.splits[2]
         widths = [2 * keys, values, values]
-        if type(self.qkvg) is not nn.Linear or not torch.is_grad_enabled():
+        if type(self.qkvg) is not nn.Linear:
             qk, v, gate = self.qkvg(x).split(widths, dim=-1)
         else:
             qk, v, gate = (F.linear(x, w) for w in torch.split(self.qkvg.weight, widths))
