@@ -80,6 +80,23 @@ def position_sum(log_decay: Tensor, n: Tensor) -> Tensor:
     return torch.where(log_decay == 0.0, n[:, None, :].to(z.dtype), z)
 
 
+class PartedLinear(nn.Linear):
+    """A linear map without bias whose outputs come in parts, each a product of its own.
+
+    The gradient of one product would be put together from the parts', which costs more than adding
+    up what the products give their common input.
+    """
+
+    def __init__(self, inputs: int, widths: list[int]) -> None:
+        """Make one weight, [sum(widths), inputs]."""
+        super().__init__(inputs, sum(widths), bias=False)
+        self.widths = widths
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """[…, inputs] -> […, width] for every width."""
+        return tuple(F.linear(x, w) for w in torch.split(self.weight, self.widths))
+
+
 class MultiScaleRetention(nn.Module):
     """Gated multi-scale retention: (swish(X W_G) ⊙ Norm_heads(Retention(X))) W_O (eq. 8).
 
@@ -96,7 +113,8 @@ class MultiScaleRetention(nn.Module):
         keys = config.heads * config.key_head_dim
         values = config.heads * config.value_head_dim
         self.splits = [keys, keys, values, values]
-        self.qkvg = nn.Linear(config.d_model, sum(self.splits), bias=False)
+        self.widths = [2 * keys, values, values]
+        self.qkvg = PartedLinear(config.d_model, self.widths)
         self.out = nn.Linear(values, config.d_model, bias=False)
         self.head_norm = (
             nn.Parameter(torch.ones(config.value_head_dim)) if config.head_norm_affine else None
@@ -108,7 +126,10 @@ class MultiScaleRetention(nn.Module):
         """X [B, T, d_model] -> the same shape, and the state after the last token."""
         config = self.config
         rows = x.shape[:2]
-        qk, v, gate = self._project(x)
+        projected = self.qkvg(x)
+        if isinstance(projected, Tensor):  # a linear map that stands in for `PartedLinear`
+            projected = torch.split(projected, self.widths, dim=-1)
+        qk, v, gate = projected
         qk = qk.reshape(*rows, 2, config.heads, config.key_head_dim)
         qk = rotate_pairs(qk, place.cos[:, :, None, None], place.sin[:, :, None, None])
         v = v.reshape(*rows, config.heads, config.value_head_dim)
@@ -116,20 +137,6 @@ class MultiScaleRetention(nn.Module):
             out, state = self._retain(qk, v, state, place, how)
             out = self._norm_heads(out, self.log_decay.to(state.dtype), place.counts)
         return self.out(F.silu(gate) * out.flatten(2).to(gate.dtype)), state
-
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries with keys, values and gates, as three products where the map is plain.
-
-        The gradient of one product would be put together from three, which costs more than the
-        sums of three products' gradients.
-        """
-        keys, values = self.splits[0], self.splits[2]
-        widths = [2 * keys, values, values]
-        if type(self.qkvg) is not nn.Linear:
-            qk, v, gate = self.qkvg(x).split(widths, dim=-1)
-        else:
-            qk, v, gate = (F.linear(x, w) for w in torch.split(self.qkvg.weight, widths))
-        return qk, v, gate
 
     def _retain(
         self, qk: Tensor, v: Tensor, state: Tensor, place: Place, how: How
@@ -141,9 +148,12 @@ class MultiScaleRetention(nn.Module):
         q = (qk[:, :, 0].transpose(1, 2) * self.config.key_head_dim**-0.5).to(v.dtype)
         k = qk[:, :, 1].transpose(1, 2).to(v.dtype)
         if place.factors is not None:
-            folded = (qk * place.factors[..., None]).to(v.dtype)
-            out, state = retention_scaled(folded, v, self.log_decay, state, how.chunk)
-            out = out.transpose(1, 2)
+            folded = (qk * place.factors[..., None]).to(v.dtype).permute(2, 3, 0, 1, 4)
+            values = v.permute(2, 0, 1, 3)
+            out, state = retention_scaled(
+                folded.contiguous(), values.contiguous(), self.log_decay, state, how.chunk
+            )
+            out = out.transpose(0, 1)
         elif how.form == "parallel":
             out, state = retention_parallel(q, k, v_h, log_decay, state, documents)
         elif how.form == "chunkwise":

@@ -12,10 +12,9 @@ q' and k' come out of the pass that rotates them, K' serves twice, and both term
 inside a matrix product. Above the diagonal Q' K'ᵀ holds γ^(n-m), n < m, which is large and unused:
 `folds` says for which γ and C it stays far from overflow.
 
-The products are one operator with a backward of its own. Left to torch.compile they were copied
-into a layout of heads and back, and their gradients computed anew for every element of the
-gradient that they are concatenated into; here each head is a strided view of rows that stay in the
-order [B, T, H, ·] in which they are projected.
+The products are one operator with a backward of its own, in a layout of heads first: the passes
+that rotate, normalise and gate write and read it for nothing. Left to torch.compile, gradients were
+computed anew for every element of the gradient that they are concatenated into.
 
 Letters as in retention.py, with which outputs and states agree to rounding.
 """
@@ -49,19 +48,19 @@ def decay_factors(log_decay: Tensor, tokens: int, chunk: int, scale: float) -> T
 def retention_scaled(
     qk: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """From q' and k' [B, T, 2, H, K] and v [B, T, H, V] to outputs [B, T, H, V] and the state.
+    """From q' and k' [2, H, B, T, K] and v [H, B, T, V] to outputs [H, B, T, V] and the state.
 
-    qk and v have one dtype, that of the products and of the outputs. state [B, H, K, V] and
-    log_decay [H] are at least float32. Any T >= 1, where `folds` holds.
+    qk and v are contiguous and have one dtype, that of the products and of the outputs. state
+    [B, H, K, V] and log_decay [H] are at least float32. Any T >= 1, where `folds` holds.
     """
-    T = qk.shape[1]
+    T = qk.shape[3]
     padding = -T % chunk
     if padding:
-        qk, v = F.pad(qk, (0, 0, 0, 0, 0, 0, 0, padding)), F.pad(v, (0, 0, 0, 0, 0, padding))
+        qk, v = F.pad(qk, (0, 0, 0, padding)), F.pad(v, (0, 0, 0, padding))
     out, last, _, _ = torch.ops.retnet_edge.chunkwise(qk, v, log_decay, state, chunk)
     if padding:  # the state was carried to the end of the last chunk
         kept = torch.exp(-padding * log_decay).to(last.dtype)
-        out, last = out[:, :T], kept[:, None, None] * last
+        out, last = out[:, :, :T], kept[:, None, None] * last
     return out, last
 
 
@@ -69,22 +68,13 @@ def retention_scaled(
 def _forward(
     qk: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """O and S_N; for the backward pass, tril(Q' K'ᵀ) [H, B·N, C, C] and γ^C S_i [H, B·N, K, V]."""
-    H, K, V = state.shape[1:]
-    q_h, k_h, v_h = _heads(qk[:, :, 0], chunk), _heads(qk[:, :, 1], chunk), _heads(v, chunk)
-    rows = q_h[0].shape[0]
-    scores = v.new_empty(H, rows, chunk, chunk)
-    summaries = v.new_empty(H, rows, K, V)
-    for h in range(H):
-        torch.bmm(q_h[h], k_h[h].mT, out=scores[h])
-        torch.bmm(k_h[h].mT, v_h[h], out=summaries[h])
-    scores.tril_()
-    kept, last = _scan(summaries, chunk * log_decay, state, reverse=False)
-    out = torch.empty_like(v, memory_format=torch.contiguous_format)
-    for h, out_h in enumerate(_heads(out, chunk)):
-        torch.bmm(scores[h], v_h[h], out=out_h)
-        out_h.baddbmm_(q_h[h], kept[h])
-    return out, last, scores, kept
+    """O and S_N; for the backward pass, tril(Q' K'ᵀ) and γ^C S_i, each [H·B·N, …]."""
+    q, k = _chunks(qk, chunk).chunk(2)
+    v_c = _chunks(v, chunk)
+    scores = (q @ k.mT).tril_()
+    kept, last = _scan(k.mT @ v_c, chunk * log_decay, state, reverse=False)
+    out = torch.bmm(scores, v_c).baddbmm_(q, kept)
+    return out.view(v.shape), last, scores, kept
 
 
 @torch.library.custom_op("retnet_edge::chunkwise_backward", mutates_args=())
@@ -99,37 +89,28 @@ def _backward(
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of qk, v and state."""
-    H = len(scores)
-    q_h, k_h, v_h = _heads(qk[:, :, 0], chunk), _heads(qk[:, :, 1], chunk), _heads(v, chunk)
-    o_h = _heads(grad_out, chunk)
-    grad_kept, grad_scores = torch.empty_like(kept), torch.empty_like(scores)
-    for h in range(H):
-        torch.bmm(q_h[h].mT, o_h[h], out=grad_kept[h])
-        torch.bmm(o_h[h], v_h[h].mT, out=grad_scores[h])
-    grad_scores.tril_()
+    q, k = _chunks(qk, chunk).chunk(2)
+    v_c, o_c = _chunks(v, chunk), _chunks(grad_out, chunk)
+    grad_scores = torch.bmm(o_c, v_c.mT).tril_()
+    grad_kept = torch.bmm(q.mT, o_c)
     summed, grad_state = _scan(grad_kept, chunk * log_decay, grad_last, reverse=True)
-    grad_qk = torch.empty_like(qk, memory_format=torch.contiguous_format)
-    grad_v = torch.empty_like(v, memory_format=torch.contiguous_format)
-    grad_q_h, grad_k_h = (_heads(grad_qk[:, :, i], chunk) for i in range(2))
-    grad_v_h = _heads(grad_v, chunk)
-    for h in range(H):
-        torch.bmm(grad_scores[h], k_h[h], out=grad_q_h[h])
-        grad_q_h[h].baddbmm_(o_h[h], kept[h].mT)
-        torch.bmm(grad_scores[h].mT, q_h[h], out=grad_k_h[h])
-        grad_k_h[h].baddbmm_(v_h[h], summed[h].mT)
-        torch.bmm(scores[h].mT, o_h[h], out=grad_v_h[h])
-        grad_v_h[h].baddbmm_(k_h[h], summed[h])
-    return grad_qk, grad_v, grad_state
+    grad_qk = torch.empty_like(qk)
+    grad_q, grad_k = _chunks(grad_qk, chunk).chunk(2)
+    torch.bmm(grad_scores, k, out=grad_q)
+    grad_q.baddbmm_(o_c, kept.mT)
+    torch.bmm(grad_scores.mT, q, out=grad_k)
+    grad_k.baddbmm_(v_c, summed.mT)
+    grad_v = torch.bmm(scores.mT, o_c).baddbmm_(k, summed)
+    return grad_qk, grad_v.view(v.shape), grad_state
 
 
-def _heads(x: Tensor, chunk: int) -> list[Tensor]:
-    """Of x [B, T, H, D], each head's chunks: H views [B·N, C, D] where rows are evenly spaced."""
-    chunks = x.shape[0] * x.shape[1] // chunk
-    return [x[:, :, h].reshape(chunks, chunk, x.shape[-1]) for h in range(x.shape[2])]
+def _chunks(x: Tensor, chunk: int) -> Tensor:
+    """Of x [H, B, T, D], or [2, H, B, T, D]: the chunks of all heads, [… · N, C, D]."""
+    return x.contiguous().view(-1, chunk, x.shape[-1])
 
 
 def _scan(x: Tensor, log_decay: Tensor, state: Tensor, *, reverse: bool) -> tuple[Tensor, Tensor]:
-    """`scan` of x [H, B·N, K, V] from state [B, H, K, V]."""
+    """`scan` of x [H·B·N, K, V] from state [B, H, K, V]."""
     B, H, K, V = state.shape
     start = state.transpose(0, 1).reshape(H * B, K * V)
     decays = log_decay.to(state.dtype).repeat_interleave(B)
@@ -141,9 +122,8 @@ def _scan(x: Tensor, log_decay: Tensor, state: Tensor, *, reverse: bool) -> tupl
 def _(
     qk: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    H, K, V = state.shape[1:]
-    rows = v.shape[0] * v.shape[1] // chunk
-    scores, kept = v.new_empty(H, rows, chunk, chunk), v.new_empty(H, rows, K, V)
+    rows = v.numel() // (chunk * v.shape[-1])
+    scores, kept = v.new_empty(rows, chunk, chunk), v.new_empty(rows, *state.shape[2:])
     return v.new_empty(v.shape), state.new_empty(state.shape), scores, kept
 
 

@@ -20,9 +20,10 @@ def scaled(
 ) -> tuple[Tensor, Tensor]:
     """`retention_scaled` called as the other forms are: q, k [B, H, T, K], v [B, H, T, V]."""
     factors = decay_factors(log_decay, q.shape[2], chunk, SCALE)[..., None].to(v.dtype)
-    qk = torch.stack((q, k), dim=1).permute(0, 3, 1, 2, 4) * factors
-    out, state = retention_scaled(qk, v.transpose(1, 2), log_decay, state, chunk)
-    return out.transpose(1, 2), state
+    qk = torch.stack((q, k)).transpose(1, 2) * factors.permute(1, 2, 0, 3)[:, :, None]
+    values = v.transpose(0, 1).contiguous()
+    out, state = retention_scaled(qk.contiguous(), values, log_decay, state, chunk)
+    return out.transpose(0, 1), state
 
 
 def case(tokens: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -76,9 +77,8 @@ def test_gradients_of_only_the_outputs_or_only_the_state(of_state: bool) -> None
 
 def test_operators_are_what_torch_expects_of_them() -> None:
     q, k, v, state = case(16, torch.float32)
-    factors = decay_factors(log_decay(), 16, 8, SCALE)[..., None].float()
-    qk = (torch.stack((q, k), dim=1).permute(0, 3, 1, 2, 4) * factors).detach().requires_grad_()
-    values = v.detach().transpose(1, 2).contiguous().requires_grad_()
+    qk = torch.stack((q, k)).transpose(1, 2).contiguous().detach().requires_grad_()
+    values = v.detach().transpose(0, 1).contiguous().requires_grad_()
     inputs = (qk, values, log_decay(), state.detach().requires_grad_(), 8)
     torch.library.opcheck(torch.ops.retnet_edge.chunkwise.default, inputs)
 
