@@ -61,24 +61,24 @@ def _round(
     """GPTQ's codes [N, K] for fixed scales, inputs of the largest second moment first."""
     inputs = weight.shape[1]
     order = np.argsort(-hessian.diagonal(), kind="stable")
-    rest = weight[:, order].copy()
-    steps = np.repeat(scales, block, axis=1)[:, :inputs][:, order]
-    middles = np.repeat(zeros, block, axis=1)[:, :inputs][:, order]
+    # columns as rows, which lie together in memory
+    rest = np.ascontiguousarray(weight.T[order])
+    steps = np.ascontiguousarray(np.repeat(scales, block, axis=1)[:, :inputs].T[order])
+    middles = np.ascontiguousarray(np.repeat(zeros, block, axis=1)[:, :inputs].T[order])
     inverse = np.linalg.inv(hessian[np.ix_(order, order)])
     factor = np.linalg.cholesky((inverse + inverse.T) / 2).T
     codes = np.empty_like(rest)
     for start in range(0, inputs, STRIDE):
         stop = min(start + STRIDE, inputs)
-        errors = np.empty((len(rest), stop - start))
+        errors = np.empty((stop - start, rest.shape[1]))
         for column in range(start, stop):
-            step, middle = steps[:, column], middles[:, column]
-            codes[:, column] = round_to(rest[:, column], step, middle, bits)
-            wrong = rest[:, column] - (codes[:, column] - middle) * step
+            codes[column] = round_to(rest[column], steps[column], middles[column], bits)
+            wrong = rest[column] - (codes[column] - middles[column]) * steps[column]
             wrong /= factor[column, column]
-            rest[:, column + 1 : stop] -= np.outer(wrong, factor[column, column + 1 : stop])
-            errors[:, column - start] = wrong
-        rest[:, stop:] -= errors @ factor[start:stop, stop:]
-    return codes[:, np.argsort(order)]
+            rest[column + 1 : stop] -= factor[column, column + 1 : stop, None] * wrong
+            errors[column - start] = wrong
+        rest[stop:] -= factor[start:stop, stop:].T @ errors
+    return np.ascontiguousarray(codes[np.argsort(order)].T)
 
 
 def _fit_scales(

@@ -26,9 +26,10 @@ from retnet_edge.quantize.recipe import (
     DynamicInt8,
     Float32,
     Recipe,
+    check_backend,
     check_calibration,
-    find_recipe,
 )
+from retnet_edge.quantize.recipe_file import named_recipe
 from retnet_edge.quantize.rounding import Blocks
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import (
@@ -52,7 +53,8 @@ def quantize(
 ) -> Path:
     """Apply `recipe` to an fp32 bundle, into a new bundle at `out`; `bundle` is only read.
 
-    A name stands for the recipe of that name of each backend in the bundle. checkpoint: what the
+    A name stands for the recipe of that name of each backend in the bundle, or, where it ends in
+    .toml, for a file (`recipe_file.py`). checkpoint: what the
     bundle was made from, which ExecuTorch programs need. calibration: text for the recipes that are
     calibrated on it. Raises InputError for a bundle that does
     not open or is quantized already, an unknown recipe, a matrix that a rule names and no pass can
@@ -60,7 +62,7 @@ def quantize(
     """
     source, out = Bundle.open(bundle), Path(out)
     recipes = {
-        backend: find_recipe(recipe, backend) if isinstance(recipe, str) else recipe
+        backend: named_recipe(recipe, backend) if isinstance(recipe, str) else recipe
         for backend in source.manifest.backends
     }
     with new_bundle(out) as folder:
@@ -77,7 +79,8 @@ def write_quantized(
     calibration: str | Path | None = None,
 ) -> None:
     """Write every file of the quantized bundle into an existing folder."""
-    for recipe in recipes.values():
+    for backend, recipe in recipes.items():
+        check_backend(recipe, backend)
         check_calibration(recipe, calibration)
     manifest = source.manifest
     if manifest.quantization.recipe != "fp32":

@@ -264,6 +264,22 @@ def find_recipe(name: str, backend: Backend = "onnxruntime") -> Recipe:
     raise InputError(f"{what}; known for {backend}: {known}")
 
 
+SCHEMES_OF: dict[Backend, tuple[type[Scheme], ...]] = {
+    "onnxruntime": (BlockInt8, BlockInt4, DynamicInt8, Float32),
+    "executorch": (ChannelInt8, GroupInt4, StaticInt8, Float32),
+}
+
+
+def check_backend(recipe: Recipe, backend: Backend) -> None:
+    """Raises InputError where a rule has a scheme that the backend has no kernels for."""
+    for rule in recipe.rules:
+        if not isinstance(rule.scheme, SCHEMES_OF[backend]):
+            raise InputError(
+                f"recipe {recipe.name}: rule {rule.pattern!r} is {rule.scheme.name}, which is no "
+                f"scheme of {backend}"
+            )
+
+
 def check_calibration(recipe: Recipe, calibration: str | Path | None) -> None:
     """Raises InputError where the recipe needs text and none is given."""
     if recipe.calibrated and calibration is None:
