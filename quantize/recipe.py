@@ -211,8 +211,8 @@ RECIPES: dict[Backend, tuple[Recipe, ...]] = {
         Recipe(
             "int4",
             (
-                Rule("blocks.*.out.weight", BlockInt4(32, tail=_TAIL, gptq=True)),
-                Rule("blocks.*", BlockInt4(32, gptq=True)),
+                Rule("*.out.weight", BlockInt8(128, tail=_TAIL)),
+                Rule("blocks.*", BlockInt4(32, symmetric=False, gptq=True)),
                 Rule("*", BlockInt8(128)),
             ),
             _INT4,
