@@ -14,13 +14,16 @@ from torch.export import Dim
 
 from retnet_edge.checkpoint import LanguageModel
 from retnet_edge.export.kv_step import TransformerGraph
-from retnet_edge.export.step import PREFILL_CHUNK, RetNetGraph
+from retnet_edge.export.step import CHUNK, Form, RetNetGraph
 from retnet_edge.model import RetNet
 from retnet_edge.runtime.manifest import StateSpec
 from retnet_edge.transformer import Transformer
 
 BATCH = Dim("batch", min=1, max=1 << 16)
 EXAMPLE_BATCH = 2  # torch specialises a graph to an example size of 1
+EXAMPLE_TOKENS = 5
+Flavour = Literal["ort", "portable"]
+"""ort: ONNX Runtime's fused operators. portable: operators of ONNX 18 alone."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Lowering:
     module: nn.Module
     example: tuple[Tensor, Tensor, list[Tensor]]
     dynamic_shapes: tuple[Any, Any, Any]
+    flavour: Flavour = "ort"
 
 
 def state_specs(model: LanguageModel) -> tuple[StateSpec, ...]:
@@ -50,25 +54,31 @@ def state_specs(model: LanguageModel) -> tuple[StateSpec, ...]:
     )
 
 
-def lowerings(model: LanguageModel) -> list[Lowering]:
+def lowerings(model: LanguageModel, flavour: Flavour = "ort") -> list[Lowering]:
     """The graphs of a checkpoint: step and prefill for a RetNet, step for the baseline."""
     if isinstance(model, Transformer):
         return [_transformer_step(model)]
-    return [_retnet(model, "step"), _retnet(model, "prefill")]
+    return [_retnet(model, "step", flavour), _retnet(model, "prefill", flavour)]
 
 
-def _retnet(model: RetNet, kind: Literal["step", "prefill"]) -> Lowering:
-    """The prefill graph is traced with more than one chunk: one chunk is no special case."""
+def _retnet(model: RetNet, kind: Literal["step", "prefill"], flavour: Flavour) -> Lowering:
+    """The prefill's T is dynamic, 1 included. Fused, both graphs are the same but for that.
+
+    The chunkwise form is traced with more than one chunk: one chunk is no special case.
+    """
     states = model.initial_states(EXAMPLE_BATCH)
-    tokens = 1 if kind == "step" else 2 * PREFILL_CHUNK + 44
+    form: Form = "fused" if flavour == "ort" else "plain" if kind == "step" else "chunkwise"
+    tokens = {"fused": EXAMPLE_TOKENS, "plain": 1, "chunkwise": 2 * CHUNK + 44}[form]
+    tokens = 1 if kind == "step" else tokens
     axes: dict[int, Any] = {0: BATCH}
     if kind == "prefill":
-        axes[1] = Dim("tokens", min=PREFILL_CHUNK + 1, max=1 << 20)
+        axes[1] = Dim("tokens", min=CHUNK + 1 if form == "chunkwise" else 1, max=1 << 20)
     return Lowering(
         kind,
-        RetNetGraph(model, kind),
+        RetNetGraph(model, form),
         (_zeros(EXAMPLE_BATCH, tokens), _zeros(EXAMPLE_BATCH), states),
         (axes, {0: BATCH}, [{0: BATCH} for _ in states]),
+        flavour,
     )
 
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import onnx_ir as ir
@@ -14,7 +15,7 @@ from retnet_edge import __version__
 from retnet_edge.checkpoint import TOKENIZER_FILE, Checkpoint, load_checkpoint
 from retnet_edge.config import encode_config
 from retnet_edge.errors import InputError
-from retnet_edge.export.contract import lowerings, state_specs
+from retnet_edge.export.contract import Flavour, lowerings, state_specs
 from retnet_edge.export.golden import write_golden
 from retnet_edge.export.onnx_graph import lower_onnx
 from retnet_edge.model import RetNet
@@ -39,6 +40,7 @@ from retnet_edge.tokenizer import END_OF_TEXT
 
 BACKENDS: dict[str, Backend] = {"onnx": "onnxruntime", "executorch": "executorch"}
 """What --to takes, and the backend that runs it."""
+FLAVOURS = get_args(Flavour)
 FP32_TOLERANCE = Tolerance(
     max_abs_logit_error=2e-4, perplexity_ratio=1.0001, mean_kl=1e-8, top1_agreement=1.0
 )
@@ -53,21 +55,27 @@ def export(
     out: str | Path,
     *,
     to: Sequence[str] = ("onnx",),
+    flavour: Flavour = "ort",
     say: Callable[[str], None] = print,
 ) -> Path:
     """Lower a checkpoint's step contract into a new fp32 bundle at `out`, and return its path.
 
     A RetNet gets step and prefill graphs for each backend in `to`, the Transformer baseline a step
-    graph in ONNX. Raises InputError for a checkpoint that does not load or whose tokenizer is not
-    the model's, a backend that is not known or cannot take the model, an `out` that exists.
+    graph in ONNX. flavour: which operators the ONNX graphs may use. Raises InputError for a
+    checkpoint that does not load or whose tokenizer is not the model's, a backend or flavour that
+    is not known or cannot take the model, an `out` that exists.
     """
     check_backends(to)
+    if flavour not in FLAVOURS:
+        raise InputError(f"unknown flavour {flavour!r}; known: {', '.join(FLAVOURS)}")
     source, out = load_checkpoint(checkpoint), Path(out)
+    if flavour != "ort" and not isinstance(source.model, RetNet):
+        raise InputError(f"{checkpoint}: the Transformer baseline has no {flavour} flavour")
     if "executorch" in to and not isinstance(source.model, RetNet):
         raise InputError(f"{checkpoint}: the Transformer baseline is exported to onnx only")
     check_vocabulary(source.tokenizer, source.config.vocab_size, source.path / TOKENIZER_FILE)
     with new_bundle(out) as folder:
-        write_bundle(source, folder, say, to)
+        write_bundle(source, folder, say, to, flavour)
     return out
 
 
@@ -80,13 +88,17 @@ def check_backends(to: Sequence[str]) -> None:
 
 
 def write_bundle(
-    source: Checkpoint, folder: Path, say: Callable[[str], None], to: Sequence[str] = ("onnx",)
+    source: Checkpoint,
+    folder: Path,
+    say: Callable[[str], None],
+    to: Sequence[str] = ("onnx",),
+    flavour: Flavour = "ort",
 ) -> None:
     """Lower `source` and write every file of its bundle into an existing folder."""
     states = state_specs(source.model)
     graphs: list[GraphSpec] = []
     if "onnx" in to:
-        graphs += _write_onnx(source, states, folder, say)
+        graphs += _write_onnx(source, states, folder, say, flavour)
     if "executorch" in to:
         graphs += _write_executorch(source, states, folder, say)
     shutil.copyfile(source.path / TOKENIZER_FILE, folder / TOKENIZER_FILE)
@@ -96,10 +108,14 @@ def write_bundle(
 
 
 def _write_onnx(
-    source: Checkpoint, states: tuple[StateSpec, ...], folder: Path, say: Callable[[str], None]
+    source: Checkpoint,
+    states: tuple[StateSpec, ...],
+    folder: Path,
+    say: Callable[[str], None],
+    flavour: Flavour,
 ) -> list[GraphSpec]:
     models: dict[str, ir.Model] = {}
-    for lowering in lowerings(source.model):
+    for lowering in lowerings(source.model, flavour):
         say(f"lowering {lowering.kind}")
         model = lower_onnx(lowering, states)
         model.metadata_props["retnet_edge.kind"] = lowering.kind

@@ -1,7 +1,8 @@
 """The operators of the exported graphs that torch has no single function for.
 
 Each is one ONNX Runtime kernel in the graph and the plain formula outside an export, so a module
-built from them runs in PyTorch as well.
+built from them runs in PyTorch as well. `fused` False gives the plain formula in an export too, in
+standard operators that older runtimes have.
 """
 
 from __future__ import annotations
@@ -13,23 +14,30 @@ from retnet_edge.retention import retention_recurrent
 from retnet_edge.rotary import rotate
 
 
-def rotate_packed(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+def rotate_packed(x: Tensor, cos: Tensor, sin: Tensor, heads: int, *, fused: bool = True) -> Tensor:
     """Rotary embedding of packed heads: x [B, T, heads · K]; cos, sin [B, T, K/2]."""
-    if torch.onnx.is_in_onnx_export():
+    if fused and torch.onnx.is_in_onnx_export():
         rotated: Tensor = torch.onnx.ops.rotary_embedding(x, cos, sin, num_heads=heads)
         return rotated
     return pack(rotate(unpack(x, heads), cos, sin))
 
 
 def retention_step(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor,
+    scale: float,
+    *,
+    fused: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Eq. 6 token by token, fused: `com.microsoft.LinearAttention`, "gated" with decay log γ.
 
     q, k [B, T, H · K]; v, out [B, T, H · V]; log_decay [H]; state [B, H, K, V]. out is scaled.
     """
     heads = log_decay.shape[0]
-    if not torch.onnx.is_in_onnx_export():
+    if not (fused and torch.onnx.is_in_onnx_export()):
         out, state = retention_recurrent(
             unpack(q, heads) * scale, unpack(k, heads), unpack(v, heads), log_decay, state
         )

@@ -14,7 +14,8 @@ import torch
 from retnet_edge.export.contract import Lowering
 from retnet_edge.runtime.manifest import StateSpec
 
-OPSET = 23
+OPSETS = {"ort": 23, "portable": 18}
+PORTABLE_IR = 8  # the file format of ONNX 1.13, which had operator set 18
 
 
 def lower_onnx(lowering: Lowering, states: Sequence[StateSpec]) -> ir.Model:
@@ -24,7 +25,7 @@ def lower_onnx(lowering: Lowering, states: Sequence[StateSpec]) -> ir.Model:
             lowering.module.eval(),
             lowering.example,
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=OPSETS[lowering.flavour],
             input_names=["tokens", "position", *(state.input for state in states)],
             output_names=["logits", *(state.output for state in states)],
             dynamic_shapes=lowering.dynamic_shapes,
@@ -33,6 +34,8 @@ def lower_onnx(lowering: Lowering, states: Sequence[StateSpec]) -> ir.Model:
     assert program is not None
     model = program.model
     _strip(model)
+    if lowering.flavour == "portable":
+        model.ir_version = PORTABLE_IR
     return model
 
 

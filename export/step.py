@@ -21,8 +21,8 @@ from retnet_edge.model import Block, FeedForward, MultiScaleRetention, RetNet, p
 from retnet_edge.retention import retention_span
 from retnet_edge.rotary import cos_sin
 
-Kind = Literal["step", "prefill"]
-PREFILL_CHUNK = 128
+CHUNK = 128
+Form = Literal["fused", "plain", "chunkwise"]
 
 
 class Projection(nn.Module):
@@ -55,11 +55,11 @@ class Norm(nn.Module):
 class RetentionGraph(nn.Module):
     """Gated multi-scale retention on packed heads."""
 
-    def __init__(self, retention: MultiScaleRetention, kind: Kind) -> None:
+    def __init__(self, retention: MultiScaleRetention, form: Form) -> None:
         """Copy the weights."""
         super().__init__()
         self.config = retention.config
-        self.kind = kind
+        self.form = form
         self.splits = retention.splits
         self.qkvg = Projection(retention.qkvg)
         self.out = Projection(retention.out)
@@ -77,25 +77,17 @@ class RetentionGraph(nn.Module):
         heads = self.config.heads
         scale = self.config.key_head_dim**-0.5
         q, k, v, gate = self.qkvg(x).split(self.splits, dim=-1)
-        q, k = rotate_packed(q, cos, sin, heads), rotate_packed(k, cos, sin, heads)
-        if self.kind == "step":
-            y, state = retention_step(q, k, v, self.log_decay, state, scale)
+        fused = self.form == "fused"
+        q = rotate_packed(q, cos, sin, heads, fused=fused)
+        k = rotate_packed(k, cos, sin, heads, fused=fused)
+        if self.form == "chunkwise":
+            q, k, v = (unpack(part, heads) for part in (q * scale, k, v))
+            y, state = retention_span(q, k, v, self.log_decay, state, CHUNK)
+            y = pack(y)
         else:
-            y, state = self._chunkwise(q * scale, k, v, state)
+            y, state = retention_step(q, k, v, self.log_decay, state, scale, fused=fused)
         y = self._norm_heads(y, position).flatten(2)
         return self.out(F.silu(gate) * y), state
-
-    def _chunkwise(self, q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        heads = self.config.heads
-        y, state = retention_span(
-            unpack(q, heads),
-            unpack(k, heads),
-            unpack(v, heads),
-            self.log_decay,
-            state,
-            PREFILL_CHUNK,
-        )
-        return pack(y), state
 
     def _norm_heads(self, y: Tensor, position: Tensor) -> Tensor:
         """RMS norm of each head: [B, T, H · V] -> [B, T, H, V]."""
@@ -135,11 +127,11 @@ class FeedForwardGraph(nn.Module):
 class BlockGraph(nn.Module):
     """One block on explicit state."""
 
-    def __init__(self, block: Block, kind: Kind) -> None:
+    def __init__(self, block: Block, form: Form) -> None:
         """Copy the weights."""
         super().__init__()
         self.retention_norm = norm_graph(block.retention_norm)
-        self.retention = RetentionGraph(block.retention, kind)
+        self.retention = RetentionGraph(block.retention, form)
         self.ffn_norm = norm_graph(block.ffn_norm)
         self.ffn = FeedForwardGraph(block.ffn)
 
@@ -153,13 +145,17 @@ class BlockGraph(nn.Module):
 
 
 class RetNetGraph(nn.Module):
-    """The step contract of a RetNet: kind "step" takes T = 1, "prefill" any T >= 1, chunkwise."""
+    """The step contract of a RetNet.
 
-    def __init__(self, model: RetNet, kind: Kind) -> None:
+    "fused": any T >= 1, eq. 6 token by token in one operator of ONNX Runtime. In standard
+    operators, "plain" is eq. 6 for T = 1, and "chunkwise" any T >= 1.
+    """
+
+    def __init__(self, model: RetNet, form: Form = "fused") -> None:
         """Copy the weights of a checkpoint's model (in its dtype, float32 for an export)."""
         super().__init__()
         self.embedding = model.embedding
-        self.blocks = nn.ModuleList(BlockGraph(block, kind) for block in model.blocks)  # type: ignore[arg-type]
+        self.blocks = nn.ModuleList(BlockGraph(block, form) for block in model.blocks)  # type: ignore[arg-type]
         self.final_norm = norm_graph(model.final_norm)
         self.head = None if model.config.tie_embeddings else Projection(model.head)
         self.turns = nn.Buffer(model.turns)

@@ -1,8 +1,8 @@
 """What a checkpoint's matrix products see on real text: ranges, and second moments of their inputs.
 
-Text runs through the model chunkwise, which gives every product the inputs that the recurrent step
-gives it, one position after the other from an empty state to position 2,047: the states that text
-leaves behind, not zeros, and positions spread over whole contexts, not first tokens.
+Text runs through the graph in chunks of 64 tokens, which gives every product the inputs that the
+recurrent step gives it, one position after the other from an empty state to position 2,047: the
+states that text leaves behind, not zeros, and positions spread over contexts, not first tokens.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from retnet_edge.contexts import calibration_contexts
 from retnet_edge.model import RetNet
+from retnet_edge.xnnpack_graph import XnnpackGraph
 
+CHUNK = 64
 
 @dataclass
 class Seen:
@@ -41,35 +43,32 @@ def observe(
 ) -> dict[str, Seen]:
     """Run contexts [1, T] int64 through the model; what each wanted linear map saw, by its name.
 
-    grams: those of them whose second moments are kept.
+    grams: those of them whose second moments are kept. Tokens after the last whole chunk of 64 are
+    left out; the head sees the last token of each chunk.
     """
+    graph = XnnpackGraph(model, CHUNK).eval()
     seen: dict[str, Seen] = {}
-    handles = []
 
     def hook(name: str, x: Tensor, y: Tensor) -> None:
-        found = seen[name]
+        width = x.shape[-1]
+        found = seen.setdefault(name, Seen(torch.zeros(width, width) if name in grams else None))
         found.inputs = _widened(found.inputs, x)
         found.outputs = _widened(found.outputs, y)
         if found.gram is not None:
-            rows = x.reshape(-1, x.shape[-1])
+            rows = x.reshape(-1, width)
             found.gram += rows.T @ rows
 
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name in wanted:
-            width = module.in_features
-            seen[name] = Seen(torch.zeros(width, width) if name in grams else None)
-            handles.append(
-                module.register_forward_hook(
-                    lambda _, inputs, output, name=name: hook(name, inputs[0], output)
-                )
-            )
-    try:
-        with torch.no_grad():
-            for ids in contexts:
-                model(ids)
-    finally:
-        for handle in handles:
-            handle.remove()
+    for name in wanted:
+        graph.get_submodule(name).register_forward_hook(
+            lambda _, inputs, output, name=name: hook(name, inputs[0], output)
+        )
+    with torch.no_grad():
+        for ids in contexts:
+            states = model.initial_states(1)
+            for start in range(0, ids.shape[1] - CHUNK + 1, CHUNK):
+                position = torch.tensor([start])
+                _, *states = graph(ids[:, start : start + CHUNK], position, *states)
+    assert seen.keys() == set(wanted)
     return seen
 
 

@@ -40,6 +40,10 @@ COMMANDS = {
     "verify": Entry("retnet_edge.commands_make:verify", "Judge a bundle by its checkpoint."),
     "build": Entry("retnet_edge.commands_make:build", "Export, quantize and verify in one go."),
     "generate": Entry("retnet_edge.commands_run:generate", "Continue a text with a bundle."),
+    "prepare": Entry(
+        "retnet_edge.commands_bench:prepare", "Pack a bundle's weights for this machine."
+    ),
+    "bench": Entry("retnet_edge.commands_bench:bench", "Measure a bundle's speed and memory."),
     "info": Entry("retnet_edge.commands_run:info", "Print what a bundle or checkpoint holds."),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -52,11 +52,18 @@ def _verification(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("checkpoint", type=_PATH)
 @click.argument("out", type=_PATH)
 @click.option("--to", default="onnx", show_default=True, help=_TO)
-def export(checkpoint: Path, out: Path, to: str) -> None:
+@click.option(
+    "--flavour",
+    type=click.Choice(["ort", "portable"]),
+    default="ort",
+    show_default=True,
+    help="Operators of the ONNX graphs: ONNX Runtime's fused ones, or those of ONNX 18 alone.",
+)
+def export(checkpoint: Path, out: Path, to: str, flavour: Literal["ort", "portable"]) -> None:
     """Lower CHECKPOINT to an fp32 bundle at OUT."""
     from retnet_edge.export.export import export as run
 
-    run(checkpoint, out, to=to.split(","), say=_say)
+    run(checkpoint, out, to=to.split(","), flavour=flavour, say=_say)
     click.echo(f"wrote {out}")
 
 

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="1: off.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--stop", multiple=True, help="End before this text (may be given again).")
-@click.option("--threads", type=int, help="Computing threads [default: physical cores, at most 4].")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    help="Go on from this state file if it is there, and leave the new state in it.",
+)
+@click.option("--threads", type=int, help="Computing threads [default: for this machine].")
 @click.option(
     "--backend",
     type=click.Choice(["onnxruntime", "executorch"]),
@@ -46,18 +51,21 @@ def generate(
     repetition_penalty: float,
     seed: int,
     stop: tuple[str, ...],
+    state: Path | None,
     threads: int | None,
     backend: str | None,
 ) -> None:
     """Continue a text with BUNDLE, streaming to standard output.
 
     With --interactive, every line read continues the same text; the state stays the same size
-    however long it gets. Ctrl-D ends.
+    however long it gets. Ctrl-D ends. With --state, it also survives the end of the program: the
+    next call goes on where this one, or the last reply of an interactive one, ended.
     """
     from retnet_edge.runtime.bundle import Bundle
     from retnet_edge.runtime.generate import generate as stream
     from retnet_edge.runtime.sampling import Sampling
     from retnet_edge.runtime.session import open_session
+    from retnet_edge.runtime.snapshot import Snapshot, check_place, load_snapshot, save_snapshot
 
     if (prompt is None) != interactive:
         raise InputError("give either --prompt TEXT or --interactive")
@@ -69,12 +77,16 @@ def generate(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    if state is not None:
+        check_place(state)
     opened = Bundle.open(bundle)
     tokenizer = opened.tokenizer()
     session = open_session(opened, threads, backend)
+    if state is not None and state.exists():
+        load_snapshot(state, opened).restore(session)
 
     def reply(text: str) -> Iterator[str]:
-        return stream(
+        yield from stream(
             session,
             tokenizer,
             text,
@@ -82,12 +94,24 @@ def generate(
             sampling=sampling,
             stop=stop,
             end_of_text=opened.manifest.tokenizer.end_of_text,
+            fed=_show_feeding,
         )
+        if state is not None:
+            save_snapshot(Snapshot.of(session), opened, state)
 
     if prompt is None:
         _converse(session, reply)
     else:
         _print(reply(prompt))
+
+
+def _show_feeding(done: int, total: int) -> None:
+    """How much of a long prompt was fed; on a terminal, one line that is wiped at the end."""
+    if done < total:
+        end = "\r" if sys.stderr.isatty() else "\n"
+        click.echo(f"prompt: {done:,} of {total:,} tokens{end}", nl=False, err=True)
+    elif sys.stderr.isatty():
+        click.echo("\x1b[K", nl=False, err=True)
 
 
 def _converse(session: Session, reply: Callable[[str], Iterator[str]]) -> None:

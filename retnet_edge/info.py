@@ -84,8 +84,9 @@ def _operators(graph: GraphSpec) -> str:
             f"{found.delegated} operators in {found.subgraphs} XNNPACK subgraph(s), "
             f"{sum(found.rest.values())} outside"
         )
+    needs = f", needs {graph.needs}" if graph.needs else ""
     sets = (f"{name or 'ai.onnx'} {v}" for name, v in graph.operator_sets.items())
-    return f"operators {', '.join(sets)}"
+    return f"operators {', '.join(sets)}{needs}"
 
 
 def _checkpoint(path: Path) -> Facts:

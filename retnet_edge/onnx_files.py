@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,8 @@ from retnet_edge.runtime.manifest import Dtype, GraphSpec, TensorSpec
 
 WEIGHTS_FILE = "weights.bin"
 INLINE_BYTES = 1024  # smaller tensors stay in the graph, where shape inference reads them
+_FUSED = "com.microsoft.LinearAttention"
+_PORTABLE_SET = 18
 ALIGNMENT = 4096  # of a tensor in the weights file, so that it can be mapped by itself
 
 _DTYPES: dict[ir.DataType, Dtype] = {
@@ -66,6 +68,7 @@ def graph_spec(file: str, kind: Literal["step", "prefill"], model: ir.Model) -> 
         for value in model.graph.initializers.values()
         if isinstance(value.const_value, ir.ExternalTensor)
     }
+    operators = _operators(model)
     return GraphSpec(
         file=file,
         kind=kind,
@@ -74,7 +77,22 @@ def graph_spec(file: str, kind: Literal["step", "prefill"], model: ir.Model) -> 
         outputs=tuple(_tensor_spec(value) for value in model.graph.outputs),
         external_data=tuple(sorted(external)),
         operator_sets={domain or "ai.onnx": v for domain, v in model.opset_imports.items()},
+        operators=operators,
+        needs=_needs(model, operators),
+        serves_step=kind == "prefill" and _FUSED in operators,
     )
+
+
+def _operators(model: ir.Model) -> tuple[str, ...]:
+    nodes = model.graph.all_nodes()
+    return tuple(sorted({".".join(filter(None, (n.domain, n.op_type))) for n in nodes}))
+
+
+def _needs(model: ir.Model, operators: Sequence[str]) -> str:
+    """The oldest ONNX Runtime with the graph's operators on the CPU, and its operator set."""
+    if any("." in name for name in operators) or model.opset_imports[""] > _PORTABLE_SET:
+        return "onnxruntime 1.32"
+    return "onnxruntime 1.15"
 
 
 def _tensor_spec(value: ir.Value) -> TensorSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,16 @@ class Bundle:
         if end is not None and tokenizer.id_to_token(end) is None:
             raise InputError(f"{where} has no token {end}, which the manifest names as end_of_text")
         return bundle
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what the bundle computes: graphs, weights, tokenizer; not reports."""
+        manifest = self.manifest
+        names = {manifest.tokenizer.file}
+        for graph in manifest.graphs:
+            names |= {graph.file, *graph.external_data}
+        lines = [f"{name} {manifest.files[name].sha256}\n" for name in sorted(names)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def file(self, name: str) -> Path:
         """Path of a file of the bundle. Raises InputError where the manifest does not list it."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import tokenizers
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.sampling import Sampler, Sampling
 from retnet_edge.runtime.session import Session
+
+FED_AT_ONCE = 1024
+"""Tokens of a prompt between two reports of progress: whole spans of every backend's prefill."""
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _CONTEXT = 5  # tokens of the prompt that decide about the space before the first new word
@@ -24,12 +27,14 @@ def generate(
     sampling: Sampling,
     stop: Sequence[str] = (),
     end_of_text: int | None = None,
+    fed: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[str]:
     """Continue `prompt` from the session's state; yields pieces of text as they are settled.
 
     Ends after `max_tokens` tokens, at the token `end_of_text`, or where one of the strings `stop`
     is complete (none of its text is yielded). When the iterator is exhausted, the session has seen
     the prompt and every generated token but end_of_text, so a later call goes on from there.
+    fed(done, total): called while the prompt is fed, after every FED_AT_ONCE of its tokens.
 
     Raises InputError, before anything is fed, where the prompt has no tokens, max_tokens is below
     1 or a stop string is empty.
@@ -42,7 +47,7 @@ def generate(
     ids = tokenizer.encode(prompt, add_special_tokens=session.position == 0).ids
     if not ids:
         raise InputError(f"the prompt {prompt!r} has 0 tokens; at least one is needed")
-    return _stream(session, tokenizer, ids, max_tokens, sampling, stop, end_of_text)
+    return _stream(session, tokenizer, ids, max_tokens, sampling, stop, end_of_text, fed)
 
 
 def _stream(
@@ -53,12 +58,15 @@ def _stream(
     sampling: Sampling,
     stop: Sequence[str],
     end_of_text: int | None,
+    fed: Callable[[int, int], None],
 ) -> Iterator[str]:
     sampler = Sampler(sampling)
     text = IncrementalText(tokenizer, prompt[-_CONTEXT:])
     stops = StopStrings(stop)
     seen = set(prompt)
-    logits = session.prefill(prompt)
+    for start in range(0, len(prompt), FED_AT_ONCE):
+        logits = session.prefill(prompt[start : start + FED_AT_ONCE])
+        fed(min(start + FED_AT_ONCE, len(prompt)), len(prompt))
     for _ in range(max_tokens):
         token = sampler.sample(logits, seen)
         if token == end_of_text:

@@ -65,7 +65,7 @@ class KvSession:
         return self._view
 
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Feed tokens in spans of at most 1024; the view that `step` returns too."""
+        """Feed tokens in spans of PREFILL_SPAN; the view that `step` returns too."""
         ids = check_tokens(tokens, len(self._view))
         if ids.size == 1 or find_graph(self._bundle, "prefill") is None:
             for token in ids[0]:

@@ -60,6 +60,11 @@ class GraphSpec(_Frozen, frozen=True):
     For ONNX Runtime, batch and a prefill's T are dynamic. An ExecuTorch program runs one sequence,
     and its prefill exactly the T of its `tokens`; planned_bytes: what its own memory plan takes
     for inputs, outputs and what lies between (None: the file has no such plan).
+
+    operators: of an ONNX graph, sorted, those outside ONNX itself with their domain. needs: the
+    oldest ONNX Runtime that runs the graph ("onnxruntime 1.32").
+    serves_step: a prefill graph that takes T = 1 as well, as fast as the step graph does, so that a
+    session needs no other and holds the weights once.
     """
 
     file: Name
@@ -71,6 +76,9 @@ class GraphSpec(_Frozen, frozen=True):
     operator_sets: dict[str, int]
     delegation: Delegation | None = None
     planned_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    operators: tuple[Name, ...] = ()
+    needs: str | None = None
+    serves_step: bool = False
 
 
 class StateSpec(_Frozen, frozen=True):

@@ -140,11 +140,27 @@ def run_child(command: list[str], advance: Callable[[int], None]) -> Observation
 
     Raises InputError with the last line of its standard error where it does not end well.
     """
-    environment = {**os.environ, **CHILD_ENVIRONMENT}
+    last = child_output(command, advance, CHILD_ENVIRONMENT, "memory")
+    return msgspec.json.decode(last, type=Observation)
+
+
+def child_output(
+    command: list[str], advance: Callable[[int], None], environment: dict[str, str], what: str
+) -> str:
+    """Run a child that prints progress (lines of digits) and a result; returns its last line.
+
+    environment: variables to set. advance(n): called with the progress since the last call. what:
+    it measures. The child dies with this call. Raises InputError with the last line of its standard
+    error where it does not end well.
+    """
     last, done = "", 0
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={**os.environ, **environment},
+            text=True,
         )
         try:
             assert child.stdout is not None
@@ -165,5 +181,5 @@ def run_child(command: list[str], advance: Callable[[int], None]) -> Observation
         said = errors.read().decode(errors="replace").strip().splitlines()
     if status != 0:
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        raise InputError(f"the process that measures memory {how}: {(said or ['no message'])[-1]}")
-    return msgspec.json.decode(last, type=Observation)
+        raise InputError(f"the process that measures {what} {how}: {(said or ['no message'])[-1]}")
+    return last

@@ -143,15 +143,16 @@ def observe(
     return opened
 
 
-def guard(parent: int | None) -> None:
-    """Die with the parent, leave Ctrl-C to it, dump no core, and take no huge pages.
+def guard(parent: int | None, *, huge_pages: bool = False) -> None:
+    """Die with the parent, leave Ctrl-C to it, dump no core, and take huge pages only if asked to.
 
     A huge page that the kernel makes out of small ones would count as growth.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    if not huge_pages:
+        libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     if parent is not None and os.getppid() != parent:
         sys.exit("the parent process is gone")
 

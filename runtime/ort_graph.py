@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,9 +11,12 @@ import onnxruntime
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.huge_pages import huge_pages
+from retnet_edge.runtime.machine import OtherLoad
 from retnet_edge.runtime.manifest import GraphSpec
 
-_MAX_DEFAULT_THREADS = 4
+_MAX_DEFAULT_THREADS = 4  # more wait for memory, and for each other
+_LOOK_SECONDS = 0.05
 _FATAL = 4  # every error is also raised, and the caller says it in a sentence
 
 
@@ -24,37 +28,77 @@ def find_graph(bundle: Bundle, kind: Literal["step", "prefill"]) -> GraphSpec | 
     return None
 
 
+def main_graph(bundle: Bundle) -> tuple[Literal["step", "prefill"], GraphSpec]:
+    """The graph that a session steps with: the prefill graph where it serves both.
+
+    Raises InputError where the bundle has no graph for ONNX Runtime.
+    """
+    prefill, step = find_graph(bundle, "prefill"), find_graph(bundle, "step")
+    if prefill is not None and prefill.serves_step:
+        return "prefill", prefill
+    if step is None:
+        has = ", ".join(f"{g.kind} for {g.backend}" for g in bundle.manifest.graphs)
+        raise InputError(f"{bundle.path} has no step graph for onnxruntime (it has: {has})")
+    return "step", step
+
+
 def default_threads() -> int:
-    """One a physical core, at most 4: more wait for memory, and for each other."""
-    return min(physical_cores(), _MAX_DEFAULT_THREADS)
+    """One a physical core that other work leaves free, at most 4; it looks for 50 ms.
+
+    A step ends when its slowest thread does: one that waits for a core that something else keeps
+    busy holds up all.
+    """
+    watch = OtherLoad()
+    time.sleep(_LOOK_SECONDS)
+    return threads_for(physical_cores(), watch.cores())
+
+
+def threads_for(cores: int, busy: float | None) -> int:
+    """Threads for a machine of `cores` of which `busy` (None: unknown) are taken."""
+    return max(1, min(cores - round(busy or 0.0), _MAX_DEFAULT_THREADS))
 
 
 def load_graph(
-    bundle: Bundle, kind: Literal["step", "prefill"], threads: int | None
+    bundle: Bundle,
+    kind: Literal["step", "prefill"],
+    threads: int | None,
+    *,
+    profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
-    """The graph, ready to run on `threads` CPU threads (None: see `physical_cores`).
+    """The graph, ready to run on `threads` CPU threads (None: see `default_threads`).
+
+    profile: start of the name of the file that ONNX Runtime's profiler is to write.
 
     Raises InputError where the bundle has no such graph, threads is below 1, ONNX Runtime refuses
     the file, or the file's inputs and outputs are not those of the manifest.
     """
+    from retnet_edge.runtime.prepare import find_prepared
+
     graph = find_graph(bundle, kind)
     if graph is None:
         has = ", ".join(f"{g.kind} for {g.backend}" for g in bundle.manifest.graphs)
         raise InputError(f"{bundle.path} has no {kind} graph for onnxruntime (it has: {has})")
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; at least 1 is needed")
-    path = bundle.file(graph.file)
+    packed = find_prepared(bundle, graph.file)
+    path = packed or bundle.file(graph.file)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = threads or default_threads()
     options.inter_op_num_threads = 1
     # Threads that spin between two nodes take the cores of everything else on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    # A pattern would be kept for every length of a prompt, and gains nothing.
+    options.enable_mem_pattern = False
     # The arena keeps what a growing cache has outgrown; fixed states allocate nothing anyway.
     if any(state.growing_axis is not None for state in bundle.manifest.states):
         options.enable_cpu_mem_arena = False
     try:
-        session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+        with huge_pages():
+            session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise InputError(
             f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load the graph: "

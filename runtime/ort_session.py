@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import StateSpec
-from retnet_edge.runtime.ort_graph import find_graph, load_graph, run_bound
+from retnet_edge.runtime.ort_graph import find_graph, load_graph, main_graph, run_bound
 from retnet_edge.runtime.session import (
     PREFILL_SPAN,
     State,
@@ -47,7 +47,9 @@ class OrtSession:
             for _ in range(2)
         )
         self._past = 0
-        graph = load_graph(bundle, "step", threads)
+        kind, _ = main_graph(bundle)
+        self._one_graph = kind == "prefill"
+        graph = load_graph(bundle, kind, threads)
         self._step = graph
         self._step_bindings = self._bind(graph)
         for binding in self._step_bindings:
@@ -79,14 +81,18 @@ class OrtSession:
         return self._view
 
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Feed tokens in spans of at most 1024; the view that `step` returns too."""
+        """Feed tokens in spans of PREFILL_SPAN; the view that `step` returns too."""
         ids = check_tokens(tokens, len(self._view))
         if ids.size == 1 or find_graph(self._bundle, "prefill") is None:
             for token in ids[0]:
                 self.step(int(token))
             return self._view
         if self._prefill is None:
-            graph = load_graph(self._bundle, "prefill", self._threads)
+            graph = (
+                self._step
+                if self._one_graph
+                else load_graph(self._bundle, "prefill", self._threads)
+            )
             self._prefill = graph, self._bind(graph)
         graph, bindings = self._prefill
         for start in range(0, ids.size, PREFILL_SPAN):

@@ -18,6 +18,7 @@ from retnet_edge.runtime.report_rows import (
     BETWEEN_HEADER,
     PLACE_HEADER,
     POSITION_HEADER,
+    PROFILE_HEADER,
     Rows,
     between_rows,
     bundle_rows,
@@ -25,6 +26,7 @@ from retnet_edge.runtime.report_rows import (
     parity_rows,
     place_rows,
     position_rows,
+    profile_rows,
     side_rows,
 )
 from retnet_edge.runtime.verdict import Measured, Verdict
@@ -60,7 +62,7 @@ def columns_of(entries: Sequence[Entry]) -> list[Column]:
 
 
 def labels(bundles: Sequence[str]) -> dict[str, str]:
-    """What each of some bundles is called: by its directory's name, by its path where two share it."""
+    """What each of some bundles is called: its directory's name, or its path where two share it."""
     names = [Path(bundle).resolve().name for bundle in bundles]
     alone = len(set(names)) == len(names)
     return {path: name if alone else path for path, name in zip(bundles, names, strict=True)}
@@ -107,12 +109,14 @@ def render_report(title: str, entries: Sequence[Entry], between: Sequence[Betwee
                 "parity_rows": parity_rows(c.measured.parity),
                 "position_rows": position_rows(c.measured.parity),
                 "place_rows": place_rows(c.measured.parity),
+                "profile_rows": profile_rows(c.measured),
                 "plots": draw_parity(c.measured.parity, f"c{index}-" if several else ""),
             }
             for index, c in enumerate(columns)
         ],
         position_header=POSITION_HEADER,
         place_header=PLACE_HEADER,
+        profile_header=PROFILE_HEADER,
         memory_header=("bytes", *(name for name, _, _ in cases)),
         memory_rows=memory_rows([c for _, c, _ in cases], [p for _, _, p in cases]),
         bundles=[

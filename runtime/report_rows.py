@@ -20,6 +20,8 @@ POSITION_HEADER = (
 TERMINAL_COLUMNS = (0, 2, 4, 6, 7, 9)  # of POSITION_HEADER: what fits 80 characters
 PLACE_HEADER = ("place", "tokens", "largest error", "mean error", "mean KL", "top-1", "state error")
 
+PROFILE_HEADER = ("operator", "calls a step", "µs a step", "share")
+PROFILE_ROWS = 10
 BETWEEN_HEADER = (
     "first | second", "tokens", "largest error", "KL", "top-1", "ppl ratio", "state rel.",
 )  # fmt: skip
@@ -179,6 +181,23 @@ def side_rows(columns: Sequence[tuple[Manifest, Measured]]) -> Rows:
         ("load, seconds", *(memory(m, lambda c: f"{c.load_seconds:.3f}") for m in found)),
         ("step, ms [quartiles]", *(memory(m, milliseconds) for m in found)),
         ("tokens a second", *(memory(m, lambda c: f"{c.tokens_per_second:,.0f}") for m in found)),
+    ]
+
+
+def profile_rows(measured: Measured) -> Rows:
+    """The ten operators that take longest, under PROFILE_HEADER."""
+    steps = measured.profiled_steps
+    total = sum(operator.microseconds for operator in measured.operators)
+    longest = sorted(measured.operators, key=lambda operator: -operator.microseconds)
+    return [
+        (
+            operator.name,
+            f"{operator.calls / steps:,.0f}",
+            f"{operator.microseconds / steps:,.1f}",
+            f"{100 * operator.microseconds / total:.1f} %",
+        )
+        for operator in longest[:PROFILE_ROWS]
+        if total
     ]
 
 

@@ -12,7 +12,9 @@ from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import Backend, StateSpec
 
-PREFILL_SPAN = 1024  # tokens that one call of a prefill graph takes at most
+PREFILL_SPAN = 128
+"""Tokens that one call of a prefill graph takes at most: longer ones are no faster, and need more
+memory (docs/decisions.md)."""
 
 State = NDArray[Any]
 
@@ -43,7 +45,7 @@ class Session(Protocol):
         ...
 
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Feed tokens, in spans of at most 1024; the logits [vocab] after the last.
+        """Feed tokens, in spans of PREFILL_SPAN; the logits [vocab] after the last.
 
         The same as that many steps. Raises InputError for no tokens or a bad id; the state is then
         what it was.
@@ -65,7 +67,7 @@ class Session(Protocol):
 def open_session(bundle: Bundle, threads: int | None = None, backend: str | None = None) -> Session:
     """A session on the bundle's first backend, or on `backend`.
 
-    `threads`: how many compute (None: one a physical core, at most 4). Raises InputError where the
+    `threads`: how many compute (None: one a free core, at most 4). Raises InputError where the
     bundle has no step graph for the backend, the backend is not installed or cannot load it.
     """
     chosen = choose_backend(bundle, backend)

@@ -12,6 +12,7 @@ from retnet_edge.runtime.manifest import Backend, Tolerance
 from retnet_edge.runtime.memory import Memory
 from retnet_edge.runtime.parity import Parity
 from retnet_edge.runtime.probes import FAR_POSITION
+from retnet_edge.runtime.profile import OperatorTime
 
 HALVES_RATIO = 2.0
 STATE_ERROR = 1e-4
@@ -34,7 +35,8 @@ class Check(msgspec.Struct, frozen=True):
 class Measured(msgspec.Struct, frozen=True):
     """What one backend of a bundle showed. memory is None where the system cannot measure it.
 
-    planned_bytes: of the step's own memory plan, by the manifest (None: it has none).
+    planned_bytes: of the step's own memory plan, by the manifest (None: it has none). operators:
+    where `profiled_steps` steps on one thread spent their time.
     """
 
     backend: Backend
@@ -42,6 +44,8 @@ class Measured(msgspec.Struct, frozen=True):
     parity: Parity
     memory: Memory | None
     planned_bytes: int | None
+    operators: tuple[OperatorTime, ...] = ()
+    profiled_steps: int = 0
 
     @property
     def reasons(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from retnet_edge.runtime.manifest import MANIFEST_FILE, Backend, Verification, e
 from retnet_edge.runtime.memory import Memory, measure_memory, memory_supported
 from retnet_edge.runtime.parity import Reference, measure_parity
 from retnet_edge.runtime.probes import LONG_PREFIX
+from retnet_edge.runtime.profile import profile
 from retnet_edge.runtime.report import render_report
 from retnet_edge.runtime.session import choose_backend, open_session
 from retnet_edge.runtime.verdict import Check, Measured, Verdict, checks, reasons_of
@@ -28,7 +29,9 @@ REPORTS = "reports"
 REPORT_FILE = f"{REPORTS}/report.html"
 PARITY_FILE = f"{REPORTS}/parity.json"
 MEMORY_FILE = f"{REPORTS}/memory.json"
+PROFILE_FILE = f"{REPORTS}/profile.json"
 BASELINE_STEPS = 1_500
+PROFILED_STEPS = 100
 
 
 def verify(
@@ -161,11 +164,15 @@ def _measure(
         parity=parity,
         memory=memory,
         planned_bytes=graphs["step"].planned_bytes,
+        operators=tuple(
+            profile(bundle, steps=PROFILED_STEPS, threads=1, backend=backend) if not growing else ()
+        ),
+        profiled_steps=0 if growing else PROFILED_STEPS,
     )
 
 
 def write_verdict(bundle: Bundle, verdict: Verdict) -> Bundle:
-    """Write reports/{parity.json, memory.json, report.html} and the manifest's verification.
+    """Write reports/{parity,memory,profile}.json, report.html and the manifest's verification.
 
     Raises InputError where the disk is full; the bundle then opens, as after an interrupted call.
     """
@@ -177,6 +184,7 @@ def write_verdict(bundle: Bundle, verdict: Verdict) -> Bundle:
                 "between": verdict.between,
             }
         ),
+        PROFILE_FILE: to_json({str(m.backend): m.operators for m in verdict.backends}),
         MEMORY_FILE: to_json(
             {
                 **{str(m.backend): m.memory for m in verdict.backends},

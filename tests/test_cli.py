@@ -135,6 +135,24 @@ def test_interactive_continues_one_state(tiny: Tiny) -> None:
     assert done.stderr == f"state: 192 bytes after {tokens} tokens\n"
 
 
+def test_a_state_file_carries_a_text_to_the_next_call(tiny: Tiny, tmp_path: Path) -> None:
+    options = ["--temperature", "0", "--max-tokens", "6"]
+    whole = run("generate", tiny.path, "-i", *options, text="The cat\nthe dog\n")
+    pieces = [
+        run("generate", tiny.path, "-i", *options, "--state", tmp_path / "s", text=line)
+        for line in ("The cat\n", "the dog\n")
+    ]
+    assert whole.stdout == "".join(piece.stdout for piece in pieces)
+    assert whole.stderr == pieces[1].stderr
+
+
+def test_a_state_file_that_cannot_be(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "s").write_bytes(b"RETSTATE and so on")
+    for path, fragment in ((tmp_path / "s", "header"), (tmp_path / "no" / "s", "not a directory")):
+        done = run("generate", tiny.path, "-p", "The", "--state", path)
+        assert_one_sentence(done, str(path.parent), fragment)
+
+
 def test_interactive_without_input_ends_with_0(tiny: Tiny) -> None:
     done = run("generate", tiny.path, "-i", text="")
     assert done.returncode == 0

@@ -15,7 +15,7 @@ from tiny_bundle import END_OF_TEXT, train_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.generate import IncrementalText, StopStrings, generate
+from retnet_edge.runtime.generate import FED_AT_ONCE, IncrementalText, StopStrings, generate
 from retnet_edge.runtime.sampling import Sampling
 from retnet_edge.runtime.session import State, open_session
 
@@ -240,3 +240,25 @@ def test_a_second_prompt_continues_the_same_state(tiny: Tiny) -> None:
     assert first == len(tokenizer.encode("The cat").ids) + 5
     list(generate(session, tokenizer, " and a dog", max_tokens=5, sampling=GREEDY))
     assert session.position == first + len(tokenizer.encode(" and a dog").ids) + 5
+
+
+def test_a_long_prompt_is_fed_in_pieces_and_said(tiny: Tiny) -> None:
+    prompt = "The cat sat on the mat. " * 400
+    said: list[tuple[int, int]] = []
+    session = open_session(tiny.open(), threads=1)
+    list(
+        generate(
+            session,
+            TOKENIZER,
+            prompt,
+            max_tokens=1,
+            sampling=GREEDY,
+            fed=lambda done, total: said.append((done, total)),
+        )
+    )
+    total = len(TOKENIZER.encode(prompt).ids)
+    assert total > 2 * FED_AT_ONCE
+    assert said == [
+        (min(done, total), total) for done in range(FED_AT_ONCE, total + FED_AT_ONCE, FED_AT_ONCE)
+    ]
+    assert session.position == total + 1

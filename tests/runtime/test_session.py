@@ -16,7 +16,7 @@ from tiny_bundle import rewrite_manifest
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.kv_session import KvSession
-from retnet_edge.runtime.ort_graph import physical_cores
+from retnet_edge.runtime.ort_graph import default_threads, physical_cores, threads_for
 from retnet_edge.runtime.ort_session import OrtSession
 from retnet_edge.runtime.session import Session, open_session
 
@@ -195,8 +195,16 @@ def test_without_a_prefill_graph_a_prompt_is_stepped(broken: Path, tiny: Tiny) -
     np.testing.assert_allclose(session.prefill(TOKENS[:9]), expected, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    ("cores", "busy", "threads"),
+    [(1, 0.0, 1), (2, 0.2, 2), (2, 1.0, 1), (2, 5.0, 1), (8, 0.0, 4), (8, 5.6, 2), (2, None, 2)],
+)
+def test_threads_go_where_cores_are_free(cores: int, busy: float | None, threads: int) -> None:
+    assert threads_for(cores, busy) == threads
+
+
 def test_threads(tiny: Tiny) -> None:
-    assert physical_cores() >= 1
+    assert 1 <= default_threads() <= physical_cores()
     np.testing.assert_allclose(
         open_session(tiny.open()).step(5), open_session(tiny.open(), threads=2).step(5), atol=1e-5
     )

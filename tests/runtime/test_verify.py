@@ -99,6 +99,10 @@ def test_a_good_bundle_is_verified_and_says_so(
     memory = json.loads(opened.file("reports/memory.json").read_bytes())
     assert len(memory["onnxruntime"]["anonymous"]) == len(memory["onnxruntime"]["tokens"])
     assert memory["baseline"]["model"] == "transformer"
+    operators = json.loads(opened.file("reports/profile.json").read_bytes())["onnxruntime"]
+    assert operators == msgspec.to_builtins(list(verdict.backends[0].operators))
+    assert "MatMul" in {operator["name"] for operator in operators}
+    assert "Time by operator" in opened.file("reports/report.html").read_text()
     assert "tiny.edge: <span" in opened.file("reports/report.html").read_text()
 
 
@@ -150,7 +154,7 @@ def test_an_interrupted_second_run_leaves_a_bundle_that_opens(
     bundle: tuple[Path, TinyModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verdict = run(bundle)
-    for stop_at in range(4):  # the manifest without reports, then three reports
+    for stop_at in range(5):  # the manifest without reports, then four reports
         writes = 0
 
         def interrupted(path: Path, content: bytes, stop_at: int = stop_at) -> None:

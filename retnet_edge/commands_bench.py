@@ -1,0 +1,133 @@
+"""The commands that belong to one machine: prepare packs weights for it, bench measures on it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from retnet_edge.errors import InputError
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Whole numbers with commas between; an empty text is none."""
+
+    name = "N,N,…"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Raises click's usage error for anything else."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in str(value).split(",") if part)
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers such as 512,2048", param, ctx)
+
+
+NUMBERS = Numbers()
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+def prepare(bundle: Path) -> None:
+    """Pack BUNDLE's weights for this machine, into BUNDLE.prepared beside it.
+
+    Sessions map the packed weights from there: they load faster and hold no copy of their own.
+    """
+    from retnet_edge.runtime.prepare import prepare as run
+
+    folder = run(bundle, say=lambda text: click.echo(text, err=True))
+    click.echo(f"wrote {folder}")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--prompt", type=NUMBERS, default="512", show_default=True, help="Prompt lengths.")
+@click.option("--generate", type=NUMBERS, default="128", show_default=True, help="Steps to time.")
+@click.option("--depth", type=NUMBERS, default="0", show_default=True, help="Tokens seen before.")
+@click.option("--threads", type=NUMBERS, default="", help="[default: chosen for this machine].")
+@click.option("--batch", type=NUMBERS, default="1", show_default=True, help="Sequences a step.")
+@click.option("--repetitions", type=int, default=5, show_default=True)
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "executorch"]),
+    help="Of those that BUNDLE has [default: the first].",
+)
+@click.option("--memory/--no-memory", default=True, show_default=True, help="Measure memory too.")
+@click.option("--profile", is_flag=True, help="Print the time of a step by operator instead.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print Markdown.")
+@click.option("--csv", "form", flag_value="csv", help="Print CSV.")
+@click.option("--json", "form", flag_value="json", help="Print JSON.")
+def bench(
+    bundle: Path,
+    prompt: tuple[int, ...],
+    generate: tuple[int, ...],
+    depth: tuple[int, ...],
+    threads: tuple[int, ...],
+    batch: tuple[int, ...],
+    repetitions: int,
+    backend: str | None,
+    memory: bool,
+    profile: bool,
+    form: str | None,
+) -> None:
+    """Measure how fast BUNDLE is on this machine, and the memory that it takes.
+
+    Lists of lengths, depths and threads are measured in every combination, in turns.
+    """
+    import msgspec
+    from rich.console import Console
+
+    from retnet_edge.progress import progress
+    from retnet_edge.runtime.bench import bench as run
+    from retnet_edge.runtime.bench_output import print_bench, print_profile, to_csv, to_markdown
+    from retnet_edge.runtime.bundle import Bundle
+    from retnet_edge.runtime.profile import profile as run_profile
+
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    if profile:
+        steps = (generate or (128,))[0]
+        opened = Bundle.open(bundle)
+        counts: tuple[int | None, ...] = threads or (None,)
+        if form in ("markdown", "csv"):
+            raise InputError(f"--profile prints a table or --json, not --{form}")
+        for count in counts:
+            operators = run_profile(opened, steps=steps, threads=count, backend=backend)
+            if form == "json":
+                click.echo(msgspec.json.format(msgspec.json.encode(operators), indent=1))
+            else:
+                print_profile(operators, steps, console)
+        return
+    tests = len(prompt) + len(generate) * len(batch)
+    total = len(threads or (1,)) * len(depth) * tests * (repetitions + 1)
+    with progress("tests", total) as advance:
+        seen = 0
+
+        def show(done: int, _: int) -> None:
+            nonlocal seen
+            advance(done - seen)
+            seen = done
+
+        result = run(
+            bundle,
+            prompt=prompt,
+            generate=generate,
+            depth=depth,
+            threads=threads,
+            batch=batch,
+            repetitions=repetitions,
+            backend=backend,
+            memory=memory,
+            progress=show,
+        )
+    if form == "json":
+        click.echo(msgspec.json.format(msgspec.json.encode(result), indent=1))
+    elif form == "csv":
+        click.echo(to_csv(result), nl=False)
+    elif form == "markdown":
+        click.echo(to_markdown(result), nl=False)
+    else:
+        print_bench(result, console)

@@ -1,0 +1,179 @@
+"""`retnet-edge bench`: how fast a bundle is, and what memory it takes, on this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from retnet_edge.errors import InputError
+from retnet_edge.runtime.bench_child import Test, Times, Work
+from retnet_edge.runtime.bench_records import Bench, Load, MemoryUse, Row, Spread, spread
+from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.machine import processor
+from retnet_edge.runtime.manifest import Backend
+from retnet_edge.runtime.memory import child_output, memory_supported
+from retnet_edge.runtime.ort_graph import default_threads, physical_cores
+from retnet_edge.runtime.session import choose_backend
+from retnet_edge.runtime.traffic import step_bytes, step_weight_bytes
+
+_T = TypeVar("_T")
+DISTURBING_CORES = 0.1
+# NumPy's own threads would read beside those that measure the bandwidth.
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def bench(
+    bundle: str | Path,
+    *,
+    prompt: Sequence[int] = (512,),
+    generate: Sequence[int] = (128,),
+    depth: Sequence[int] = (0,),
+    threads: Sequence[int] = (),
+    batch: Sequence[int] = (1,),
+    repetitions: int = 5,
+    backend: str | None = None,
+    memory: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Bench:
+    """Time prompts and decoding of every length at every depth, on each number of threads.
+
+    prompt, generate: lengths in tokens (none: do not test). depth: tokens that the state has seen
+    before. threads: () for the number that a session chooses by itself. batch: sequences that are
+    decoded in one step; prompts are fed to one. repetitions: of every test,
+    after one that is not counted. progress(done, total): tests. Every number of threads has a
+    process of its own, and memory another one, on the first number of threads.
+
+    Raises InputError for a bundle that does not open or run, for a length or a depth that is
+    negative, for threads, batch or repetitions below 1, for a bundle that cannot run a batch, and
+    where nothing is asked for.
+    """
+    opened = Bundle.open(bundle)
+    chosen = choose_backend(opened, backend)
+    for what, numbers, least in (
+        ("prompt", prompt, 1),
+        ("generate", generate, 1),
+        ("depth", depth, 0),
+        ("threads", threads, 1),
+        ("batch", batch, 1),
+        ("repetitions", [repetitions], 1),
+    ):
+        for bad in [number for number in numbers if number < least][:1]:
+            raise InputError(f"{what} is {bad}; at least {least} is needed")
+    tests = []
+    for start in dict.fromkeys(depth):
+        tests += [Test("prompt", tokens, start) for tokens in dict.fromkeys(prompt)]
+        for tokens in dict.fromkeys(generate):
+            tests += [Test("generate", tokens, start, rows) for rows in dict.fromkeys(batch)]
+    if not tests:
+        raise InputError("nothing to measure: give a prompt or a generate length, and a depth")
+    if chosen != "onnxruntime" and set(batch) != {1}:
+        raise InputError(f"batch is {max(batch)}; {chosen} runs one sequence")
+    counts = list(dict.fromkeys(threads)) or [default_threads()]
+    total, done = len(counts) * len(tests) * (repetitions + 1), 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        progress(done, total)
+
+    rows: list[Row] = []
+    bandwidth: dict[int, Spread] = {}
+    load: Load | None = None
+    for count in counts:
+        work = Work(str(bundle), chosen, count, tests, repetitions, os.getpid(), load=load is None)
+        times = _child(work, advance, Times)
+        load = load or times.load
+        bandwidth[count] = spread(times.bandwidth)
+        rows += _rows(opened, chosen, work, times)
+    used = None
+    if memory and memory_supported():
+        work = Work(str(bundle), chosen, counts[0], tests, 0, os.getpid(), memory=True)
+        used = _child(work, lambda n: None, MemoryUse)
+    assert load is not None
+    manifest = opened.manifest
+    return Bench(
+        bundle=Path(bundle).resolve().name,
+        model=manifest.model.kind,
+        parameters=manifest.model.parameters,
+        recipe=manifest.quantization.recipe,
+        backend=chosen,
+        processor=processor(),
+        cores=physical_cores(),
+        weights_bytes=step_weight_bytes(opened, chosen),
+        state_bytes=manifest.state_bytes(1),
+        versions={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("retnet-edge", "numpy", chosen)},
+        },
+        bandwidth=bandwidth,
+        load=load,
+        memory=used,
+        rows=rows,
+        warnings=_warnings(rows),
+    )
+
+
+def _rows(bundle: Bundle, backend: Backend, work: Work, times: Times) -> list[Row]:
+    read = max(times.bandwidth)  # what the machine can do, when nothing is in the way
+    rows = []
+    for test, seconds, other in zip(work.tests, times.seconds, times.other_cores, strict=True):
+        gigabytes = share = None
+        steps = test.tokens if test.test == "generate" else 1
+        each = spread([1e3 * s / steps for s in seconds])
+        if test.test == "generate":
+            middle = test.depth + test.tokens // 2
+            moved = step_bytes(bundle, backend, position=middle, batch=test.batch)
+            gigabytes = moved / each.median / 1e6
+            share = gigabytes / read
+        rows.append(
+            Row(
+                test=test.test,
+                tokens=test.tokens,
+                depth=test.depth,
+                batch=test.batch,
+                threads=work.threads,
+                rate=spread([test.tokens * test.batch / s for s in seconds]),
+                milliseconds=each,
+                gigabytes=gigabytes,
+                share=share,
+                other_cores=other,
+            )
+        )
+    return rows
+
+
+def _warnings(rows: Sequence[Row]) -> list[str]:
+    """What a reader of the figures has to know."""
+    known = [row.other_cores for row in rows if row.other_cores is not None]
+    warnings = []
+    if known and max(known) > DISTURBING_CORES:
+        warnings.append(
+            f"other processes kept up to {max(known):.1f} cores busy meanwhile: the figures are of "
+            "a disturbed machine"
+        )
+    if len(known) < len(rows):
+        warnings.append("this system does not say how busy other processes keep it")
+    if any(row.share is not None and row.share > 1 for row in rows):
+        warnings.append(
+            "a share above 100 %: part of the weights stays in a cache, which is faster than memory"
+        )
+    wobbly = [row for row in rows if row.rate.high - row.rate.low > 0.1 * row.rate.median]
+    if wobbly:
+        warnings.append(
+            f"the quartiles of {len(wobbly)} of {len(rows)} tests lie more than 10 % apart"
+        )
+    return warnings
+
+
+def _child(work: Work, advance: Callable[[int], None], result: type[_T]) -> _T:
+    command = [sys.executable, "-m", "retnet_edge.runtime.bench_child"]
+    command.append(msgspec.json.encode(work).decode())
+    last = child_output(command, advance, _ENVIRONMENT, "speed")
+    return msgspec.json.decode(last, type=result)

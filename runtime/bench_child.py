@@ -1,0 +1,200 @@
+"""The processes whose speed and memory are measured: `python -m retnet_edge.runtime.bench_child`.
+
+Standard output carries progress (a line with the number of tests done) and then one line of JSON.
+Speed and memory get processes of their own: copies of states that speed keeps are no memory of the
+bundle's. Tests of one process are run in turns, so that what changes in the machine meanwhile
+meets all of them alike.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from retnet_edge.errors import InputError
+from retnet_edge.runtime.bench_records import Load, MemoryUse, spread
+from retnet_edge.runtime.machine import OtherLoad, ReadBandwidth
+from retnet_edge.runtime.manifest import Backend
+
+LATER_LOADS = 3
+MEMORY_STEPS = 64
+FILL_TOKENS = 1024  # fed to a session between two looks at the clock while it gets to its depth
+_LIBRARIES = {"onnxruntime": "onnxruntime", "executorch": "retnet_edge.runtime.et_session"}
+
+
+class Test(msgspec.Struct, frozen=True):
+    """One thing to time; see `Row`."""
+
+    test: Literal["prompt", "generate"]
+    tokens: int
+    depth: int
+    batch: int = 1
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What a child is asked to do; `memory`: measure memory instead of time."""
+
+    bundle: str
+    backend: Backend
+    threads: int
+    tests: list[Test]
+    repetitions: int
+    parent: int
+    memory: bool = False
+    load: bool = False
+
+
+class Times(msgspec.Struct, frozen=True):
+    """Seconds of each test, [test][repetition]; other_cores by test; bandwidth in GB/s."""
+
+    seconds: list[list[float]]
+    other_cores: list[float | None]
+    bandwidth: list[float]
+    load: Load | None = None
+
+
+def measure_times(work: Work) -> Times:
+    """Run every test once to warm up, then `repetitions` times, all tests in turn."""
+    from retnet_edge.runtime.batch import Batch
+    from retnet_edge.runtime.bundle import Bundle
+    from retnet_edge.runtime.session import open_session
+    from retnet_edge.runtime.snapshot import Snapshot
+
+    load = measure_load(work) if work.load else None
+    bundle = Bundle.open(work.bundle)
+    session = open_session(bundle, threads=work.threads, backend=work.backend)
+    vocab = bundle.manifest.model.vocab_size
+    rng = np.random.default_rng(0)
+    starts = {}
+    for depth in sorted({test.depth for test in work.tests}):
+        while session.position < depth:
+            missing = min(FILL_TOKENS, depth - session.position)
+            session.prefill(rng.integers(vocab, size=missing).tolist())
+        starts[depth] = Snapshot.of(session)
+    batches = {n: Batch(bundle, n, threads=work.threads) for n in _batches(work)}
+    bandwidth = ReadBandwidth(work.threads)
+    bandwidth.gigabytes()
+    seconds: list[list[float]] = [[] for _ in work.tests]
+    loads: list[list[float]] = [[] for _ in work.tests]
+    read: list[float] = []
+    for repetition in range(work.repetitions + 1):
+        for index, test in enumerate(work.tests):
+            tokens = rng.integers(vocab, size=test.tokens).tolist()
+            start = starts[test.depth]
+            start.restore(session)
+            batch = batches.get(test.batch)
+            rows = [batch.join(start) for _ in range(test.batch)] if batch else []
+            other = OtherLoad()
+            began = time.perf_counter()
+            if test.test == "prompt":
+                int(session.prefill(tokens).argmax())
+            elif batch is not None:
+                for token in tokens:
+                    batch.step(dict.fromkeys(rows, token))
+            else:
+                for token in tokens:
+                    session.step(token)
+            took = time.perf_counter() - began
+            for row in rows:
+                assert batch is not None
+                batch.leave(row)
+            if repetition:
+                seconds[index].append(took)
+                if (cores := other.cores()) is not None:
+                    loads[index].append(cores * took)
+            print(repetition * len(work.tests) + index + 1, flush=True)
+        read.append(bandwidth.gigabytes())
+    # weighed by time: a tick of the kernel's counters is longer than a short repetition
+    cores_by_test = [
+        sum(loads[i]) / sum(seconds[i]) if len(loads[i]) == len(seconds[i]) else None
+        for i in range(len(work.tests))
+    ]
+    return Times(seconds, cores_by_test, read[1:], load)
+
+
+def _batches(work: Work) -> list[int]:
+    return sorted({test.batch for test in work.tests if test.batch > 1})
+
+
+def measure_load(work: Work) -> Load:
+    """Times to the first logits of both graphs: in this fresh process, and again."""
+    _drop_cached(Path(work.bundle))
+    first = _open_once(work)
+    return Load(first, spread([_open_once(work) for _ in range(LATER_LOADS)]))
+
+
+def _open_once(work: Work) -> float:
+    """Milliseconds."""
+    from retnet_edge.runtime.bundle import Bundle
+    from retnet_edge.runtime.session import open_session
+
+    began = time.perf_counter()
+    bundle = Bundle.open(work.bundle)
+    session = open_session(bundle, threads=work.threads, backend=work.backend)
+    session.step(0)
+    session.prefill([0] * 128)
+    return 1e3 * (time.perf_counter() - began)
+
+
+def _drop_cached(folder: Path) -> None:
+    """Ask the kernel to forget the files' pages (it keeps those that a process has mapped)."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def measure_use(work: Work) -> MemoryUse:
+    """Memory after the longest prompt of the tests and some steps."""
+    from retnet_edge.runtime.bundle import Bundle
+    from retnet_edge.runtime.memory_child import Sampler
+    from retnet_edge.runtime.session import open_session
+
+    sampler = Sampler(1)
+    base = sum(sampler.now())
+    bundle = Bundle.open(work.bundle)
+    session = open_session(bundle, threads=work.threads, backend=work.backend)
+    rng = np.random.default_rng(0)
+    longest = max((test.tokens for test in work.tests if test.test == "prompt"), default=0)
+    vocab = bundle.manifest.model.vocab_size
+    if longest:
+        session.prefill(rng.integers(vocab, size=longest).tolist())
+    for token in rng.integers(vocab, size=MEMORY_STEPS):
+        session.step(int(token))
+    anonymous, file_backed = sampler.now()
+    return MemoryUse(base, anonymous + file_backed, anonymous, file_backed, _peak())
+
+
+def _peak() -> int:
+    """Highest resident bytes of this process so far."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
+    return 0
+
+
+def main() -> None:
+    """The child: its work is the one argument, as JSON."""
+    from retnet_edge.runtime.memory_child import guard
+
+    work = msgspec.json.decode(sys.argv[1], type=Work)
+    guard(work.parent, huge_pages=True)
+    import_module(_LIBRARIES[work.backend])
+    try:
+        result = measure_use(work) if work.memory else measure_times(work)
+    except InputError as error:
+        sys.exit(str(error))
+    print(msgspec.json.encode(result).decode(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

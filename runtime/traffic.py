@@ -1,0 +1,54 @@
+"""How many bytes a decode step has to move: every weight once, every state in and out."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.manifest import Backend, GraphSpec
+from retnet_edge.runtime.onnx_external import external_data
+
+_EMBEDDING = "embedding.weight"
+_SCALE_BYTES = 4
+
+
+def step_weight_bytes(bundle: Bundle, backend: Backend) -> int:
+    """Bytes of the weights that one step of `backend`'s graph reads.
+
+    An embedding that no product shares is not counted: a step reads one row of it. ONNX weights in
+    external files count by their place, so what is shared counts once; of ExecuTorch programs, the
+    file's size counts.
+    """
+    graph = _step(bundle, backend)
+    if backend == "executorch":
+        # the program's head is a packed copy of its own, also where the model ties it
+        return bundle.manifest.files[graph.file].size - _embedding_bytes(bundle)
+    places = {}
+    for data in external_data(bundle.path / graph.file):
+        size = bundle.manifest.files[data.location].size
+        places[data.location, data.offset] = data.length or size - data.offset
+    tied = bundle.manifest.model.config.get("tie_embeddings", False)
+    return sum(places.values()) - (0 if tied else _embedding_bytes(bundle))
+
+
+def step_bytes(bundle: Bundle, backend: Backend, *, position: int, batch: int = 1) -> int:
+    """Bytes of a step at `position`: weights once, the states of each sequence in and out."""
+    states = bundle.manifest.state_bytes(position)
+    return step_weight_bytes(bundle, backend) + 2 * batch * states
+
+
+def _step(bundle: Bundle, backend: Backend) -> GraphSpec:
+    return next(g for g in bundle.manifest.graphs if g.kind == "step" and g.backend == backend)
+
+
+def _embedding_bytes(bundle: Bundle) -> int:
+    """Codes and scales of the embedding, from its scheme's name (such as int8-block128)."""
+    for tensor in bundle.manifest.quantization.tensors:
+        if tensor.weight == _EMBEDDING and (found := re.match(r"int(\d+)", tensor.scheme)):
+            rows, width = tensor.shape
+            block = re.search(r"(?:block|group)(\d+)", tensor.scheme)
+            scales = math.ceil(width / int(block[1])) if block else 1
+            return rows * (width * int(found[1]) // 8 + scales * _SCALE_BYTES)
+    config = bundle.manifest.model.config
+    return int(bundle.manifest.model.vocab_size * config.get("d_model", 0) * 4)

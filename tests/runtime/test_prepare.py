@@ -1,0 +1,112 @@
+"""Packed weights: the same figures, taken only where they fit, and refused when damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Tiny, file_size_limit
+from micro_checkpoint import export_variant, random_tokens
+
+from retnet_edge import cli
+from retnet_edge.errors import InputError
+from retnet_edge.quantize.quantize import quantize
+from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.prepare import (
+    PACKED_FILE,
+    RECORD_FILE,
+    find_prepared,
+    prepare,
+    prepared_folder,
+)
+from retnet_edge.runtime.session import open_session
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An int8 bundle, not prepared."""
+    folder = tmp_path_factory.mktemp("made")
+    exported = export_variant("base", folder)
+    return quantize(exported.bundle, folder / "int8.edge", say=lambda _: None)
+
+
+@pytest.fixture
+def bundle(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "int8.edge"))
+
+
+def figures(path: Path) -> list[object]:
+    session = open_session(Bundle.open(path), threads=1)
+    tokens = random_tokens(1, 300)[0].tolist()
+    logits = [session.prefill(tokens).copy(), *(session.step(t).copy() for t in tokens[:5])]
+    return [*logits, *session.states()]
+
+
+def test_a_prepared_bundle_computes_the_same_bits(bundle: Path) -> None:
+    before = figures(bundle)
+    folder = prepare(bundle, say=lambda _: None)
+    assert folder == bundle.with_name("int8.edge.prepared")
+    opened = Bundle.open(bundle)
+    assert find_prepared(opened, "prefill.onnx") == folder / "graph.onnx"
+    assert find_prepared(opened, "step.onnx") is None
+    for mine, other in zip(figures(bundle), before, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_preparing_again_replaces_the_folder(bundle: Path) -> None:
+    folder = prepare(bundle, say=lambda _: None)
+    (folder / "left over").write_text("x")
+    assert cli.main(["prepare", str(bundle)]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["graph.onnx", PACKED_FILE, RECORD_FILE]
+    )
+    assert sorted(path.name for path in bundle.parent.iterdir()) == [bundle.name, folder.name]
+
+
+@pytest.mark.parametrize("field", ["machine", "onnxruntime", "bundle", "graph", "version"])
+def test_what_was_packed_for_something_else_is_passed_over(field: str, bundle: Path) -> None:
+    before = figures(bundle)
+    record = prepare(bundle, say=lambda _: None) / RECORD_FILE
+    content = json.loads(record.read_text())
+    content["key"][field] = 2 if field == "version" else "0" * 64
+    record.write_text(json.dumps(content))
+    assert find_prepared(Bundle.open(bundle), "prefill.onnx") is None
+    np.testing.assert_array_equal(figures(bundle)[0], before[0])
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff"])
+def test_a_record_that_is_none_is_passed_over(content: bytes, bundle: Path) -> None:
+    (prepare(bundle, say=lambda _: None) / RECORD_FILE).write_bytes(content)
+    assert find_prepared(Bundle.open(bundle), "prefill.onnx") is None
+
+
+def test_damaged_weights_are_refused(bundle: Path) -> None:
+    packed = prepare(bundle, say=lambda _: None) / PACKED_FILE
+    raw = bytearray(packed.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    for content in (bytes(raw), bytes(raw[:-1])):
+        packed.write_bytes(content)
+        with pytest.raises(InputError, match=r"was changed since .*prepare .* again"):
+            open_session(Bundle.open(bundle))
+
+
+def test_a_link_is_refused(bundle: Path, tmp_path: Path) -> None:
+    packed = prepare(bundle, say=lambda _: None) / PACKED_FILE
+    packed.rename(tmp_path / "elsewhere")
+    packed.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="is a symlink"):
+        open_session(Bundle.open(bundle))
+
+
+def test_a_full_disk_leaves_nothing(bundle: Path) -> None:
+    with file_size_limit(20_000), pytest.raises(InputError, match=r"disk full|cannot pack"):
+        prepare(bundle, say=lambda _: None)
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_a_graph_that_is_none_is_one_sentence(broken: Path, tiny: Tiny) -> None:
+    assert prepared_folder(tiny.open()).name == "tiny.edge.prepared"
+    assert cli.main(["prepare", str(broken / "weights.bin")]) == 2

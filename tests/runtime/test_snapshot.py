@@ -1,0 +1,149 @@
+"""States as values: fork, roll back, store, and refuse what is not a state of this bundle."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Tiny
+from numpy.typing import NDArray
+from tiny_bundle import TinyModel, rewrite_manifest, write_tiny_bundle
+
+from retnet_edge.errors import InputError
+from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.session import Session, open_session
+from retnet_edge.runtime.snapshot import Snapshot, load_snapshot, save_snapshot
+
+TOKENS = [int(token) for token in np.random.default_rng(5).integers(0, 300, size=700)]
+
+
+@pytest.fixture(params=["tiny", "tiny_transformer"])
+def any_tiny(request: pytest.FixtureRequest) -> Tiny:
+    made: Tiny = request.getfixturevalue(request.param)
+    return made
+
+
+def run(session: Session, tokens: list[int]) -> list[NDArray[np.float32]]:
+    return [session.step(token).copy() for token in tokens]
+
+
+def test_a_roll_back_continues_bit_for_bit(any_tiny: Tiny) -> None:
+    session = open_session(any_tiny.open(), threads=1)
+    session.prefill(TOKENS[:301])
+    kept = Snapshot.of(session)
+    first = run(session, TOKENS[301:310])
+    run(session, TOKENS[:50])
+    kept.restore(session)
+    assert session.position == 301
+    np.testing.assert_array_equal(first, run(session, TOKENS[301:310]))
+
+
+def test_a_fork_continues_bit_for_bit_and_shares_nothing(any_tiny: Tiny) -> None:
+    bundle = any_tiny.open()
+    session, fork = open_session(bundle, threads=1), open_session(bundle, threads=1)
+    session.prefill(TOKENS[:33])
+    kept = Snapshot.of(session)
+    kept.restore(fork)
+    expected = run(session, TOKENS[33:40])
+    np.testing.assert_array_equal(expected, run(fork, TOKENS[33:40]))
+    run(fork, [1, 2, 3])  # what the fork sees, the first does not
+    kept.restore(session)
+    np.testing.assert_array_equal(expected, run(session, TOKENS[33:40]))
+
+
+def test_a_stored_state_continues_bit_for_bit(any_tiny: Tiny, tmp_path: Path) -> None:
+    bundle, path = any_tiny.open(), tmp_path / "chat.state"
+    session = open_session(bundle, threads=1)
+    session.prefill(TOKENS[:77])
+    save_snapshot(Snapshot.of(session, TOKENS[:77]), bundle, path)
+    expected = run(session, TOKENS[77:90])
+    again = Bundle.open(any_tiny.path)
+    loaded = load_snapshot(path, again)
+    assert (loaded.position, loaded.tokens) == (77, tuple(TOKENS[:77]))
+    other = open_session(again, threads=1)
+    other.step(9)
+    loaded.restore(other)
+    np.testing.assert_array_equal(expected, run(other, TOKENS[77:90]))
+
+
+def test_an_empty_state_is_a_state(tiny: Tiny, tmp_path: Path) -> None:
+    bundle, path = tiny.open(), tmp_path / "empty.state"
+    session = open_session(bundle, threads=1)
+    save_snapshot(Snapshot.of(session), bundle, path)
+    assert load_snapshot(path, bundle).position == 0
+
+
+@pytest.fixture
+def stored(tiny: Tiny, tmp_path: Path) -> Path:
+    session = open_session(tiny.open(), threads=1)
+    session.prefill(TOKENS[:20])
+    path = tmp_path / "x.state"
+    save_snapshot(Snapshot.of(session, TOKENS[:20]), tiny.open(), path)
+    return path
+
+
+def test_every_changed_byte_is_noticed(stored: Path, tiny: Tiny) -> None:
+    raw, bundle = stored.read_bytes(), tiny.open()
+    load_snapshot(stored, bundle)
+    for at in range(len(raw)):
+        stored.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+        with pytest.raises(InputError) as caught:
+            load_snapshot(stored, bundle)
+        assert str(stored) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda raw: raw[:-1], "bytes; a state file like it has"),
+        (lambda raw: raw + b"x", "bytes; a state file like it has"),
+        (lambda raw: raw[:9], "header of the state file was changed"),
+        (lambda raw: b"", "is not a state file"),
+        (lambda raw: b"PK\3\4" + raw, "is not a state file"),
+        (lambda raw: raw[:8] + b"\xff\xff\xff\xff" + raw[12:], "header of the state file"),
+    ],
+)
+def test_files_that_are_no_state(
+    change: Callable[[bytes], bytes], sentence: str, stored: Path, tiny: Tiny
+) -> None:
+    stored.write_bytes(change(stored.read_bytes()))
+    with pytest.raises(InputError, match=sentence):
+        load_snapshot(stored, tiny.open())
+
+
+def test_an_unknown_version_is_named(stored: Path, tiny: Tiny) -> None:
+    content = stored.read_bytes()[:-32].replace(b'"version":1', b'"version":9')
+    stored.write_bytes(content + hashlib.sha256(content).digest())
+    with pytest.raises(InputError, match="version 9 are not known"):
+        load_snapshot(stored, tiny.open())
+
+
+def test_a_state_of_other_weights_is_refused(stored: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.edge"
+    write_tiny_bundle(other, model=TinyModel(300, seed=1))
+    with pytest.raises(InputError, match="state of another bundle"):
+        load_snapshot(stored, Bundle.open(other))
+
+
+def test_paths_that_cannot_be(tiny: Tiny, tmp_path: Path) -> None:
+    bundle = tiny.open()
+    with pytest.raises(InputError, match="is not a file: a state file was expected"):
+        load_snapshot(tmp_path / "none", bundle)
+    snapshot = Snapshot.of(open_session(bundle, threads=1))
+    with pytest.raises(InputError, match="is not a directory"):
+        save_snapshot(snapshot, bundle, tmp_path / "no" / "x.state")
+
+
+def test_a_verdict_does_not_change_what_a_state_belongs_to(
+    broken: Path, stored: Path, tiny: Tiny
+) -> None:
+    before = Bundle.open(broken).fingerprint
+    (broken / "reports").mkdir()
+    (broken / "reports" / "parity.json").write_text("{}")
+    rewrite_manifest(broken, rehash=True)
+    assert Bundle.open(broken).fingerprint == before == tiny.open().fingerprint
+    load_snapshot(stored, Bundle.open(broken))
