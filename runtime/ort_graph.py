@@ -11,6 +11,7 @@ import onnxruntime
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.heap import trim_heap
 from retnet_edge.runtime.huge_pages import huge_pages
 from retnet_edge.runtime.machine import OtherLoad
 from retnet_edge.runtime.manifest import GraphSpec
@@ -104,6 +105,7 @@ def load_graph(
             f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load the graph: "
             f"{one_line(error)}"
         ) from error
+    trim_heap()  # of what reading the tokenizer and the graph left
     for side, specs, found in (
         ("input", graph.inputs, session.get_inputs()),
         ("output", graph.outputs, session.get_outputs()),
@@ -115,12 +117,19 @@ def load_graph(
     return session
 
 
-def run_bound(session: Any, binding: Any, path: Path) -> None:
+def run_bound(session: Any, binding: Any, path: Path, options: Any = None) -> None:
     """Run with a binding. Raises InputError where the graph fails on what the manifest promised."""
     try:
-        session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding, options)
     except Exception as error:
         raise InputError(f"{path}: the graph failed while running: {one_line(error)}") from error
+
+
+def shrinking() -> Any:
+    """Options of a run after which ONNX Runtime's arena gives back what the run needed."""
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def one_line(error: BaseException) -> str:

@@ -16,8 +16,15 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.heap import trim_heap
 from retnet_edge.runtime.manifest import StateSpec
-from retnet_edge.runtime.ort_graph import find_graph, load_graph, main_graph, run_bound
+from retnet_edge.runtime.ort_graph import (
+    find_graph,
+    load_graph,
+    main_graph,
+    run_bound,
+    shrinking,
+)
 from retnet_edge.runtime.session import (
     PREFILL_SPAN,
     State,
@@ -55,6 +62,8 @@ class OrtSession:
         for binding in self._step_bindings:
             binding.bind_ortvalue_input("tokens", _value(self._token))
         self._prefill: tuple[Any, _Bindings] | None = None
+        # What a prompt needs beside its states is not held while steps follow.
+        self._shrinking = shrinking()
 
     @property
     def position(self) -> int:
@@ -98,7 +107,9 @@ class OrtSession:
         for start in range(0, ids.size, PREFILL_SPAN):
             span = ids[:, start : start + PREFILL_SPAN]
             bindings[self._past].bind_ortvalue_input("tokens", _value(span))
-            self._run(graph, bindings, span.size)
+            last = start + PREFILL_SPAN >= ids.size
+            self._run(graph, bindings, span.size, self._shrinking if last else None)
+        trim_heap()
         return self._view
 
     def states(self) -> list[State]:
@@ -112,8 +123,8 @@ class OrtSession:
             buffer[...] = state
         self._position[0] = position
 
-    def _run(self, graph: Any, bindings: _Bindings, tokens: int) -> None:
-        run_bound(graph, bindings[self._past], self._bundle.path)
+    def _run(self, graph: Any, bindings: _Bindings, tokens: int, options: Any = None) -> None:
+        run_bound(graph, bindings[self._past], self._bundle.path, options)
         self._past = 1 - self._past
         self._position[0] += tokens
 

@@ -13,11 +13,12 @@ import msgspec
 import numpy as np
 import pytest
 from conftest import Tiny
-from micro_checkpoint import export_variant
+from micro_checkpoint import VARIANTS, export_variant, write_variant
 from rich.console import Console
 
 from retnet_edge import cli
 from retnet_edge.errors import InputError
+from retnet_edge.export.export import export
 from retnet_edge.runtime.bench import bench
 from retnet_edge.runtime.bench_output import (
     print_bench,
@@ -110,6 +111,22 @@ def test_a_batch_counts_all_its_tokens(exported: Path) -> None:
     assert three.rate.median == pytest.approx(3e3 / three.milliseconds.median)
     moved = found.weights_bytes + 3 * 2 * found.state_bytes
     assert three.gigabytes == pytest.approx(moved / three.milliseconds.median / 1e6)
+
+
+@pytest.mark.slow
+def test_executorch_is_measured_too(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    checkpoint = write_variant("base", tmp_path)
+    out = export(checkpoint, tmp_path / "e.edge", to=("executorch",), say=lambda _: None)
+    found = bench(out, prompt=[70], generate=[4], threads=[1], repetitions=2)
+    assert found.backend == "executorch"
+    assert [row.test for row in found.rows] == ["prompt", "generate"]
+    config = VARIANTS["base"]
+    embedding = 4 * config.vocab_size * config.d_model
+    size = (out / "step.pte").stat().st_size
+    assert found.weights_bytes == size - embedding
+    with pytest.raises(InputError, match="batch is 2; executorch runs one sequence"):
+        bench(out, batch=[2])
 
 
 @pytest.mark.parametrize(
