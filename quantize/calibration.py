@@ -21,6 +21,7 @@ from retnet_edge.xnnpack_graph import XnnpackGraph
 
 CHUNK = 64
 
+
 @dataclass
 class Seen:
     """Of one product x Wᵀ: smallest and largest input and output; gram: Σ xᵀ x [in, in] float32.
