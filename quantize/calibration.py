@@ -15,16 +15,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from retnet_edge.contexts import text_contexts
-from retnet_edge.errors import InputError
+from retnet_edge.contexts import calibration_contexts
 from retnet_edge.model import RetNet
 from retnet_edge.xnnpack_graph import XnnpackGraph
 
 CHUNK = 64
-CONTEXT = 2048
-CONTEXTS = 12
-MIN_TOKENS = 256
-READ_TOKENS = 2**21  # of a longer text, the beginning
 
 
 @dataclass
@@ -40,17 +35,8 @@ class Seen:
 
 
 def calibration_text(tokenizer: Tokenizer, path: Path) -> list[Tensor]:
-    """Twelve contexts of 2,048 tokens [1, T], spread evenly over a text; fewer of a short text.
-
-    Raises InputError for a text of fewer than 256 tokens.
-    """
-    tokens = READ_TOKENS
-    try:
-        contexts = text_contexts(tokenizer, path, tokens, CONTEXT)
-    except InputError:
-        contexts = text_contexts(tokenizer, path, tokens, MIN_TOKENS)
-    every = max(1, len(contexts) // CONTEXTS)
-    return [torch.from_numpy(ids)[None] for ids in contexts[::every][:CONTEXTS]]
+    """The contexts of `calibration_contexts`, [1, T] each."""
+    return [torch.from_numpy(ids)[None] for ids in calibration_contexts(tokenizer, path)]
 
 
 def observe(

@@ -27,24 +27,29 @@ class ExposedStep:
         self._session = _session(model)
         self._names = [value.name for value in self._session.get_outputs()]
 
-    def zero_states(self) -> dict[str, Array]:
-        """The empty states of one sequence, by input name; a cache is 0 tokens long."""
+    def zero_states(self, sequences: int = 1) -> dict[str, Array]:
+        """The empty states of some sequences, by input name; a cache is 0 tokens long."""
         return {
-            spec.input: np.zeros(state_shape(spec, 0), dtype=spec.dtype) for spec in self._states
+            spec.input: np.zeros((sequences, *state_shape(spec, 0)[1:]), dtype=spec.dtype)
+            for spec in self._states
         }
 
     def run(
-        self, token: int, position: int, states: dict[str, Array]
+        self, tokens: int | Array, position: int, states: dict[str, Array]
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """One step: everything that the graph returns, by name, and the next states."""
-        feeds = step_feeds(token, position, states)
+        """One call, of a token or of tokens [B, T] of sequences at the same position.
+
+        Returns everything that the graph returns, by name, and the next states.
+        """
+        feeds = step_feeds(tokens, position, states)
         found = dict(zip(self._names, self._session.run(None, feeds), strict=True))
         return found, {spec.input: found[spec.output] for spec in self._states}
 
 
-def step_feeds(token: int, position: int, states: dict[str, Array]) -> dict[str, Array]:
-    """The inputs of a step graph for one sequence."""
-    return {"tokens": np.array([[token]]), "position": np.array([position]), **states}
+def step_feeds(tokens: int | Array, position: int, states: dict[str, Array]) -> dict[str, Array]:
+    """The inputs of a graph: one token of one sequence, or tokens [B, T]."""
+    ids = np.atleast_2d(np.asarray(tokens, dtype=np.int64))
+    return {"tokens": ids, "position": np.full(len(ids), position, dtype=np.int64), **states}
 
 
 def _session(model: ir.Model) -> onnxruntime.InferenceSession:

@@ -16,11 +16,14 @@ Array = NDArray[Any]
 
 
 def block_int8_product(
-    x: NDArray[np.float32], codes: NDArray[np.uint8], scales: NDArray[np.float32]
+    x: NDArray[np.float32],
+    codes: NDArray[np.uint8],
+    scales: NDArray[np.float32],
+    zeros: NDArray[np.uint8] | int = ZERO_POINT,
 ) -> NDArray[np.float64]:
     """MatMulNBits at accuracy level 4: activations get a symmetric int8 scale for every block.
 
-    codes [N, blocks, block], scales [N, blocks] -> [..., N].
+    codes [N, blocks, block] (one a byte, of 8 bits or 4), scales and zeros [N, blocks] -> [..., N].
     """
     _, blocks, block = codes.shape
     padded = np.zeros((*x.shape[:-1], blocks * block), dtype=np.float32)
@@ -30,7 +33,8 @@ def block_int8_product(
     x_scales = largest / np.float32(LEVELS)
     inverse = np.divide(np.float32(LEVELS), largest, out=np.zeros_like(largest), where=largest > 0)
     x_codes = np.rint(groups * inverse[..., None])
-    sums = np.einsum("...bk,nbk->...nb", x_codes.astype(np.float64), codes - float(ZERO_POINT))
+    levels = codes - np.asarray(zeros, dtype=np.float64)[..., None]
+    sums = np.einsum("...bk,nbk->...nb", x_codes.astype(np.float64), levels)
     result: NDArray[np.float64] = np.einsum(
         "...nb,...b,nb->...n", sums, x_scales.astype(np.float64), scales
     )

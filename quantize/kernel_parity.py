@@ -20,8 +20,10 @@ from onnx.reference.op_run import OpRun
 
 from retnet_edge.quantize.exposed import Array, ExposedStep, step_feeds
 from retnet_edge.quantize.fake_quantized import block_int8_product, dynamic_int8_product
-from retnet_edge.quantize.rounding import dequantize
+from retnet_edge.quantize.rounding import Blocks, dequantize, unpack_nibbles
 from retnet_edge.runtime.bundle import Bundle
+
+_Formula = Callable[[Any], NDArray[np.float64]]
 
 
 class KernelParity(msgspec.Struct, frozen=True):
@@ -48,7 +50,7 @@ class _Product:
 
     input: str
     output: str
-    formula: Callable[[Any], NDArray[np.float64]]
+    formula: _Formula
 
 
 def measure_kernel_parity(bundle: Bundle, tokens: NDArray[np.int64]) -> KernelParity:
@@ -94,11 +96,12 @@ def _products(model: ir.Model) -> list[_Product]:
     found = []
     for node in model.graph:
         if node.op_type == "MatMulNBits":
-            codes, scales = _constant(node, 1), _constant(node, 2)
+            zeros = _constant(node, 3) if len(node.inputs) > 3 else None
+            bits = node.attributes["bits"].as_int()
+            blocks = _unpacked(bits, _constant(node, 1), _constant(node, 2), zeros)
             output = node.outputs[0]
 
-            def formula(x: Any, codes: Any = codes, scales: Any = scales) -> NDArray[np.float64]:
-                return block_int8_product(x, codes, scales)
+            formula = _block_formula(blocks)
 
         elif node.op_type == "MatMulInteger":
             quantizer = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -110,8 +113,7 @@ def _products(model: ir.Model) -> list[_Product]:
             output = last.outputs[0]
             node = quantizer
 
-            def formula(x: Any, codes: Any = codes, scales: Any = scales) -> NDArray[np.float64]:
-                return dynamic_int8_product(x, codes, scales)
+            formula = _dynamic_formula(codes, scales)
 
         else:
             continue
@@ -121,6 +123,25 @@ def _products(model: ir.Model) -> list[_Product]:
         assert output.name is not None
         found.append(_Product(source.name, output.name, formula))
     return found
+
+
+def _block_formula(blocks: Blocks) -> _Formula:
+    return lambda x: block_int8_product(x, blocks.codes, blocks.scales, blocks.zeros)
+
+
+def _dynamic_formula(codes: Array, scales: Array) -> _Formula:
+    return lambda x: dynamic_int8_product(x, codes, scales)
+
+
+def _unpacked(bits: int, codes: Array, scales: Array, zeros: Array | None) -> Blocks:
+    """What the constants of a MatMulNBits hold."""
+    if bits == 4:
+        codes = unpack_nibbles(codes)
+        if zeros is not None:
+            zeros = unpack_nibbles(zeros)[:, : scales.shape[1]]
+    if zeros is None:
+        zeros = np.full(scales.shape, 1 << (bits - 1), dtype=np.uint8)
+    return Blocks(codes, scales, zeros, bits)
 
 
 def _reader(node: ir.Node) -> ir.Node:
@@ -137,12 +158,23 @@ def _constant(node: ir.Node, index: int) -> Array:
 
 
 class MatMulNBits(OpRun):
-    """com.microsoft.MatMulNBits, 8 bits, accuracy level 4."""
+    """com.microsoft.MatMulNBits, 8 and 4 bits, accuracy level 4."""
 
     op_domain = "com.microsoft"
 
-    def _run(self, x: Array, codes: Array, scales: Array, **_: Any) -> tuple[Array]:
-        return (block_int8_product(x, codes, scales).astype(np.float32),)
+    def _run(
+        self,
+        x: Array,
+        codes: Array,
+        scales: Array,
+        zeros: Array | None = None,
+        *,
+        bits: int = 4,
+        **_: Any,
+    ) -> tuple[Array]:
+        blocks = _unpacked(bits, codes, scales, zeros)
+        y = block_int8_product(x, blocks.codes, blocks.scales, blocks.zeros)
+        return (y.astype(np.float32),)
 
 
 class GatherBlockQuantized(OpRun):

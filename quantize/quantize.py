@@ -7,22 +7,30 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
+from retnet_edge.contexts import calibration_contexts
 from retnet_edge.errors import InputError
 from retnet_edge.onnx_files import graph_spec, save_models
 from retnet_edge.quantize.activations import input_rms
-from retnet_edge.quantize.block_int8 import apply_block_int8
+from retnet_edge.quantize.blocks import apply_blocks, quantize_weight
 from retnet_edge.quantize.dynamic_int8 import apply_dynamic_int8
 from retnet_edge.quantize.graph_edit import drop_unused, weight_matrices
+from retnet_edge.quantize.observed import input_grams, sampled_contexts
 from retnet_edge.quantize.recipe import (
+    BlockInt4,
     BlockInt8,
     DynamicInt8,
     Float32,
     Recipe,
+    check_backend,
     check_calibration,
-    find_recipe,
 )
+from retnet_edge.quantize.recipe_file import named_recipe
+from retnet_edge.quantize.rounding import Blocks
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import (
     Backend,
@@ -45,7 +53,8 @@ def quantize(
 ) -> Path:
     """Apply `recipe` to an fp32 bundle, into a new bundle at `out`; `bundle` is only read.
 
-    A name stands for the recipe of that name of each backend in the bundle. checkpoint: what the
+    A name stands for the recipe of that name of each backend in the bundle, or, where it ends in
+    .toml, for a file (`recipe_file.py`). checkpoint: what the
     bundle was made from, which ExecuTorch programs need. calibration: text for the recipes that are
     calibrated on it. Raises InputError for a bundle that does
     not open or is quantized already, an unknown recipe, a matrix that a rule names and no pass can
@@ -53,7 +62,7 @@ def quantize(
     """
     source, out = Bundle.open(bundle), Path(out)
     recipes = {
-        backend: find_recipe(recipe, backend) if isinstance(recipe, str) else recipe
+        backend: named_recipe(recipe, backend) if isinstance(recipe, str) else recipe
         for backend in source.manifest.backends
     }
     with new_bundle(out) as folder:
@@ -70,7 +79,8 @@ def write_quantized(
     calibration: str | Path | None = None,
 ) -> None:
     """Write every file of the quantized bundle into an existing folder."""
-    for recipe in recipes.values():
+    for backend, recipe in recipes.items():
+        check_backend(recipe, backend)
         check_calibration(recipe, calibration)
     manifest = source.manifest
     if manifest.quantization.recipe != "fp32":
@@ -86,7 +96,7 @@ def write_quantized(
 
             written = write_quantized_programs(source, checkpoint, recipe, folder, say, calibration)
         else:
-            written = _write_quantized_onnx(source, recipe, folder, say)
+            written = _write_quantized_onnx(source, recipe, folder, say, calibration)
         graphs += written[0]
         applied += written[1]
     graph_files = {graph.file for graph in manifest.graphs}
@@ -113,16 +123,25 @@ def write_quantized(
 
 
 def _write_quantized_onnx(
-    source: Bundle, recipe: Recipe, folder: Path, say: Callable[[str], None]
+    source: Bundle,
+    recipe: Recipe,
+    folder: Path,
+    say: Callable[[str], None],
+    calibration: str | Path | None = None,
 ) -> tuple[list[GraphSpec], list[QuantizedTensor]]:
     rms = input_rms(source, lambda weight: recipe.tail_of(weight) is not None)
+    grams: dict[str, NDArray[np.float64]] = {}
+    if recipe.uses_gptq:
+        contexts = _contexts(source, calibration, say)
+        grams = input_grams(source, recipe.gptq_of, contexts)
+    rounded: dict[str, Blocks] = {}
     models: dict[str, ir.Model] = {}
     applied: dict[str, QuantizedTensor] = {}
     kinds = {g.file: g.kind for g in source.manifest.graphs if g.backend == "onnxruntime"}
     for file, kind in kinds.items():
         say(f"quantizing {kind} ({recipe.name})")
         model = ir.load(source.file(file))
-        for tensor in apply_recipe(model, recipe, file, rms):
+        for tensor in apply_recipe(model, recipe, file, rms, grams, rounded):
             applied[tensor.weight] = tensor
         models[file] = model
     save_models(models, folder)
@@ -130,23 +149,48 @@ def _write_quantized_onnx(
     return specs, list(applied.values())
 
 
+def _contexts(
+    source: Bundle, calibration: str | Path | None, say: Callable[[str], None]
+) -> NDArray[np.int64]:
+    """Contexts [B, T] of the calibration text, or of text that the model writes."""
+    if calibration is None:
+        say("calibrating on text that the model writes itself")
+        return sampled_contexts(source)
+    tokenizer = Tokenizer.from_file(str(source.file(source.manifest.tokenizer.file)))
+    contexts = calibration_contexts(tokenizer, Path(calibration))
+    say(f"calibrating on {contexts.size:,} tokens of {calibration}")
+    return contexts
+
+
 def apply_recipe(
-    model: ir.Model, recipe: Recipe, where: str, rms: Mapping[str, float] | None = None
+    model: ir.Model,
+    recipe: Recipe,
+    where: str,
+    rms: Mapping[str, float] | None = None,
+    grams: Mapping[str, NDArray[np.float64]] | None = None,
+    rounded: dict[str, Blocks] | None = None,
 ) -> list[QuantizedTensor]:
     """Quantize a graph in place; what was done to each matrix.
 
     rms: root mean square of the inputs of every matrix whose scheme has a tail, by name.
+    grams: second moments of the inputs of every matrix that GPTQ rounds. rounded: what matrices in
+    blocks became, read and added to, so that a second graph of the same weights takes them over.
 
     Raises InputError naming a matrix that is still float32 though a rule says otherwise, and a
     rule that no matrix of the graph matches.
     """
-    rms = rms or {}
+    rms, grams = rms or {}, grams or {}
+    rounded = {} if rounded is None else rounded
     applied = []
     for weight in weight_matrices(model, where):
         rule = recipe.rule_for(weight.name)
         shape = tuple(int(dim) for dim in weight.matrix().shape)
-        if isinstance(rule.scheme, BlockInt8):
-            apply_block_int8(model, weight, rule.scheme, rms)
+        if isinstance(rule.scheme, BlockInt8 | BlockInt4):
+            blocks = rounded.get(weight.name)
+            if blocks is None:
+                blocks = quantize_weight(weight, rule.scheme, grams.get(weight.name))
+                rounded[weight.name] = blocks
+            apply_blocks(model, weight, rule.scheme, blocks, rms)
         elif isinstance(rule.scheme, DynamicInt8):
             apply_dynamic_int8(model, weight, rule.scheme, rms)
         elif not isinstance(rule.scheme, Float32):

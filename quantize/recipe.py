@@ -16,16 +16,37 @@ class BlockInt8:
 
     `MatMulNBits` (accuracy level 4: activations are quantized to int8 in the same blocks inside
     the kernel) and `GatherBlockQuantized` for an embedding; a tied head shares its matrix.
-    tail: see `tails.py`.
+    tail: see `tails.py`; symmetric: no zero point of a block's own; gptq: see `gptq.py`.
     """
 
     block: int = 128
     tail: float | None = None
+    symmetric: bool = True
+    gptq: bool = False
 
     @property
     def name(self) -> str:
         """As the manifest records it."""
-        return f"int8-block{self.block}{_tail_name(self.tail)}"
+        return _block_name("int8", self)
+
+
+@dataclass(frozen=True)
+class BlockInt4:
+    """4-bit weights with a scale for every `block` inputs of an output, int8 compute.
+
+    `MatMulNBits` as for BlockInt8. A lookup needs 8 bits.
+    tail: see `tails.py`; gptq: see `gptq.py`.
+    """
+
+    block: int = 32
+    tail: float | None = None
+    symmetric: bool = True
+    gptq: bool = False
+
+    @property
+    def name(self) -> str:
+        """As the manifest records it."""
+        return _block_name("int4", self)
 
 
 @dataclass(frozen=True)
@@ -86,11 +107,16 @@ class Float32:
         return "float32"
 
 
+def _block_name(kind: str, scheme: BlockInt8 | BlockInt4) -> str:
+    name = f"{kind}-block{scheme.block}{'' if scheme.symmetric else '-asymmetric'}"
+    return f"{name}{'-gptq' if scheme.gptq else ''}{_tail_name(scheme.tail)}"
+
+
 def _tail_name(tail: float | None) -> str:
     return "" if tail is None else f"-tail{tail:g}"
 
 
-Scheme = BlockInt8 | DynamicInt8 | ChannelInt8 | GroupInt4 | StaticInt8 | Float32
+Scheme = BlockInt8 | BlockInt4 | DynamicInt8 | ChannelInt8 | GroupInt4 | StaticInt8 | Float32
 
 
 @dataclass(frozen=True)
@@ -122,10 +148,19 @@ class Recipe:
         """True where the recipe needs text to calibrate on."""
         return any(isinstance(rule.scheme, GroupInt4 | StaticInt8) for rule in self.rules)
 
+    def gptq_of(self, weight: str) -> bool:
+        """True where the weight is rounded by GPTQ."""
+        return getattr(self.rule_for(weight).scheme, "gptq", False)
+
+    @property
+    def uses_gptq(self) -> bool:
+        """True where a rule rounds by GPTQ."""
+        return any(getattr(rule.scheme, "gptq", False) for rule in self.rules)
+
     def tail_of(self, weight: str) -> float | None:
         """The tail of the scheme that a weight gets, in multiples of its input's rms."""
         scheme = self.rule_for(weight).scheme
-        return scheme.tail if isinstance(scheme, BlockInt8 | DynamicInt8) else None
+        return scheme.tail if isinstance(scheme, BlockInt8 | BlockInt4 | DynamicInt8) else None
 
 
 # What enters the two output projections of a block is a gate times a value: heavy tails, whose
@@ -137,6 +172,12 @@ _INT8 = Tolerance(
 )
 _INT8_DYNAMIC = Tolerance(
     max_abs_logit_error=None, perplexity_ratio=1.002, mean_kl=1e-3, top1_agreement=0.985
+)
+_INT8_WEIGHT = Tolerance(
+    max_abs_logit_error=None, perplexity_ratio=1.002, mean_kl=1e-3, top1_agreement=0.985
+)
+_INT4_WEIGHT = Tolerance(
+    max_abs_logit_error=None, perplexity_ratio=1.02, mean_kl=2e-2, top1_agreement=0.90
 )
 # One scale for a whole row of weights and no tails: the figures of XNNPACK's 8-bit products.
 _INT8_XNNPACK = Tolerance(
@@ -160,6 +201,21 @@ RECIPES: dict[Backend, tuple[Recipe, ...]] = {
             "int8-dynamic",
             (Rule("*.out.weight", DynamicInt8(tail=_TAIL)), Rule("*", DynamicInt8())),
             _INT8_DYNAMIC,
+        ),
+        Recipe("int8-weight", (Rule("*", BlockInt8(128)),), _INT8_WEIGHT),
+        Recipe(
+            "int4-weight",
+            (Rule("blocks.*", BlockInt4(32)), Rule("*", BlockInt8(128))),
+            _INT4_WEIGHT,
+        ),
+        Recipe(
+            "int4",
+            (
+                Rule("*.out.weight", BlockInt8(128, tail=_TAIL)),
+                Rule("blocks.*", BlockInt4(32, symmetric=False, gptq=True)),
+                Rule("*", BlockInt8(128)),
+            ),
+            _INT4,
         ),
     ),
     # XNNPACK has 8-bit weights with one scale an output only, so both 8-bit recipes are that; they
@@ -206,6 +262,22 @@ def find_recipe(name: str, backend: Backend = "onnxruntime") -> Recipe:
     elsewhere = [b for b, recipes in RECIPES.items() if name in [r.name for r in recipes]]
     what = f"recipe {name!r} is for {elsewhere[0]}" if elsewhere else f"unknown recipe {name!r}"
     raise InputError(f"{what}; known for {backend}: {known}")
+
+
+SCHEMES_OF: dict[Backend, tuple[type[Scheme], ...]] = {
+    "onnxruntime": (BlockInt8, BlockInt4, DynamicInt8, Float32),
+    "executorch": (ChannelInt8, GroupInt4, StaticInt8, Float32),
+}
+
+
+def check_backend(recipe: Recipe, backend: Backend) -> None:
+    """Raises InputError where a rule has a scheme that the backend has no kernels for."""
+    for rule in recipe.rules:
+        if not isinstance(rule.scheme, SCHEMES_OF[backend]):
+            raise InputError(
+                f"recipe {recipe.name}: rule {rule.pattern!r} is {rule.scheme.name}, which is no "
+                f"scheme of {backend}"
+            )
 
 
 def check_calibration(recipe: Recipe, calibration: str | Path | None) -> None:

@@ -1,32 +1,127 @@
-"""Round-to-nearest quantization of weight matrices, symmetric, in NumPy.
+"""Round-to-nearest quantization of weight matrices, in NumPy.
 
-A matrix is given as W [outputs, inputs]. Codes are unsigned with zero point 128, so that every
-kernel reads them alike: w ≈ (code - 128) · scale, code - 128 in [-127, 127].
+A matrix is given as W [outputs, inputs]. Codes are unsigned around a zero point, so that every
+kernel reads them alike: w ≈ (code - zero) · scale. Symmetric: zero = 2^(bits-1), everywhere.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 ZERO_POINT = 128
 LEVELS = 127
+GRID = np.linspace(0.6, 1.05, 19)  # of the scale that reaches the largest weight of a block
 
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """W in blocks: codes uint8 [N, ⌈K/block⌉, block], a float32 scale and a uint8 zero for each.
+
+    Padding of a last block that is not full has the code of its zero.
+    """
+
+    codes: Codes
+    scales: Floats
+    zeros: Codes
+    bits: int
+
+    @property
+    def block(self) -> int:
+        """Inputs that share a scale."""
+        return int(self.codes.shape[2])
+
+    def matrix(self, inputs: int) -> Floats:
+        """The weights [N, inputs] that the codes stand for."""
+        levels = self.codes.astype(np.float32) - self.zeros[..., None]
+        whole = levels * self.scales[..., None]
+        return np.ascontiguousarray(whole.reshape(len(whole), -1)[:, :inputs])
+
+
 def quantize_blocks(weight: Floats, block: int) -> tuple[Codes, Floats]:
-    """One scale for every `block` inputs of an output.
+    """8 bits, one scale for every `block` inputs of an output.
 
     W [N, K] -> codes [N, ⌈K/block⌉, block] (a last block that is not full holds zeros) and scales
     [N, ⌈K/block⌉], scale = max |w| / 127.
     """
+    return _quantize(in_blocks(weight, block))
+
+
+def round_blocks(weight: Floats, block: int, bits: int, *, symmetric: bool) -> Blocks:
+    """To the nearest code. Symmetric 8 bits reach max |w|; other scales err least in the square."""
+    groups = in_blocks(weight, block)
+    if bits == 8 and symmetric:
+        codes, scales = _quantize(groups)
+        return Blocks(codes, scales, np.full(scales.shape, ZERO_POINT, np.uint8), bits)
+    found, zeros = search_scales(groups, np.ones(groups.shape[1:]), bits, symmetric=symmetric)
+    levels = round_to(groups, found[..., None], zeros[..., None], bits)
+    return Blocks(levels.astype(np.uint8), found.astype(np.float32), zeros.astype(np.uint8), bits)
+
+
+def search_scales(
+    groups: NDArray[np.floating], importance: NDArray[np.floating], bits: int, *, symmetric: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scales and zeros [N, blocks] of the least weighted square error of plain rounding.
+
+    groups [N, blocks, block]; importance [blocks, block]: of each input. Scales are float32 values.
+    """
+    top = 2**bits - 1
+    half = 2.0 ** (bits - 1)
+    low, high = np.minimum(groups.min(-1), 0.0), np.maximum(groups.max(-1), 0.0)
+    if symmetric:
+        full = np.maximum(high / (top - half), -low / half).astype(np.float64)
+    else:
+        full = ((high - low) / top).astype(np.float64)
+    full[full <= 0] = 1.0
+    best = np.full(full.shape, np.inf)
+    scales, zeros = full.copy(), np.full(full.shape, half)
+    for factor in GRID:
+        tried = (full * factor).astype(np.float32).astype(np.float64)
+        zero = np.full(full.shape, half) if symmetric else np.clip(np.rint(-low / tried), 0, top)
+        codes = round_to(groups, tried[..., None], zero[..., None], bits)
+        wrong = (codes - zero[..., None]) * tried[..., None] - groups
+        error = (np.square(wrong) * importance).sum(-1)
+        better = error < best
+        scales, zeros = np.where(better, tried, scales), np.where(better, zero, zeros)
+        best = np.minimum(best, error)
+    return scales, zeros
+
+
+def round_to(
+    weight: NDArray[np.floating],
+    scale: NDArray[np.floating],
+    zero: NDArray[np.floating],
+    bits: int,
+) -> NDArray[np.float64]:
+    """The nearest codes, as float64."""
+    return np.asarray(np.clip(np.rint(weight / scale) + zero, 0, 2**bits - 1), dtype=np.float64)
+
+
+def in_blocks(weight: NDArray[np.floating], block: int) -> Floats:
+    """W [N, K] as [N, ⌈K/block⌉, block], padded with zeros."""
     outputs, inputs = weight.shape
     blocks = -(-inputs // block)
     padded = np.zeros((outputs, blocks * block), dtype=np.float32)
     padded[:, :inputs] = weight
-    return _quantize(padded.reshape(outputs, blocks, block))
+    return padded.reshape(outputs, blocks, block)
+
+
+def pack_nibbles(codes: Codes) -> Codes:
+    """Two 4-bit codes a byte along the last axis, the first in the low half; odd ends get a 0."""
+    if codes.shape[-1] % 2:
+        codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
+    return np.asarray(codes[..., ::2] | (codes[..., 1::2] << 4), dtype=np.uint8)
+
+
+def unpack_nibbles(packed: Codes) -> Codes:
+    """The codes that `pack_nibbles` packed."""
+    pairs = np.stack([packed & 15, packed >> 4], axis=-1)
+    return pairs.reshape(*packed.shape[:-1], -1)
 
 
 def quantize_channels(weight: Floats) -> tuple[Codes, Floats]:

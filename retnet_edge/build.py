@@ -12,7 +12,8 @@ from retnet_edge.contexts import text_contexts
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import BACKENDS, check_backends, export
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import check_calibration, find_recipe
+from retnet_edge.quantize.recipe import check_calibration
+from retnet_edge.quantize.recipe_file import named_recipe
 from retnet_edge.runtime.verdict import Verdict
 from retnet_edge.runtime.writer import remove_bundle
 from retnet_edge.verify import verify
@@ -47,7 +48,7 @@ def build(
     check_backends(to)
     if recipe != FP32:
         for name in to:
-            check_calibration(find_recipe(recipe, BACKENDS[name]), calibration)
+            check_calibration(named_recipe(recipe, BACKENDS[name]), calibration)
     if out.exists():
         raise InputError(f"{out} exists already: name a new directory or remove it first")
     if not out.absolute().parent.is_dir():

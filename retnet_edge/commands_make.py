@@ -70,7 +70,12 @@ def export(checkpoint: Path, out: Path, to: str, flavour: Literal["ort", "portab
 @click.command()
 @click.argument("bundle", type=_PATH)
 @click.argument("out", type=_PATH)
-@click.option("--recipe", default="int8", show_default=True, help="int8, int8-dynamic, int4 …")
+@click.option(
+    "--recipe",
+    default="int8",
+    show_default=True,
+    help="int8, int8-dynamic, int8-weight, int4, int4-weight, or a .toml file.",
+)
 @click.option("--checkpoint", type=_PATH, help="What BUNDLE was made from; ExecuTorch needs it.")
 @click.option("--calibration", type=_PATH, help=_CALIBRATION)
 def quantize(

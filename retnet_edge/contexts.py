@@ -11,6 +11,11 @@ from tokenizers import Tokenizer
 from retnet_edge.errors import InputError
 from retnet_edge.tokenizer import END_OF_TEXT, read_documents
 
+CONTEXT = 2048
+CONTEXTS = 12
+MIN_TOKENS = 256
+READ_TOKENS = 2**21  # of a longer calibration text, the beginning
+
 
 def text_contexts(
     tokenizer: Tokenizer, path: Path, tokens: int, context: int
@@ -31,3 +36,16 @@ def text_contexts(
     if whole == 0:
         raise InputError(f"{path}: {len(ids)} tokens are fewer than one context of {context}")
     return list(np.array(ids[: whole * context], dtype=np.int64).reshape(whole, context))
+
+
+def calibration_contexts(tokenizer: Tokenizer, path: Path) -> NDArray[np.int64]:
+    """Twelve contexts of 2,048 tokens [B, T], spread evenly over a text; fewer of a short text.
+
+    Of a text with fewer than 2,048 tokens, contexts of 256. Raises InputError for fewer than 256.
+    """
+    try:
+        contexts = text_contexts(tokenizer, path, READ_TOKENS, CONTEXT)
+    except InputError:
+        contexts = text_contexts(tokenizer, path, READ_TOKENS, MIN_TOKENS)
+    every = max(1, len(contexts) // CONTEXTS)
+    return np.stack(contexts[::every][:CONTEXTS])

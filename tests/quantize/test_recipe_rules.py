@@ -80,8 +80,8 @@ def test_a_matrix_that_no_rule_matches_is_refused() -> None:
 def test_an_unknown_recipe_names_the_known_ones() -> None:
     with pytest.raises(InputError, match="unknown recipe 'int3'; known for onnxruntime: int8,"):
         find_recipe("int3")
-    with pytest.raises(InputError, match="recipe 'int4' is for executorch; known for onnxruntime"):
-        find_recipe("int4")
+    with pytest.raises(InputError, match="recipe 'int4-weight' is for onnxruntime; known for exec"):
+        find_recipe("int4-weight", "executorch")
 
 
 def test_recipes_are_found_by_the_name_that_they_record() -> None:

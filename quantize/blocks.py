@@ -1,4 +1,4 @@
-"""The pass of `BlockInt8`: MatMul -> MatMulNBits, Gather -> GatherBlockQuantized, one tensor."""
+"""The pass of weights in blocks: MatMul -> MatMulNBits, Gather -> GatherBlockQuantized."""
 
 from __future__ import annotations
 
@@ -6,35 +6,65 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from retnet_edge.errors import InputError
+from retnet_edge.quantize.gptq import gptq_blocks
 from retnet_edge.quantize.graph_edit import Weight, add_initializer, replace
-from retnet_edge.quantize.recipe import BlockInt8
-from retnet_edge.quantize.rounding import quantize_blocks
+from retnet_edge.quantize.recipe import BlockInt4, BlockInt8
+from retnet_edge.quantize.rounding import Blocks, pack_nibbles, round_blocks
 from retnet_edge.quantize.tails import split_tail
 
 CONTRIB = "com.microsoft"
 INT8_COMPUTE = 4  # MatMulNBits' accuracy_level; without it 8-bit weights run 70 times slower
 
 
-def apply_block_int8(
-    model: ir.Model, weight: Weight, scheme: BlockInt8, input_rms: Mapping[str, float]
+def quantize_weight(
+    weight: Weight, scheme: BlockInt8 | BlockInt4, gram: NDArray[np.floating] | None
+) -> Blocks:
+    """Codes and scales of a matrix; gram: second moments of its inputs, which GPTQ needs."""
+    bits = 8 if isinstance(scheme, BlockInt8) else 4
+    if not scheme.gptq:
+        return round_blocks(weight.matrix(), scheme.block, bits, symmetric=scheme.symmetric)
+    assert gram is not None
+    return gptq_blocks(weight.matrix(), gram, scheme.block, bits, symmetric=scheme.symmetric)
+
+
+def apply_blocks(
+    model: ir.Model,
+    weight: Weight,
+    scheme: BlockInt8 | BlockInt4,
+    blocks: Blocks,
+    input_rms: Mapping[str, float],
 ) -> None:
-    """Replace every node that reads `weight`; input_rms: see `activations.py`."""
-    matrix = weight.matrix()
-    outputs, inputs = matrix.shape
-    codes, scales = quantize_blocks(matrix, scheme.block)
+    """Replace every node that reads `weight` by ones that read `blocks`.
+
+    input_rms: see `activations.py`. Raises InputError for a lookup of other than symmetric 8 bits.
+    """
+    outputs, inputs = weight.matrix().shape
+    symmetric = scheme.symmetric
+    if weight.lookups and not (blocks.bits == 8 and symmetric):
+        raise InputError(
+            f"{weight.name} is looked up in, which needs symmetric 8 bits; {scheme.name} is not"
+        )
+    codes = blocks.codes if blocks.bits == 8 else pack_nibbles(blocks.codes)
     code_value = add_initializer(model, f"{weight.name}.codes", codes)
+    scales = blocks.scales
 
     def multiply(x: ir.Value | None) -> ir.Node:
         scale_value = add_initializer(model, f"{weight.name}.scales", scales)
         attributes = {
             "K": inputs,
             "N": outputs,
-            "bits": 8,
-            "block_size": scheme.block,
+            "bits": blocks.bits,
+            "block_size": blocks.block,
             "accuracy_level": INT8_COMPUTE,
         }
-        return ir.node("MatMulNBits", [x, code_value, scale_value], attributes, domain=CONTRIB)
+        sources = [x, code_value, scale_value]
+        if not symmetric:
+            zeros = blocks.zeros if blocks.bits == 8 else pack_nibbles(blocks.zeros)
+            sources.append(add_initializer(model, f"{weight.name}.zeros", zeros))
+        return ir.node("MatMulNBits", sources, attributes, domain=CONTRIB)
 
     for product in weight.all_products:
         x = product.inputs[0]
@@ -51,13 +81,13 @@ def apply_block_int8(
     for lookup in weight.lookups:
         # the same scales with the rank of the codes, which this operator asks for
         scales3 = add_initializer(model, f"{weight.name}.scales3", scales[..., None])
-        blocks = ir.node(
+        found = ir.node(
             "GatherBlockQuantized",
             [code_value, lookup.inputs[1], scales3],
-            {"bits": 8, "block_size": scheme.block, "gather_axis": 0, "quantize_axis": 2},
+            {"bits": 8, "block_size": blocks.block, "gather_axis": 0, "quantize_axis": 2},
             domain=CONTRIB,
         )
-        nodes = [blocks, _joined(model, blocks.outputs[0])]
+        nodes = [found, _joined(model, found.outputs[0])]
         if codes.shape[1] * codes.shape[2] != inputs:
             nodes.append(_shortened(model, nodes[-1].outputs[0], inputs))
         _describe(lookup, codes.shape, nodes)

@@ -1,0 +1,229 @@
+"""What recipes cost on held-out text, with and without each trick: perplexity, KL and top-1.
+
+    python benchmarks/quantization.py checkpoints/edge-15m --calibration CALIBRATION.txt
+
+Every bundle steps through the same contexts, many at once, beside the checkpoint in float64:
+ratio of perplexities, mean KL(float64 ‖ bundle), share of positions whose best token is the same.
+Results go to benchmarks/results/quantization.json, and a recipe that is there already for the same
+tokens, weights and version of its row is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from retnet_edge.checkpoint import Checkpoint, load_checkpoint
+from retnet_edge.contexts import text_contexts
+from retnet_edge.export.export import export
+from retnet_edge.model import RetNet
+from retnet_edge.progress import progress
+from retnet_edge.quantize.exposed import ExposedStep
+from retnet_edge.quantize.quantize import quantize
+from retnet_edge.quantize.recipe import BlockInt4, Recipe, Rule, Scheme, find_recipe
+from retnet_edge.runtime.bundle import Bundle
+
+RESULTS = Path(__file__).parent / "results" / "quantization.json"
+SPAN = 32  # positions of all sequences whose float64 logits are held at once
+
+
+@dataclasses.dataclass
+class Sums:
+    """Of one bundle: tokens, and sums over them (surprise in nats, of the token that follows)."""
+
+    tokens: int = 0
+    surprise: float = 0.0
+    surprise_reference: float = 0.0
+    kl: float = 0.0
+    agrees: int = 0
+
+    def add(
+        self, p: NDArray[np.float32], q: NDArray[np.float32], targets: NDArray[np.int64]
+    ) -> None:
+        """Log probabilities [B, vocab] of the reference and of the bundle."""
+        rows = np.arange(len(targets))
+        self.tokens += len(targets)
+        self.surprise -= float(q[rows, targets].sum(dtype=np.float64))
+        self.surprise_reference -= float(p[rows, targets].sum(dtype=np.float64))
+        self.kl += float((np.exp(p) * (p - q)).sum(dtype=np.float64))
+        self.agrees += int((p.argmax(-1) == q.argmax(-1)).sum())
+
+    def figures(self) -> dict[str, float]:
+        """What is printed."""
+        return {
+            "tokens": self.tokens,
+            "perplexity": float(np.exp(self.surprise / self.tokens)),
+            "perplexity_ratio": float(
+                np.exp((self.surprise - self.surprise_reference) / self.tokens)
+            ),
+            "mean_kl": self.kl / self.tokens,
+            "top1": self.agrees / self.tokens,
+        }
+
+
+def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:
+    """In float32: its rounding, 1e-7 of a log probability, cancels in the mean."""
+    shifted = (logits - logits.max(axis=-1, keepdims=True)).astype(np.float32)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def measure(
+    bundles: dict[str, Path], source: Checkpoint, contexts: Sequence[NDArray[np.int64]]
+) -> dict[str, dict[str, float]]:
+    """Figures of each bundle over all contexts, which run side by side."""
+    assert isinstance(source.model, RetNet)
+    reference = RetNet(source.model.config)
+    reference.load_state_dict(source.model.state_dict())
+    reference.to(torch.float64).eval()
+    tokens = np.stack(contexts)
+    sequences, length = tokens.shape
+    graphs, states = {}, {}
+    for name, path in bundles.items():
+        bundle = Bundle.open(path)
+        file = bundle.manifest.graph("step").file
+        graphs[name] = ExposedStep(bundle, ir.load(bundle.file(file)), ())
+        states[name] = graphs[name].zero_states(sequences)
+    sums = {name: Sums() for name in bundles}
+    past = None
+    with progress("held-out positions", length - 1) as advance, torch.no_grad():
+        for start in range(0, length - 1, SPAN):
+            span = tokens[:, start : min(start + SPAN, length - 1)]
+            position = torch.full((sequences,), start)
+            logits, past = reference(torch.from_numpy(span), states=past, position=position)
+            p = log_softmax(logits.numpy())
+            for name, graph in graphs.items():
+                for t in range(span.shape[1]):
+                    at = start + t
+                    found, states[name] = graph.run(span[:, t : t + 1], at, states[name])
+                    q = log_softmax(found["logits"])
+                    sums[name].add(p[:, t], q, tokens[:, at + 1])
+            advance(span.shape[1])
+    return {name: found.figures() for name, found in sums.items()}
+
+
+def rewritten(name: str, of: str, change: Callable[[Scheme], Scheme]) -> Recipe:
+    """The recipe `of` with every scheme changed."""
+    recipe = find_recipe(of)
+    rules = tuple(Rule(rule.pattern, change(rule.scheme)) for rule in recipe.rules)
+    return dataclasses.replace(recipe, name=name, rules=rules)
+
+
+def without(field: str, value: Any) -> Callable[[Scheme], Scheme]:
+    """Set a field of every scheme that has it."""
+
+    def change(scheme: Any) -> Scheme:
+        has = hasattr(scheme, field)
+        changed: Scheme = dataclasses.replace(scheme, **{field: value}) if has else scheme
+        return changed
+
+    return change
+
+
+def recipes() -> dict[str, Recipe]:
+    """The rows of the table: built-in recipes, and each without its trick.
+
+    int8-dynamic is not among them: its activations share one scale over the whole input, so a
+    batch of sequences is not what one sequence gets. `verify` measures it, one after the other.
+    """
+    found = {name: find_recipe(name) for name in ("int8", "int8-weight", "int4", "int4-weight")}
+    for name, field, value in (
+        ("int4 without GPTQ", "gptq", False),
+        ("int4 without zero points", "symmetric", True),
+    ):
+        found[name] = rewritten(name, "int4", without(field, value))
+    everywhere = (
+        Rule("*.out.weight", BlockInt4(32, tail=2.0, symmetric=False, gptq=True)),
+        *find_recipe("int4").rules[1:],
+    )
+    found["int4 in output projections too"] = Recipe(
+        "int4", everywhere, find_recipe("int4").tolerance
+    )
+    return found
+
+
+def measure_recipes(
+    folder: Path,
+    rows: dict[str, Recipe],
+    source: Checkpoint,
+    calibration: Path | None,
+    contexts: Sequence[NDArray[np.int64]],
+) -> dict[str, dict[str, float]]:
+    """Make the bundle of each recipe, and measure all of them in one pass."""
+    exported = folder / "fp32.edge"
+    if not exported.exists():
+        export(source.path, exported, say=lambda text: None)
+    bundles, bits = {}, {}
+    for index, (name, recipe) in enumerate(rows.items()):
+        out = folder / f"{index}.edge"
+        bundles[name] = quantize(exported, out, recipe=recipe, calibration=calibration)
+        bits[name] = bits_a_weight(Bundle.open(out))
+    found = measure(bundles, source, contexts)
+    return {name: {**figures, "bits_a_weight": bits[name]} for name, figures in found.items()}
+
+
+def bits_a_weight(bundle: Bundle) -> float:
+    """Bits of the weights file for each element of a quantized or float32 matrix."""
+    elements = sum(int(np.prod(t.shape)) for t in bundle.manifest.quantization.tensors)
+    return 8 * bundle.file("weights.bin").stat().st_size / elements
+
+
+def show(found: dict[str, dict[str, float]]) -> None:
+    """Print the table."""
+    table = Table("recipe", "bits a weight", "perplexity ratio", "mean KL", "top-1")
+    for name, figures in found.items():
+        table.add_row(
+            name,
+            f"{figures['bits_a_weight']:.2f}",
+            f"{figures['perplexity_ratio']:.5f}",
+            f"{figures['mean_kl']:.2e}",
+            f"{100 * figures['top1']:.2f} %",
+        )
+    Console(width=100).print(table)
+
+
+def chosen(rows: dict[str, Recipe], only: Iterable[str]) -> dict[str, Recipe]:
+    """The rows named; all of them where none is."""
+    names = list(only) or list(rows)
+    return {name: rows[name] for name in names}
+
+
+def main() -> None:
+    """Measure what is not in the results yet, and print the whole table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--calibration", type=Path, help="none: text that the model writes")
+    parser.add_argument("--text", type=Path, help="held-out text [the checkpoint's heldout.txt]")
+    parser.add_argument("--tokens", type=int, default=204_800)
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--only", nargs="*", default=[], help="rows to measure")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    source = load_checkpoint(args.checkpoint)
+    text = args.text or args.checkpoint / "heldout.txt"
+    contexts = text_contexts(source.tokenizer, text, args.tokens, args.context)
+    key = f"{args.checkpoint.name}: {len(contexts)} contexts of {args.context} of {text.name}"
+    results = json.loads(args.out.read_text()) if args.out.exists() else {}
+    known = results.setdefault(key, {})
+    missing = {n: r for n, r in chosen(recipes(), args.only).items() if n not in known}
+    if missing:
+        with tempfile.TemporaryDirectory() as folder:
+            known |= measure_recipes(Path(folder), missing, source, args.calibration, contexts)
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(json.dumps(results, indent=2) + "\n")
+    show(known)
+
+
+if __name__ == "__main__":
+    main()
