@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from retnet_edge.errors import DISK_FULL, InputError
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.ort_graph import load_graph, main_graph
 from retnet_edge.runtime.profile import WARMUP, OperatorTime
@@ -33,7 +34,11 @@ def profile_steps(bundle: Bundle, *, steps: int, threads: int | None) -> list[Op
             feeds |= {s.input: x for s, x in zip(bundle.manifest.states, states, strict=True)}
             names = [s.output for s in bundle.manifest.states]
             states = graph.run(["logits", *names], feeds)[1:]
-        trace = json.loads(Path(graph.end_profiling()).read_text())
+        path = Path(graph.end_profiling())
+        try:
+            trace = json.loads(path.read_text())
+        except json.JSONDecodeError as error:  # ONNX Runtime does not say that it could not write
+            raise InputError(f"{path}: {DISK_FULL}: the profile is cut off") from error
     return by_operator(trace, skip=WARMUP)
 
 
