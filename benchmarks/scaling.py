@@ -25,14 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from training_speed import retnet
 
-from retnet_edge.config import RetNetConfig, encode_config, retnet_config
+from retnet_edge.config import encode_config
 from retnet_edge.metrics import METRICS_FILE, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "edge-15m"
-VOCAB = 32_000
-SHAPES = {"tiny": (128, 2, 1), "400m": (1024, 24, 4), "1.3b": (2048, 24, 8)}
 INTERVAL, INTERVALS = 4, 4
 SECONDS = 240
 BYTES_A_TOKEN = 8
@@ -50,21 +49,6 @@ class Case(msgspec.Struct, frozen=True):
     recompute: bool = False
 
 
-def config(size: str) -> RetNetConfig:
-    """flash-linear-attention's shape, as in training_speed.py."""
-    d, layers, heads = SHAPES[size]
-    return retnet_config(
-        vocab_size=VOCAB,
-        d_model=d,
-        layers=layers,
-        heads=heads,
-        ffn_dim=256 * -(-(4 * d // 3) // 256),
-        tie_embeddings=False,
-        head_norm_affine=True,
-        schedule="eq8",
-    )
-
-
 def cases(gpus: list[int], *, smoke: bool) -> list[Case]:
     """Weak scaling of two sizes at 8k tokens a sequence, then one long sequence over all GPUs."""
     if smoke:
@@ -79,7 +63,7 @@ def cases(gpus: list[int], *, smoke: bool) -> list[Case]:
 def command(case: Case, work: Path, out: Path, device: str, steps: int) -> list[str]:
     """`retnet-edge train` of a case under torchrun."""
     model = work / f"{case.size}.json"
-    model.write_bytes(encode_config(config(case.size)))
+    model.write_bytes(encode_config(retnet(case.size)))
     whole = (CHECKPOINT / "heldout.txt").read_text()
     needed = BYTES_A_TOKEN * (case.seq + 1)
     text, valid = work / f"text-{case.seq}.txt", work / f"valid-{case.seq}.txt"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from scaling import INTERVAL, INTERVALS, SHAPES, Case, cases, command, config
+from scaling import INTERVAL, INTERVALS, Case, cases, command
+from training_speed import SHAPES, retnet
 
 from retnet_edge.config import decode_config
 from retnet_edge.trainer import TrainOptions
@@ -36,7 +37,7 @@ def test_the_command_is_train_with_the_model_and_enough_text(tmp_path: Path) -> 
     assert options["--context-parallel"] == "2"
     assert "--recompute" in arguments
     model = Path(options["--model"])
-    assert decode_config(model.read_bytes(), str(model)) == config("tiny")
+    assert decode_config(model.read_bytes(), str(model)) == retnet("tiny")
     assert len(Path(options["--data"]).read_text()) > 4 * 65
     TrainOptions(
         steps=int(options["--steps"]),
@@ -52,7 +53,7 @@ def test_sizes_have_the_parameters_of_their_names() -> None:
 
     with torch.device("meta"):
         counts = {
-            name: sum(p.numel() for p in build_model(config(name)).parameters()) for name in SHAPES
+            name: sum(p.numel() for p in build_model(retnet(name)).parameters()) for name in SHAPES
         }
     assert 3.6e8 < counts["400m"] < 4.2e8
     assert 1.2e9 < counts["1.3b"] < 1.4e9
