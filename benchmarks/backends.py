@@ -93,8 +93,10 @@ def random_checkpoint(name: str, text: Path, folder: Path) -> Path:
     return out
 
 
-def bundles(checkpoint: Path, calibration: Path | None, folder: Path) -> dict[Key, Path]:
-    """Every recipe of every backend: (recipe, backend) -> bundle; those that are there are kept."""
+def bundles(
+    checkpoint: Path, calibration: Path | None, folder: Path, wanted: list[str]
+) -> dict[Key, Path]:
+    """Every recipe wanted of every backend: (recipe, backend) -> bundle; what is there is kept."""
     found: dict[Key, Path] = {}
     for name, backend in BACKENDS.items():
         exported = folder / f"fp32-{name}"
@@ -102,6 +104,8 @@ def bundles(checkpoint: Path, calibration: Path | None, folder: Path) -> dict[Ke
             export(checkpoint, exported, to=(name,), say=print_flushed)
         found["fp32", backend] = exported
         for recipe in RECIPES[backend]:
+            if recipe.name not in ("int8", *wanted):  # int8 is what the others are compared with
+                continue
             out = folder / f"{recipe.name}-{name}"
             if not out.is_dir():
                 quantize(
@@ -189,6 +193,8 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, nargs="?")
     parser.add_argument("--preset", help="random weights in place of a checkpoint: edge-135m …")
     parser.add_argument("--calibration", type=Path, required=True, help="text")
+    known = sorted({recipe.name for recipes in RECIPES.values() for recipe in recipes})
+    parser.add_argument("--recipes", nargs="+", choices=known, default=known)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--cache", type=Path, default=Path("runs/backends"))
     parser.add_argument("--profile", action="store_true")
@@ -203,7 +209,7 @@ def main() -> None:
         folder = args.cache / args.preset
         checkpoint = random_checkpoint(args.preset, args.calibration, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    made = bundles(checkpoint, args.calibration, folder)
+    made = bundles(checkpoint, args.calibration, folder, args.recipes)
     if args.build_only:
         return
     print(f"| {' | '.join(COLUMNS)} |")
