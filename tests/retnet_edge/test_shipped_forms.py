@@ -32,12 +32,12 @@ def head_by_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bound the memory: heads do not meet in retention, so one at a time is the same function."""
 
     def chunkwise(
-        q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor, chunk: int
+        q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor, chunk: int, documents: None
     ) -> tuple[Tensor, Tensor]:
         return each_head(partial(retention_chunkwise, chunk=chunk), q, k, v, decay, state)
 
     def parallel(
-        q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor
+        q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor, documents: None
     ) -> tuple[Tensor, Tensor]:
         return each_head(retention_parallel, q, k, v, decay, state)
 
@@ -83,12 +83,15 @@ def text() -> Tensor:
 
 
 @torch.no_grad()
-def run(model: RetNet, text: Tensor, tokens: int, form: Form, states: list[Tensor]) -> Result:
+def run(
+    model: RetNet, text: Tensor, tokens: int, form: Form, states: list[Tensor], chunk: int = 256
+) -> Result:
     logits, after = model(
         text[:, BEFORE : BEFORE + tokens],
         states=states,
         position=torch.tensor([BEFORE]),
         form=form,
+        chunk=chunk,
     )
     return logits, after
 
@@ -110,21 +113,19 @@ def assert_close(found: Result, wanted: Result, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("tokens", LENGTHS)
-def test_logits_and_states_agree_in_float64(
-    shipped64: RetNet, text: Tensor, tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logits_and_states_agree_in_float64(shipped64: RetNet, text: Tensor, tokens: int) -> None:
     states = carried(shipped64, text)
     wanted = run(shipped64, text, tokens, "recurrent", states)
     assert wanted[0].shape[1] == tokens
     assert_close(run(shipped64, text, tokens, "parallel", states), wanted, FLOAT64)
     for chunk in CHUNKS:
-        monkeypatch.setattr(model_module, "CHUNK", chunk)
-        assert_close(run(shipped64, text, tokens, "chunkwise", states), wanted, FLOAT64)
+        found = run(shipped64, text, tokens, "chunkwise", states, chunk)
+        assert_close(found, wanted, FLOAT64)
 
 
 @pytest.mark.parametrize("tokens", LENGTHS)
 def test_logits_and_states_agree_in_float32(
-    shipped: RetNet, shipped64: RetNet, text: Tensor, tokens: int, monkeypatch: pytest.MonkeyPatch
+    shipped: RetNet, shipped64: RetNet, text: Tensor, tokens: int
 ) -> None:
     states64 = carried(shipped64, text)
     states = [state.float() for state in states64]
@@ -132,8 +133,8 @@ def test_logits_and_states_agree_in_float32(
     assert_close(run(shipped, text, tokens, "recurrent", states), exact, FLOAT32)
     assert_close(run(shipped, text, tokens, "parallel", states), exact, FLOAT32)
     for chunk in CHUNKS:
-        monkeypatch.setattr(model_module, "CHUNK", chunk)
-        assert_close(run(shipped, text, tokens, "chunkwise", states), exact, FLOAT32)
+        found = run(shipped, text, tokens, "chunkwise", states, chunk)
+        assert_close(found, exact, FLOAT32)
 
 
 def test_retention_of_the_shipped_keys_and_values(
@@ -142,7 +143,9 @@ def test_retention_of_the_shipped_keys_and_values(
     """q, k, v as each layer makes them of real text: the pure functions, float64 and float32."""
     taken: list[tuple[Tensor, ...]] = []
 
-    def spy(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def spy(
+        q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor, documents: None
+    ) -> tuple[Tensor, Tensor]:
         taken.append((q, k, v, decay, state))
         return retention_recurrent(q, k, v, decay, state)
 
