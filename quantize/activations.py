@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from retnet_edge.quantize.exposed import ExposedStep
-from retnet_edge.quantize.graph_edit import weight_matrices
+from retnet_edge.quantize.graph_edit import product_inputs
 from retnet_edge.runtime.bundle import Bundle
 
 TOKENS = 256
@@ -24,13 +24,7 @@ def input_rms(bundle: Bundle, wanted: Callable[[str], bool]) -> dict[str, float]
     """
     file = bundle.manifest.graph("step").file
     model = ir.load(bundle.file(file))
-    inputs = {
-        weight.name: product.inputs[0]
-        for weight in weight_matrices(model, file)
-        if wanted(weight.name)
-        for product in weight.all_products
-    }
-    observed = {name: value for name, value in inputs.items() if value is not None}
+    observed = product_inputs(model, file, wanted)
     if not observed:
         return {}
     step = ExposedStep(bundle, model, observed.values())

@@ -35,16 +35,13 @@ def gptq_blocks(
     An input that was always zero is rounded to the nearest.
     """
     outputs, inputs = weight.shape
-    hessian = np.array(gram, dtype=np.float64)
-    dead = np.flatnonzero(hessian.diagonal() <= 0)
-    hessian[dead, dead] = 1.0
-    hessian[np.diag_indices(inputs)] += DAMPING * hessian.diagonal().mean()
+    hessian = damped(gram, DAMPING)
     importance = in_blocks(hessian.diagonal()[None], block)[0]
     scales, zeros = search_scales(in_blocks(weight, block), importance, bits, symmetric=symmetric)
     target = weight.astype(np.float64)
-    codes = _round(target, hessian, scales, zeros, block, bits)
-    scales = _fit_scales(target, hessian, codes, scales, zeros, block)
-    codes = _round(target, hessian, scales, zeros, block, bits)
+    codes = round_codes(target, hessian, scales, zeros, block, bits)
+    scales = fit_scales(target, hessian, codes, scales, zeros, block)
+    codes = round_codes(target, hessian, scales, zeros, block, bits)
     whole = np.repeat(zeros[..., None], block, axis=2).reshape(outputs, -1)
     whole[:, :inputs] = codes
     return Blocks(
@@ -55,7 +52,16 @@ def gptq_blocks(
     )
 
 
-def _round(
+def damped(gram: NDArray[np.floating], damping: float) -> _Doubles:
+    """H with `damping` times its diagonal's mean added; an input that was always zero has 1."""
+    hessian = np.array(gram, dtype=np.float64)
+    dead = np.flatnonzero(hessian.diagonal() <= 0)
+    hessian[dead, dead] = 1.0
+    hessian[np.diag_indices(len(hessian))] += damping * hessian.diagonal().mean()
+    return hessian
+
+
+def round_codes(
     weight: _Doubles, hessian: _Doubles, scales: _Doubles, zeros: _Doubles, block: int, bits: int
 ) -> _Doubles:
     """GPTQ's codes [N, K] for fixed scales, inputs of the largest second moment first."""
@@ -81,7 +87,7 @@ def _round(
     return np.ascontiguousarray(codes[np.argsort(order)].T)
 
 
-def _fit_scales(
+def fit_scales(
     weight: _Doubles,
     hessian: _Doubles,
     codes: _Doubles,

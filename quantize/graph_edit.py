@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,22 @@ def weight_matrices(model: ir.Model, where: str) -> list[Weight]:
             raise InputError(f"{where}: {name} was not quantized: it is used both ways around")
         found.append(Weight(name, value, tuple(products), tuple(transposed), tuple(lookups)))
     return found
+
+
+def product_inputs(
+    model: ir.Model, where: str, wanted: Callable[[str], bool]
+) -> dict[str, ir.Value]:
+    """What each weight wanted is multiplied with, by the weight's name.
+
+    Raises InputError as `weight_matrices` does.
+    """
+    return {
+        weight.name: value
+        for weight in weight_matrices(model, where)
+        if wanted(weight.name)
+        for product in weight.all_products
+        if (value := product.inputs[0]) is not None
+    }
 
 
 def add_initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:

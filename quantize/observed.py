@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from retnet_edge.quantize.exposed import ExposedStep
-from retnet_edge.quantize.graph_edit import weight_matrices
+from retnet_edge.quantize.graph_edit import product_inputs
 from retnet_edge.runtime.bundle import Bundle
 
 SPAN = 128  # tokens of a call
@@ -30,13 +30,7 @@ def input_grams(
     """
     file = bundle.manifest.graph("prefill").file
     model = ir.load(bundle.file(file))
-    inputs = {
-        weight.name: product.inputs[0]
-        for weight in weight_matrices(model, file)
-        if wanted(weight.name)
-        for product in weight.all_products
-    }
-    observed = {name: value for name, value in inputs.items() if value is not None}
+    observed = product_inputs(model, file, wanted)
     if not observed:
         return {}
     graph = ExposedStep(bundle, model, observed.values())
