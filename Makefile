@@ -17,10 +17,11 @@ STAMP := $(VENV)/.installed
 HF4 := .venv-hf4
 LM_EVAL := .venv-lm-eval
 OPTIMUM := .venv-optimum
+PEERS := .venv-peers
 PIP_LOG := $(VENV)/pip.log
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-hf4 test-lm-eval test-optimum lint bench constraints clean
+.PHONY: help setup demo test test-slow test-hf4 test-lm-eval test-optimum lint bench bench-peers constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -61,11 +62,17 @@ lint: $(STAMP)  ## ruff and mypy
 bench: $(STAMP) $(BUNDLE)/manifest.json  ## the measurements of benchmarks/ on the demo's bundle
 	$(PY) benchmarks/base_install.py '$(BUNDLE)'
 
+bench-peers: $(STAMP) $(PEERS)/.installed  ## edge-135m beside llama.cpp (builds it; half an hour on two quiet cores)
+	$(PY) benchmarks/backends.py --preset edge-135m --calibration '$(CHECKPOINT)/heldout.txt' --build-only \
+	  --backends onnx --recipes int8 int8-weight int4 int4-weight
+	$(PEERS)/bin/python benchmarks/peers_gguf.py runs/peers
+	$(PY) benchmarks/peers.py measure --out runs/peers/peers.json
+
 $(BUNDLE)/manifest.json:
 	$(MAKE) demo
 
 clean:  ## remove the venvs, caches, build leftovers and the demo's bundle
-	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) $(OPTIMUM) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis '$(BUNDLE)'
+	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) $(OPTIMUM) $(PEERS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis '$(BUNDLE)'
 	find retnet_edge export quantize runtime tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Only this file is watched, not pip's state: after a hand-made change in .venv, `make clean`.
@@ -103,6 +110,13 @@ $(OPTIMUM)/.installed: pyproject.toml constraints-optimum.txt
 	'$(PYTHON)' -m venv $(OPTIMUM)
 	$(OPTIMUM)/bin/python -m pip install -q -c constraints-optimum.txt setuptools
 	$(OPTIMUM)/bin/python -m pip install -q -c constraints-optimum.txt --no-build-isolation -e '.[optimum]' pytest
+	@touch $@
+
+# Built for this machine's CPU: a wheel would be built for an older one.
+$(PEERS)/.installed: constraints-peers.txt
+	'$(PYTHON)' -m venv $(PEERS)
+	CMAKE_ARGS=-DGGML_NATIVE=ON $(PEERS)/bin/python -m pip install -q -c constraints-peers.txt \
+	  --no-binary llama-cpp-python llama-cpp-python gguf
 	@touch $@
 
 define PINS

@@ -94,11 +94,13 @@ def random_checkpoint(name: str, text: Path, folder: Path) -> Path:
 
 
 def bundles(
-    checkpoint: Path, calibration: Path | None, folder: Path, wanted: list[str]
+    checkpoint: Path, calibration: Path | None, folder: Path, wanted: list[str], backends: list[str]
 ) -> dict[Key, Path]:
     """Every recipe wanted of every backend: (recipe, backend) -> bundle; what is there is kept."""
     found: dict[Key, Path] = {}
     for name, backend in BACKENDS.items():
+        if name not in backends:
+            continue
         exported = folder / f"fp32-{name}"
         if not exported.is_dir():
             export(checkpoint, exported, to=(name,), say=print_flushed)
@@ -195,6 +197,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, required=True, help="text")
     known = sorted({recipe.name for recipes in RECIPES.values() for recipe in recipes})
     parser.add_argument("--recipes", nargs="+", choices=known, default=known)
+    parser.add_argument("--backends", nargs="+", choices=list(BACKENDS), default=list(BACKENDS))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--cache", type=Path, default=Path("runs/backends"))
     parser.add_argument("--profile", action="store_true")
@@ -209,7 +212,7 @@ def main() -> None:
         folder = args.cache / args.preset
         checkpoint = random_checkpoint(args.preset, args.calibration, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    made = bundles(checkpoint, args.calibration, folder, args.recipes)
+    made = bundles(checkpoint, args.calibration, folder, args.recipes, args.backends)
     if args.build_only:
         return
     print(f"| {' | '.join(COLUMNS)} |")

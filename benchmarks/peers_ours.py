@@ -1,0 +1,37 @@
+"""A bundle in this runtime, for `peers.py`: `peers_ours.py BUNDLE THREADS`."""
+
+from __future__ import annotations
+
+import sys
+
+from peers_process import serve
+
+from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.session import open_session
+
+
+class Ours:
+    """One session."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        """Open the bundle."""
+        self._session = open_session(Bundle.open(path), threads)
+
+    def clear(self) -> None:
+        """Back to depth 0."""
+        self._session.reset()
+
+    def feed(self, tokens: list[int]) -> None:
+        """A prompt: its last logits."""
+        self._session.prefill(tokens)
+
+    def decode(self, token: int) -> None:
+        """One token: its logits."""
+        self._session.step(token)
+
+    def back_to(self, depth: int) -> None:
+        """Every step costs alike."""
+
+
+if __name__ == "__main__":
+    serve(Ours(sys.argv[1], int(sys.argv[2])))
