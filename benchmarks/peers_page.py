@@ -89,6 +89,7 @@ def page(data: dict[str, Any]) -> str:
                 if any(found):
                     body.append([words, str(threads), *(rate(row) for row in found)])
         lines += table(["", "threads", *(f"{depth:,}" for depth in depths)], body)
+    lines += filling(rows)
     lines += [
         "",
         "![Tokens a second and memory by depth](peers.svg)",
