@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
+import torch.distributed._functional_collectives
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -30,9 +30,9 @@ from retnet_edge.retention import chunk_scan, out_of_state
 
 
 class Context(NamedTuple):
-    """A rank's place among the `size` ranks of its group, which share every sequence."""
+    """A rank's place among the `size` ranks of the named group, which share every sequence."""
 
-    group: dist.ProcessGroup
+    group: str
     rank: int
     size: int
 
@@ -51,7 +51,6 @@ class Context(NamedTuple):
         before = ends[:, self.rank - 1 : self.rank] if self.rank else 0
         return self.span(documents) - before, ends
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def state_in(
         self, summary: Tensor, length: int, log_decay: Tensor, ends: Tensor | None
     ) -> Tensor:
@@ -98,9 +97,9 @@ class _Scan(torch.autograd.Function):
 
 def _weighted_sum(x: Tensor, weights: Tensor, context: Context) -> Tensor:
     """Σ_c weights[…, c] x_c over the ranks' x [B, H, K, V]; weights [B or 1, H, C]."""
-    everyone = [torch.empty_like(x) for _ in range(context.size)]
-    dist.all_gather(everyone, x.contiguous(), group=context.group)
-    total = torch.zeros_like(x)
-    for rank, other in enumerate(everyone):
-        total += weights[:, :, rank, None, None] * other
+    gathered = torch.ops._c10d_functional.all_gather_into_tensor(
+        x.contiguous(), context.size, context.group
+    )
+    everyone = torch.ops._c10d_functional.wait_tensor(gathered).view(context.size, *x.shape)
+    total: Tensor = (weights.movedim(-1, 0)[..., None, None] * everyone).sum(0)
     return total

@@ -146,7 +146,9 @@ def processes(device: str, context_parallel: int = 1) -> Iterator[World]:
             shape = (size // context_parallel, context_parallel)
             mesh = init_device_mesh(kind, shape, mesh_dim_names=("data", "context"))
             context = Context(
-                mesh.get_group("context"), mesh.get_local_rank("context"), context_parallel
+                mesh.get_group("context").group_name,
+                mesh.get_local_rank("context"),
+                context_parallel,
             )
         yield World(device, rank, size, context, files)
         dist.barrier(group=files)  # no rank takes its connections down while another uses them

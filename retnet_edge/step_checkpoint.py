@@ -27,9 +27,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import msgspec
-import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
@@ -71,28 +70,6 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step: int
     skipped: int
     files: dict[str, FileEntry]
-
-
-def training_state(
-    parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    """Every tensor that a step of AdamW changes: weights, moments and steps, themselves, by name.
-
-    `parameters` by name are those that the optimizer was made with. Moments that the first step
-    would make are made here, zero as there.
-    """
-    fused = any(group["fused"] for group in optimizer.param_groups)
-    state = {}
-    for name, parameter in parameters.items():
-        moments = optimizer.state[parameter]
-        if not moments:
-            device = parameter.device if fused else torch.device("cpu")
-            moments["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            moments["exp_avg"] = torch.zeros_like(parameter.detach())
-            moments["exp_avg_sq"] = torch.zeros_like(parameter.detach())
-        state[f"weights.{name}"] = parameter.detach()
-        state.update({f"{key}.{name}": value for key, value in moments.items()})
-    return state
 
 
 class StepCheckpoints:

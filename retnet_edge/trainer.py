@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 import msgspec
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from retnet_edge.checkpoint import (
     TOKENIZER_FILE,
@@ -30,14 +30,15 @@ from retnet_edge.checkpoint import (
 )
 from retnet_edge.config import ModelConfig, RetNetConfig
 from retnet_edge.data import Shards
-from retnet_edge.distributed import World, shard, whole, whole_weights
+from retnet_edge.distributed import World, shard, whole_weights
 from retnet_edge.errors import CheckFailed, InputError
 from retnet_edge.evaluate import Evaluation, evaluate
 from retnet_edge.int8_aware import Int8Aware, on_grid
 from retnet_edge.metrics import MetricsLog
 from retnet_edge.model import CHUNK, Form, How, RetNet
+from retnet_edge.optimizer import Optimizer, Skips
 from retnet_edge.runtime.writer import new_bundle
-from retnet_edge.step_checkpoint import Progress, StepCheckpoints, training_state
+from retnet_edge.step_checkpoint import Progress, StepCheckpoints
 from retnet_edge.tokenizer import END_OF_TEXT, load_tokenizer
 
 RUN_FILE = "run.json"
@@ -118,18 +119,14 @@ def learning_rate(options: TrainOptions, step: int) -> float:
     return options.lr * (options.final_lr_ratio + (1.0 - options.final_lr_ratio) * cosine)
 
 
-def make_optimizer(model: LanguageModel, options: TrainOptions) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    return torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": options.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
+def make_optimizer(parameters: dict[str, nn.Parameter], options: TrainOptions) -> Optimizer:
+    """The options' AdamW."""
+    return Optimizer(
+        parameters,
         lr=options.lr,
         betas=options.betas,
-        fused=matrices[0].is_cuda,
+        weight_decay=options.weight_decay,
+        clip=options.clip,
     )
 
 
@@ -175,11 +172,11 @@ def fit(
     model.to(world.device).train()
     # taken once: after an evaluation FSDP's root module shows gathered copies instead
     parameters = dict(model.named_parameters())
-    optimizer = make_optimizer(model, options)
+    optimizer = make_optimizer(parameters, options)
     losses_of = _loss_function(model, options, tokenizer, world, compile_model)
     checkpoints = StepCheckpoints(out / "steps", group=world.files, first=world.first)
-    start, skipped = _resume(checkpoints, training_state(parameters, optimizer), world, say)
-    skipped_in_a_row = 0
+    start, skipped_before = _resume(checkpoints, optimizer.training_state(), world, say)
+    skips = Skips(skipped_before, say)
     log = MetricsLog(out, from_step=start, tensorboard=tensorboard) if world.first else None
 
     def validate() -> Evaluation:
@@ -204,32 +201,22 @@ def fit(
             block = train_shard.batch(options.seed, step, options.batch, options.seq_len, rows)
             tokens = torch.from_numpy(block).to(world.device, non_blocking=True)
             rate = learning_rate(options, step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             with torch.autocast(torch.device(world.device).type, torch.bfloat16, enabled=autocast):
                 loss, int8_kl = losses_of(tokens)
             (loss + options.int8_aware * int8_kl).backward()  # type: ignore[no-untyped-call]
             loss = world.mean(loss.detach())
-            norm = whole(torch.nn.utils.clip_grad_norm_(parameters.values(), options.clip))
+            norm = optimizer.step(loss, rate)
             done = step + 1
-            if math.isfinite((loss + norm).item()):  # both are the same on all ranks
-                optimizer.step()
-                skipped_in_a_row = 0
-            else:
-                skipped += 1
-                skipped_in_a_row += 1
-                say(
-                    f"step {done}: loss {loss.item()}, gradient norm {norm.item()}: this batch is "
-                    f"not trained on ({skipped} skipped so far)"
-                )
-                if skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
-                    world.fail(
-                        CheckFailed(
-                            f"the loss or its gradient is not finite in {skipped_in_a_row} steps "
-                            f"in a row up to step {done}; lower --lr"
-                        )
+            skips.add(done, loss, norm)
+            if done % eval_every == 0 or done % save_every == 0 or done == options.steps:
+                skips.settle()
+            if skips.in_a_row >= MOST_SKIPPED_IN_A_ROW:
+                world.fail(
+                    CheckFailed(
+                        f"the loss or its gradient is not finite in {skips.in_a_row} steps "
+                        f"in a row up to step {done}; lower --lr"
                     )
-            optimizer.zero_grad(set_to_none=True)
+                )
             advance(1)
 
             if done % eval_every == 0 or done == options.steps:
@@ -246,7 +233,7 @@ def fit(
                         **({"int8_kl": int8_kl.item()} if options.int8_aware else {}),
                         gradient_norm=norm.item(),
                         learning_rate=rate,
-                        skipped=skipped,
+                        skipped=skips.total,
                         tokens_per_second=rate_tokens,
                         valid_loss=result.loss,
                         valid_perplexity=result.perplexity,
@@ -259,7 +246,7 @@ def fit(
                 )
                 began, began_step = time.perf_counter(), done
             if done % save_every == 0 and done < options.steps:
-                checkpoints.save(Progress(done, skipped), training_state(parameters, optimizer))
+                checkpoints.save(Progress(done, skips.total), optimizer.training_state())
                 began, began_step = time.perf_counter(), done
 
     if options.int8_aware:

@@ -89,7 +89,7 @@ if __name__ == "__main__":
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     group = dist.group.WORLD
     assert group is not None
-    context = Context(group, dist.get_rank(), dist.get_world_size())
+    context = Context(group.group_name, dist.get_rank(), dist.get_world_size())
     assert context.size == int(os.environ["WORLD_SIZE"]) > 1
     cases = itertools.product(("constant", "z_n"), FORMS, (None, END), (False, True))
     for rule, (form, chunk), end, recompute in cases:

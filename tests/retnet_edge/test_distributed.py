@@ -260,8 +260,7 @@ def test_the_baseline_has_no_context_parallelism(inputs: Path) -> None:
 
 def world(size: int, context: int, rank: int = 0) -> World:
     """A rank's place, without the connections."""
-    group: Any = None
-    shared = Context(group, rank % context, context) if context > 1 else None
+    shared = Context("", rank % context, context) if context > 1 else None
     return World("cpu", rank, size, shared)
 
 
@@ -305,6 +304,6 @@ def test_rows_that_do_not_divide_are_all_shared_out() -> None:
 
 def test_spans_cover_the_sequence() -> None:
     x = torch.arange(2 * 10).reshape(2, 10)
-    parts = [Context(None, rank, 4).span(x) for rank in range(4)]  # type: ignore[arg-type]
+    parts = [Context("", rank, 4).span(x) for rank in range(4)]
     assert torch.equal(torch.cat(parts, dim=1), x)
     assert [part.shape[1] for part in parts] == [3, 3, 3, 1]

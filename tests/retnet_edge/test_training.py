@@ -336,7 +336,7 @@ def test_learning_rate_schedule() -> None:
 
 def test_weight_decay_on_matrices_only() -> None:
     model = build_model(retnet_config(vocab_size=300, d_model=16, layers=1, heads=2, ffn_dim=24))
-    optimizer = make_optimizer(model, OPTIONS)
+    optimizer = make_optimizer(dict(model.named_parameters()), OPTIONS).adamw
     decayed = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert len(decayed) == len(list(model.parameters()))
     for p in model.parameters():
