@@ -12,7 +12,6 @@ fused AdamW), and the trainer reads what happened one step later: the CPU is nev
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -42,6 +41,7 @@ class Optimizer:
             name: nn.Parameter(p.to_local().detach()) if isinstance(p, DTensor) else p
             for name, p in parameters.items()
         }
+        self._shared = any(isinstance(p, DTensor) for p in parameters.values())
         parts = list(self._parts.values())
         self.fused = parts[0].is_cuda
         self.adamw = torch.optim.AdamW(
@@ -67,8 +67,9 @@ class Optimizer:
             if isinstance(parameter, DTensor):
                 part.data = parameter.to_local()  # FSDP may move it at the first forward pass
                 part.grad = gradient.to_local() if isinstance(gradient, DTensor) else None
-        norm = self._norm()
-        self._update(loss, norm)
+        trained = [p for p in self._parts.values() if p.grad is not None]
+        norm = self._norm(trained)
+        self._update(trained, loss, norm)
         for parameter, part in zip(self.parameters.values(), self._parts.values(), strict=True):
             parameter.grad = part.grad = None
         return norm
@@ -93,27 +94,28 @@ class Optimizer:
                 state[f"{key}.{name}"] = value if value.ndim == 0 else _spread(value, parameter)
         return state
 
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._parts.values() if p.grad is not None]
-
-    def _norm(self) -> Tensor:
-        norm = get_total_norm(self._gradients())
-        if not any(isinstance(p, DTensor) for p in self.parameters.values()):
+    def _norm(self, trained: list[nn.Parameter]) -> Tensor:
+        norm = get_total_norm([p.grad for p in trained if p.grad is not None])
+        if not self._shared:
             return norm
         squared = norm.square()
         dist.all_reduce(squared)
         return squared.sqrt()
 
-    def _update(self, loss: Tensor, norm: Tensor) -> None:
-        finite = torch.isfinite(loss + norm)
+    def _update(self, trained: list[nn.Parameter], loss: Tensor, norm: Tensor) -> None:
+        finite = _finite(loss, norm)
         if self.fused:
             self.adamw.grad_scale = (norm / self.clip).clamp(min=1.0)  # type: ignore[attr-defined]
             self.adamw.found_inf = (~finite).float()  # type: ignore[attr-defined]
             self.adamw.step()
         elif finite.item():
-            parts = [p for p in self._parts.values() if p.grad is not None]
-            clip_grads_with_norm_(parts, self.clip, norm)
+            clip_grads_with_norm_(trained, self.clip, norm)
             self.adamw.step()
+
+
+def _finite(loss: Tensor, norm: Tensor) -> Tensor:
+    """Whether a batch is trained on."""
+    return torch.isfinite(loss + norm)
 
 
 def _spread(part: Tensor, like: nn.Parameter) -> Tensor:
@@ -156,7 +158,7 @@ class Skips:
         """Read all but the last `keep` steps."""
         while len(self._waiting) > keep:
             judged = self._waiting.pop(0)
-            if math.isfinite((judged.loss + judged.norm).item()):
+            if _finite(judged.loss, judged.norm).item():
                 self.in_a_row = 0
                 continue
             self.total += 1

@@ -208,7 +208,9 @@ def fit(
             norm = optimizer.step(loss, rate)
             done = step + 1
             skips.add(done, loss, norm)
-            if done % eval_every == 0 or done % save_every == 0 or done == options.steps:
+            validates = done % eval_every == 0 or done == options.steps
+            saves = done % save_every == 0 and done < options.steps
+            if validates or saves:
                 skips.settle()
             if skips.in_a_row >= MOST_SKIPPED_IN_A_ROW:
                 world.fail(
@@ -219,7 +221,7 @@ def fit(
                 )
             advance(1)
 
-            if done % eval_every == 0 or done == options.steps:
+            if validates:
                 value = loss.item()
                 seconds = time.perf_counter() - began
                 rate_tokens = (done - began_step) * options.batch * options.seq_len / seconds
@@ -245,7 +247,7 @@ def fit(
                     f"{rate_tokens:,.0f} tokens/s"
                 )
                 began, began_step = time.perf_counter(), done
-            if done % save_every == 0 and done < options.steps:
+            if saves:
                 checkpoints.save(Progress(done, skips.total), optimizer.training_state())
                 began, began_step = time.perf_counter(), done
 
