@@ -68,6 +68,9 @@ def train(
     """
     out = Path(out)
     device = pick_device(device)
+    compile_model = device.startswith("cuda") if compile_model is None else compile_model
+    if options.kept_activations < 1 and not compile_model:
+        raise InputError("--kept-activations below 1 needs a compiled model: give --compile")
 
     def prepare() -> tuple[ModelConfig, TrainOptions, Path | None]:
         return _prepare(
@@ -97,7 +100,7 @@ def train(
             initial=initial,
             device=world.device,
             world=world,
-            compile_model=device.startswith("cuda") if compile_model is None else compile_model,
+            compile_model=compile_model,
             eval_every=eval_every,
             save_every=save_every,
             tensorboard=tensorboard,

@@ -53,7 +53,9 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     int8_aware: weight of the KL terms of `int8_aware.py`; above 0 the weights stay on the int8
     grid. init_sha256: of the weights that the run starts from, "" for fresh ones. chunk: tokens of
     a chunk in the chunkwise form. recompute: activations inside blocks are computed again in the
-    backward pass, for less memory. separate_documents: no token sees the document before its own.
+    backward pass, for less memory. kept_activations: share of them that compiled blocks keep, the
+    compiler choosing which to compute again. separate_documents: no token sees the document before
+    its own.
     """
 
     steps: Positive
@@ -70,13 +72,18 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     form: Form = "chunkwise"
     chunk: Positive = CHUNK
     recompute: bool = False
+    kept_activations: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     separate_documents: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     int8_aware: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     init_sha256: str = ""
 
     def __post_init__(self) -> None:
-        """Raises InputError for what int8-aware training cannot be combined with."""
+        """Raises InputError for options that cannot be combined."""
+        if self.kept_activations < 1 and (self.recompute or self.int8_aware > 0):
+            raise InputError(
+                "--kept-activations below 1 goes with neither --recompute nor int8-aware training"
+            )
         if self.int8_aware > 0 and self.dropout > 0:
             raise InputError("int8-aware training needs dropout 0")
         if self.int8_aware > 0 and (self.recompute or self.separate_documents):
@@ -285,7 +292,9 @@ def _loss_function(
                 block.forward = torch.compile(block.forward, dynamic=False)
 
     def losses(tokens: Tensor) -> tuple[Tensor, Tensor]:
-        loss = model.loss(tokens, how=how, document_end=end, compiled=compile_model)
+        # read where blocks are compiled, in the first call
+        with torch._functorch.config.patch(activation_memory_budget=options.kept_activations):
+            loss = model.loss(tokens, how=how, document_end=end, compiled=compile_model)
         return loss, torch.zeros_like(loss)
 
     return losses

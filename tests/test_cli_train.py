@@ -84,6 +84,29 @@ def test_an_int8_aware_weight_below_0(folder: Path, capfd: pytest.CaptureFixture
     assert said.startswith("retnet-edge: training options: Expected `float` >= 0")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--kept-activations", "0", "--compile"), "training options: Expected `float` > 0.0"),
+        (("--kept-activations", "1.5", "--compile"), "training options: Expected `float` <= 1.0"),
+        (
+            ("--kept-activations", "0.8"),
+            "--kept-activations below 1 needs a compiled model: give --compile\n",
+        ),
+        (
+            ("--kept-activations", "0.8", "--compile", "--recompute"),
+            "training options: --kept-activations below 1 goes with neither --recompute nor "
+            "int8-aware training\n",
+        ),
+    ],
+)
+def test_kept_activations_that_cannot_be(
+    arguments: tuple[str, ...], sentence: str, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = refusal(folder, capfd, "--model", "tiny", "--device", "cpu", *arguments)
+    assert said.startswith(f"retnet-edge: {sentence}")
+
+
 def refusal(folder: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What standard error holds of a run that was refused, and that left nothing."""
     before = sorted(folder.rglob("*"))

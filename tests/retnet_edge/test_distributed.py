@@ -122,8 +122,10 @@ def test_spans_with_borders_and_recomputed_activations(inputs: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_compiled_blocks_train_as_one(inputs: Path, alone: Path, tmp_path: Path) -> None:
-    train(inputs, tmp_path / "compiled", 2, "--context-parallel", "2", "--compile")
+@pytest.mark.parametrize("kept", ["1", "0.5"])
+def test_compiled_blocks_train_as_one(inputs: Path, alone: Path, tmp_path: Path, kept: str) -> None:
+    options = ("--context-parallel", "2", "--compile", "--kept-activations", kept)
+    train(inputs, tmp_path / "compiled", 2, *options)
     assert max(differences(tmp_path / "compiled", alone).values()) < TOLERANCE
 
 
