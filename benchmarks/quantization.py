@@ -32,10 +32,20 @@ from retnet_edge.model import RetNet
 from retnet_edge.progress import progress
 from retnet_edge.quantize.exposed import ExposedStep
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import BlockInt4, Recipe, Rule, Scheme, find_recipe
+from retnet_edge.quantize.recipe import (
+    BlockInt4,
+    Recipe,
+    Rule,
+    Scheme,
+    StaticInt8Qdq,
+    find_recipe,
+    with_state,
+)
+from retnet_edge.quantize.recipe_file import STATES
 from retnet_edge.runtime.bundle import Bundle
 
 RESULTS = Path(__file__).parent / "results" / "quantization.json"
+PLAIN = "int8+int8-state, plainly rounded"
 SPAN = 32  # positions of all sequences whose float64 logits are held at once
 
 
@@ -93,7 +103,10 @@ def measure(
     for name, path in bundles.items():
         bundle = Bundle.open(path)
         file = bundle.manifest.graph("step").file
-        graphs[name] = ExposedStep(bundle, ir.load(bundle.file(file)), ())
+        model = ir.load(bundle.file(file))
+        if name == PLAIN:
+            plainly_rounded(model)
+        graphs[name] = ExposedStep(bundle, model, ())
         states[name] = graphs[name].zero_states(sequences)
     sums = {name: Sums() for name in bundles}
     past = None
@@ -150,7 +163,36 @@ def recipes() -> dict[str, Recipe]:
     found["int4 in output projections too"] = Recipe(
         "int4", everywhere, find_recipe("int4").tolerance
     )
+    for name in ("int8-static", "int8-static-16"):
+        found[name] = find_recipe(name)
+    for method in ("min-max", "percentile", "entropy"):
+        name = f"int8-static, {method}"
+        found[name] = rewritten(name, "int8-static", without("range", method))
+    name = "int8-static without the split"
+    found[name] = rewritten(name, "int8-static", without("tail", None))
+    found["int8-static, smoothed instead of split"] = smoothed()
+    for state in STATES[1:]:
+        recipe = with_state(find_recipe("int8"), state)
+        found[recipe.name] = recipe
+    found[PLAIN] = with_state(find_recipe("int8"), "int8")
     return found
+
+
+def smoothed() -> Recipe:
+    """`int8-static` with SmoothQuant where it has tails split off."""
+    recipe = find_recipe("int8-static")
+    rules = (Rule("embedding.weight", StaticInt8Qdq()), Rule("*", StaticInt8Qdq(smooth=0.5)))
+    return dataclasses.replace(recipe, rules=rules)
+
+
+def plainly_rounded(model: ir.Model) -> None:
+    """Take the dither out of a graph with int8 states: ⌊x + 1/2⌋ at every position."""
+    constants = model.graph.initializers
+    noise = constants["dither_noise"].const_value
+    assert noise is not None
+    halves = np.full(noise.shape.numpy(), 0.5, dtype=np.float32)
+    constants["dither_noise"].const_value = ir.tensor(halves, name="dither_noise")
+    constants["dither_turn"].const_value = ir.tensor(np.int64(0), name="dither_turn")
 
 
 def measure_recipes(

@@ -10,20 +10,37 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from retnet_edge.errors import InputError
 from retnet_edge.quantize.graph_edit import Weight, add_initializer, replace
+from retnet_edge.quantize.lookup import replace_lookup
+from retnet_edge.quantize.observed import Inputs
 from retnet_edge.quantize.recipe import DynamicInt8
 from retnet_edge.quantize.rounding import ZERO_POINT, quantize_channels
+from retnet_edge.quantize.smoothing import divide, smoothing
 from retnet_edge.quantize.tails import split_tail
 
 
 def apply_dynamic_int8(
-    model: ir.Model, weight: Weight, scheme: DynamicInt8, input_rms: Mapping[str, float]
+    model: ir.Model,
+    weight: Weight,
+    scheme: DynamicInt8,
+    input_rms: Mapping[str, float],
+    seen: Inputs | None = None,
 ) -> None:
     """Replace every node that reads `weight`; codes stand [inputs, outputs] in the graph.
 
-    input_rms: see `activations.py`.
+    input_rms: see `activations.py`. seen: what it is multiplied with, which smoothing needs. Raises
+    InputError where a matrix that is looked up in is to be smoothed.
     """
-    codes, scales = quantize_channels(weight.matrix())
+    matrix, rms = weight.matrix(), input_rms.get(weight.name, 1.0)
+    s = None
+    if scheme.smooth is not None:
+        if weight.lookups:
+            raise InputError(f"{weight.name} is looked up in, and cannot be smoothed")
+        assert seen is not None
+        s = smoothing(seen.largest, matrix, scheme.smooth)
+        matrix, rms = matrix * s, seen.divided(s).rms
+    codes, scales = quantize_channels(matrix)
     code_value = add_initializer(model, f"{weight.name}.codes", codes.T)
     scale_value = add_initializer(model, f"{weight.name}.scales", scales)
     zero = add_initializer(model, "weight_zero_point", np.array(ZERO_POINT, dtype=np.uint8))
@@ -39,29 +56,16 @@ def apply_dynamic_int8(
 
     for product in weight.all_products:
         x = product.inputs[0]
+        nodes = [] if s is None else [divide(model, x, weight.name, s)]
+        x = nodes[0].outputs[0] if nodes else x
         if scheme.tail is None:
-            nodes = multiply(x)
+            nodes += multiply(x)
         else:
             # a scale each, so a product each
-            parts = split_tail(model, x, weight.name, scheme.tail * input_rms[weight.name])
+            parts = split_tail(model, x, weight.name, scheme.tail * rms)
             products = [multiply(part.outputs[0]) for part in parts]
-            total = ir.node("Add", [nodes[-1].outputs[0] for nodes in products])
-            nodes = [*parts, *products[0], *products[1], total]
+            total = ir.node("Add", [part[-1].outputs[0] for part in products])
+            nodes += [*parts, *products[0], *products[1], total]
         replace(model, product, nodes)
     for lookup in weight.lookups:
-        _replace_lookup(model, lookup, code_value, scale_value)
-
-
-def _replace_lookup(model: ir.Model, lookup: ir.Node, codes: ir.Value, scales: ir.Value) -> None:
-    """Rows of the embedding are columns of the head's codes: [d, B, T] -> [B, T, d], scaled."""
-    ids = lookup.inputs[1]
-    columns = ir.node("Gather", [codes, ids], {"axis": 1})
-    rows = ir.node("Transpose", [columns.outputs[0]], {"perm": [1, 2, 0]})
-    as_float = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT})
-    zero = add_initializer(model, "weight_zero_point_float", np.array(ZERO_POINT, dtype=np.float32))
-    centred = ir.node("Sub", [as_float.outputs[0], zero])
-    scale = ir.node("Gather", [scales, ids], {"axis": 0})
-    last = add_initializer(model, "last_axis", np.array([-1], dtype=np.int64))
-    column = ir.node("Unsqueeze", [scale.outputs[0], last])
-    result = ir.node("Mul", [centred.outputs[0], column.outputs[0]])
-    replace(model, lookup, [columns, rows, as_float, centred, scale, column, result])
+        replace_lookup(model, lookup, code_value, scale_value)

@@ -11,6 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.ort_graph import LITERAL, has_wide_activations
 from retnet_edge.runtime.session import state_shape
 
 Array = NDArray[Any]
@@ -24,7 +25,7 @@ class ExposedStep:
         known = {id(value) for value in model.graph.outputs}
         model.graph.outputs.extend(v for v in dict.fromkeys(values) if id(v) not in known)
         self._states = bundle.manifest.states
-        self._session = _session(model)
+        self._session = _session(model, literal=has_wide_activations(bundle.manifest))
         self._names = [value.name for value in self._session.get_outputs()]
 
     def zero_states(self, sequences: int = 1) -> dict[str, Array]:
@@ -52,10 +53,12 @@ def step_feeds(tokens: int | Array, position: int, states: dict[str, Array]) -> 
     return {"tokens": ids, "position": np.full(len(ids), position, dtype=np.int64), **states}
 
 
-def _session(model: ir.Model) -> onnxruntime.InferenceSession:
+def _session(model: ir.Model, *, literal: bool) -> onnxruntime.InferenceSession:
     """A session whose weights are handed over in memory: a graph may not hold 2 GiB of them."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if literal:
+        options.add_session_config_entry(*LITERAL)
     weights = {
         name: value.const_value.numpy()
         for name, value in model.graph.initializers.items()

@@ -55,3 +55,17 @@ def dynamic_int8_product(
     sums = (x_codes - zero).astype(np.float64) @ (codes - float(ZERO_POINT))
     result: NDArray[np.float64] = sums * float(scale) * scales
     return result
+
+
+def static_int8_product(
+    x: NDArray[np.float32], scale: Array, zero: Array, codes: NDArray[np.uint8], scales: Array
+) -> NDArray[np.float64]:
+    """QuantizeLinear with one scale and zero point (uint8 or uint16), then MatMul.
+
+    codes [K, N], scales [N] -> [..., N].
+    """
+    top = np.iinfo(zero.dtype).max
+    x_codes = np.clip(np.rint(x / scale) + float(zero), 0, top)
+    sums = (x_codes - float(zero)) @ (codes - float(ZERO_POINT))
+    result: NDArray[np.float64] = sums * float(scale) * scales
+    return result

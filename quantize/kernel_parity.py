@@ -19,9 +19,14 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from retnet_edge.quantize.exposed import Array, ExposedStep, step_feeds
-from retnet_edge.quantize.fake_quantized import block_int8_product, dynamic_int8_product
+from retnet_edge.quantize.fake_quantized import (
+    block_int8_product,
+    dynamic_int8_product,
+    static_int8_product,
+)
 from retnet_edge.quantize.rounding import Blocks, dequantize, unpack_nibbles
 from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.ort_graph import has_wide_activations
 
 _Formula = Callable[[Any], NDArray[np.float64]]
 
@@ -33,7 +38,7 @@ class KernelParity(msgspec.Struct, frozen=True):
     `logit_error_*`: of the whole step from the same token and state: median, and largest, over the
     steps. An activation on the edge between two int8 codes may round the other way in the other
     arithmetic, and then moves logits by more than rounding does; `steps_within` is the share of
-    steps whose logits agree to 1e-4 all the same.
+    steps whose logits agree to 1e-4 all the same. wide_activations: there are 16-bit ones.
     """
 
     tokens: int
@@ -42,6 +47,7 @@ class KernelParity(msgspec.Struct, frozen=True):
     logit_error_median: float
     logit_error_max: float
     steps_within: float
+    wide_activations: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ def measure_kernel_parity(bundle: Bundle, tokens: NDArray[np.int64]) -> KernelPa
         logit_error_median=float(np.median(logit_errors)),
         logit_error_max=max(logit_errors),
         steps_within=float(np.mean(np.array(logit_errors) <= 1e-4)),
+        wide_activations=has_wide_activations(bundle.manifest),
     )
 
 
@@ -104,16 +111,21 @@ def _products(model: ir.Model) -> list[_Product]:
             formula = _block_formula(blocks)
 
         elif node.op_type == "MatMulInteger":
-            quantizer = node.inputs[0].producer() if node.inputs[0] is not None else None
-            assert quantizer is not None
+            quantizer = _made_by(node, 0)
             last = _reader(_reader(node))
-            scale = last.inputs[1].producer() if last.inputs[1] is not None else None
-            assert scale is not None
+            scale = _made_by(last, 1)
             codes, scales = _constant(node, 1), _constant(scale, 1)
             output = last.outputs[0]
             node = quantizer
 
             formula = _dynamic_formula(codes, scales)
+
+        elif node.op_type == "MatMul" and _reads_codes(node):
+            output = node.outputs[0]
+            back, weights = _made_by(node, 0), _made_by(node, 1)
+            codes, scales = _constant(weights, 0), _constant(weights, 1)
+            formula = _static_formula(_constant(back, 1), _constant(back, 2), codes, scales)
+            node = _made_by(back, 0)
 
         else:
             continue
@@ -131,6 +143,25 @@ def _block_formula(blocks: Blocks) -> _Formula:
 
 def _dynamic_formula(codes: Array, scales: Array) -> _Formula:
     return lambda x: dynamic_int8_product(x, codes, scales)
+
+
+def _static_formula(scale: Array, zero: Array, codes: Array, scales: Array) -> _Formula:
+    return lambda x: static_int8_product(x, scale, zero, codes, scales)
+
+
+def _made_by(node: ir.Node, index: int) -> ir.Node:
+    """The node that makes an input."""
+    value = node.inputs[index]
+    producer = None if value is None else value.producer()
+    assert producer is not None
+    return producer
+
+
+def _reads_codes(node: ir.Node) -> bool:
+    """True where the second input is dequantized."""
+    value = node.inputs[1]
+    producer = None if value is None else value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def _unpacked(bits: int, codes: Array, scales: Array, zeros: Array | None) -> Blocks:

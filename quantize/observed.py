@@ -1,4 +1,4 @@
-"""What the matrix products of a bundle see on text: second moments of their inputs.
+"""What the matrix products of a bundle see on text: second moments and samples of their inputs.
 
 The fp32 prefill graph runs over contexts, many at once, from an empty state to their last position:
 the states that text leaves behind are part of what is seen, not first tokens only.
@@ -7,6 +7,7 @@ the states that text leaves behind are part of what is seen, not first tokens on
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +17,11 @@ from retnet_edge.quantize.exposed import ExposedStep
 from retnet_edge.quantize.graph_edit import product_inputs
 from retnet_edge.runtime.bundle import Bundle
 
+Floats = NDArray[np.float32]
+
 SPAN = 128  # tokens of a call
+SHORT_SPAN = 16  # where the last tokens of calls are to be many
+ROWS = 1024  # inputs of a product that are kept
 SEQUENCES = 12
 CONTEXT = 2048
 
@@ -43,6 +48,79 @@ def input_grams(
             rows = rows.reshape(-1, rows.shape[-1])
             grams[name] = grams.get(name, 0.0) + (rows.T @ rows).astype(np.float64)
     return grams
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Of what a matrix is multiplied with: extremes, the largest |x| of each input [K] over all
+    tokens, and a sample of rows [n, K].
+    """
+
+    range: tuple[float, float]
+    largest: Floats
+    rows: Floats
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of the sample; 1 where it is all zero."""
+        return float(np.sqrt(np.square(self.rows, dtype=np.float64).mean())) or 1.0
+
+    def divided(self, s: Floats) -> Inputs:
+        """The same of x / s. The extremes are those of the channels' largest, either sign."""
+        rows, largest = self.rows / s, self.largest / s
+        low, high = float(rows.min()), float(rows.max())
+        most = float(largest.max())
+        # a sample may miss the extreme; it lies on the side that the sample reaches further
+        limits = (-most, high) if -low > high else (low, most)
+        return Inputs(limits, largest, rows)
+
+    def split(self, threshold: float) -> tuple[Inputs, Inputs]:
+        """Body and tail, as `tails.py` says."""
+
+        def of(low: float, high: float, rows: Floats) -> Inputs:
+            return Inputs((low, high), np.abs(rows).max(axis=0), rows)
+
+        low, high = self.range
+        body = np.clip(self.rows, -threshold, threshold)
+        return (
+            of(max(low, -threshold), min(high, threshold), body),
+            of(min(low + threshold, 0.0), max(high - threshold, 0.0), self.rows - body),
+        )
+
+
+def input_samples(
+    bundle: Bundle, wanted: Callable[[str], bool], contexts: NDArray[np.int64]
+) -> dict[str, Inputs]:
+    """What each weight wanted is multiplied with, over contexts [B, T].
+
+    A product of the last token only (the head) sees one token of every 16.
+    """
+    file = bundle.manifest.graph("prefill").file
+    model = ir.load(bundle.file(file))
+    observed = product_inputs(model, file, wanted)
+    if not observed:
+        return {}
+    graph = ExposedStep(bundle, model, observed.values())
+    lows, highs = dict.fromkeys(observed, np.inf), dict.fromkeys(observed, -np.inf)
+    largest: dict[str, Floats] = {}
+    rows: dict[str, list[Floats]] = {name: [] for name in observed}
+    calls = -(-contexts.shape[1] // SHORT_SPAN)
+    rng = np.random.default_rng(0)
+    states = graph.zero_states(len(contexts))
+    for start in range(0, contexts.shape[1], SHORT_SPAN):
+        found, states = graph.run(contexts[:, start : start + SHORT_SPAN], start, states)
+        for name, value in observed.items():
+            x = found[str(value.name)]
+            x = x.reshape(-1, x.shape[-1])
+            lows[name], highs[name] = min(lows[name], x.min()), max(highs[name], x.max())
+            largest[name] = np.maximum(largest.get(name, 0.0), np.abs(x).max(axis=0))
+            rows[name].append(rng.permutation(x)[: -(-ROWS // calls)])
+    return {
+        name: Inputs(
+            (float(lows[name]), float(highs[name])), largest[name], np.concatenate(rows[name])
+        )
+        for name in observed
+    }
 
 
 def sampled_contexts(

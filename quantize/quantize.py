@@ -19,18 +19,24 @@ from retnet_edge.quantize.activations import input_rms
 from retnet_edge.quantize.blocks import apply_blocks, quantize_weight
 from retnet_edge.quantize.dynamic_int8 import apply_dynamic_int8
 from retnet_edge.quantize.graph_edit import drop_unused, weight_matrices
-from retnet_edge.quantize.observed import input_grams, sampled_contexts
+from retnet_edge.quantize.observed import Inputs, input_grams, input_samples, sampled_contexts
 from retnet_edge.quantize.recipe import (
     BlockInt4,
     BlockInt8,
     DynamicInt8,
     Float32,
     Recipe,
+    StateScheme,
+    StaticInt8Qdq,
     check_backend,
     check_calibration,
+    check_graphs,
+    with_state,
 )
 from retnet_edge.quantize.recipe_file import named_recipe
 from retnet_edge.quantize.rounding import Blocks
+from retnet_edge.quantize.states import quantize_states, state_specs
+from retnet_edge.quantize.static_int8 import apply_static_int8
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import (
     Backend,
@@ -49,22 +55,26 @@ def quantize(
     recipe: str | Recipe = "int8",
     checkpoint: str | Path | None = None,
     calibration: str | Path | None = None,
+    state: StateScheme = "float32",
     say: Callable[[str], None] = print,
 ) -> Path:
     """Apply `recipe` to an fp32 bundle, into a new bundle at `out`; `bundle` is only read.
 
     A name stands for the recipe of that name of each backend in the bundle, or, where it ends in
-    .toml, for a file (`recipe_file.py`). checkpoint: what the
-    bundle was made from, which ExecuTorch programs need. calibration: text for the recipes that are
-    calibrated on it. Raises InputError for a bundle that does
-    not open or is quantized already, an unknown recipe, a matrix that a rule names and no pass can
-    quantize, a rule that names no matrix, and an `out` that exists.
+    .toml, for a file (`recipe_file.py`). checkpoint: what the bundle was made from, which
+    ExecuTorch programs need. calibration: text for the recipes that are calibrated on it. state:
+    what states are rounded to between calls, where the recipe does not say. Raises InputError for a
+    bundle that does not open or is quantized already, an unknown recipe or one that a graph cannot
+    take, a matrix that a rule names and no pass can quantize, a rule that names no matrix, and an
+    `out` that exists.
     """
     source, out = Bundle.open(bundle), Path(out)
     recipes = {
         backend: named_recipe(recipe, backend) if isinstance(recipe, str) else recipe
         for backend in source.manifest.backends
     }
+    if state != "float32":
+        recipes = {backend: with_state(known, state) for backend, known in recipes.items()}
     with new_bundle(out) as folder:
         write_quantized(source, recipes, folder, say, checkpoint, calibration)
     return out
@@ -79,10 +89,11 @@ def write_quantized(
     calibration: str | Path | None = None,
 ) -> None:
     """Write every file of the quantized bundle into an existing folder."""
+    manifest = source.manifest
     for backend, recipe in recipes.items():
         check_backend(recipe, backend)
         check_calibration(recipe, calibration)
-    manifest = source.manifest
+        check_graphs(recipe, manifest)
     if manifest.quantization.recipe != "fp32":
         raise InputError(
             f"{source.path} is quantized already ({manifest.quantization.recipe}); give the fp32 "
@@ -91,12 +102,14 @@ def write_quantized(
     graphs: list[GraphSpec] = []
     applied: list[QuantizedTensor] = []
     for backend, recipe in recipes.items():
+        states = manifest.states
         if backend == "executorch":
             from retnet_edge.quantize.executorch_graph import write_quantized_programs
 
             written = write_quantized_programs(source, checkpoint, recipe, folder, say, calibration)
         else:
             written = _write_quantized_onnx(source, recipe, folder, say, calibration)
+            states = state_specs(manifest.states, recipe.state)
         graphs += written[0]
         applied += written[1]
     graph_files = {graph.file for graph in manifest.graphs}
@@ -110,6 +123,7 @@ def write_quantized(
         msgspec.structs.replace(
             manifest,
             graphs=tuple(graphs),
+            states=states,
             quantization=Quantization(chosen[0].name, tuple(applied)),
             tolerance=chosen[0].tolerance,
             tolerances={
@@ -131,9 +145,11 @@ def _write_quantized_onnx(
 ) -> tuple[list[GraphSpec], list[QuantizedTensor]]:
     rms = input_rms(source, lambda weight: recipe.tail_of(weight) is not None)
     grams: dict[str, NDArray[np.float64]] = {}
-    if recipe.uses_gptq:
+    samples: dict[str, Inputs] = {}
+    if recipe.uses_gptq or recipe.uses_samples:
         contexts = _contexts(source, calibration, say)
         grams = input_grams(source, recipe.gptq_of, contexts)
+        samples = input_samples(source, recipe.sampled, contexts)
     rounded: dict[str, Blocks] = {}
     models: dict[str, ir.Model] = {}
     applied: dict[str, QuantizedTensor] = {}
@@ -141,8 +157,9 @@ def _write_quantized_onnx(
     for file, kind in kinds.items():
         say(f"quantizing {kind} ({recipe.name})")
         model = ir.load(source.file(file))
-        for tensor in apply_recipe(model, recipe, file, rms, grams, rounded):
+        for tensor in apply_recipe(model, recipe, file, rms, grams, rounded, samples):
             applied[tensor.weight] = tensor
+        quantize_states(model, source.manifest.states, recipe.state)
         models[file] = model
     save_models(models, folder)
     specs = [graph_spec(file, kind, models[file]) for file, kind in kinds.items()]
@@ -169,17 +186,19 @@ def apply_recipe(
     rms: Mapping[str, float] | None = None,
     grams: Mapping[str, NDArray[np.float64]] | None = None,
     rounded: dict[str, Blocks] | None = None,
+    samples: Mapping[str, Inputs] | None = None,
 ) -> list[QuantizedTensor]:
     """Quantize a graph in place; what was done to each matrix.
 
     rms: root mean square of the inputs of every matrix whose scheme has a tail, by name.
     grams: second moments of the inputs of every matrix that GPTQ rounds. rounded: what matrices in
     blocks became, read and added to, so that a second graph of the same weights takes them over.
+    samples: what matrices of static or smoothed schemes are multiplied with.
 
     Raises InputError naming a matrix that is still float32 though a rule says otherwise, and a
     rule that no matrix of the graph matches.
     """
-    rms, grams = rms or {}, grams or {}
+    rms, grams, samples = rms or {}, grams or {}, samples or {}
     rounded = {} if rounded is None else rounded
     applied = []
     for weight in weight_matrices(model, where):
@@ -192,7 +211,9 @@ def apply_recipe(
                 rounded[weight.name] = blocks
             apply_blocks(model, weight, rule.scheme, blocks, rms)
         elif isinstance(rule.scheme, DynamicInt8):
-            apply_dynamic_int8(model, weight, rule.scheme, rms)
+            apply_dynamic_int8(model, weight, rule.scheme, rms, samples.get(weight.name))
+        elif isinstance(rule.scheme, StaticInt8Qdq):
+            apply_static_int8(model, weight, rule.scheme, samples.get(weight.name))
         elif not isinstance(rule.scheme, Float32):
             raise InputError(f"{where}: {rule.scheme.name} is no scheme of ONNX graphs")
         drop_unused(model, weight)

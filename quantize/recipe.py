@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
+
+import msgspec
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.manifest import Backend, Tolerance
+from retnet_edge.runtime.manifest import Backend, Manifest, Tolerance
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,36 @@ class DynamicInt8:
     """8-bit weights with a scale for every output, activations quantized at run time.
 
     Standard operators that every ONNX Runtime has: `DynamicQuantizeLinear` and `MatMulInteger`.
-    tail: see `tails.py`.
+    tail: see `tails.py`; smooth: α of `smoothing.py`.
     """
 
     tail: float | None = None
+    smooth: float | None = None
 
     @property
     def name(self) -> str:
         """As the manifest records it."""
-        return f"int8-dynamic{_tail_name(self.tail)}"
+        return f"int8-dynamic{_smooth_name(self.smooth)}{_tail_name(self.tail)}"
+
+
+@dataclass(frozen=True)
+class StaticInt8Qdq:
+    """8-bit weights with a scale for every output, activations with a scale measured on text.
+
+    Standard operators: `QuantizeLinear` and `DequantizeLinear` around a `MatMul`.
+    range: see `ranges.py`; tail: see `tails.py`; smooth: α of `smoothing.py`.
+    """
+
+    activation_bits: Literal[8, 16] = 8
+    range: Literal["min-max", "percentile", "mse", "entropy"] = "mse"
+    tail: float | None = None
+    smooth: float | None = None
+
+    @property
+    def name(self) -> str:
+        """As the manifest records it."""
+        kind = f"int8-qdq{self.activation_bits}-{self.range}"
+        return f"{kind}{_smooth_name(self.smooth)}{_tail_name(self.tail)}"
 
 
 @dataclass(frozen=True)
@@ -112,11 +136,27 @@ def _block_name(kind: str, scheme: BlockInt8 | BlockInt4) -> str:
     return f"{name}{'-gptq' if scheme.gptq else ''}{_tail_name(scheme.tail)}"
 
 
+def _smooth_name(smooth: float | None) -> str:
+    return "" if smooth is None else f"-smooth{smooth:g}"
+
+
 def _tail_name(tail: float | None) -> str:
     return "" if tail is None else f"-tail{tail:g}"
 
 
-Scheme = BlockInt8 | BlockInt4 | DynamicInt8 | ChannelInt8 | GroupInt4 | StaticInt8 | Float32
+StateScheme = Literal["float32", "float16", "int8"]
+"""What a state is rounded to between two calls; see `states.py`."""
+
+Scheme = (
+    BlockInt8
+    | BlockInt4
+    | DynamicInt8
+    | StaticInt8Qdq
+    | ChannelInt8
+    | GroupInt4
+    | StaticInt8
+    | Float32
+)
 
 
 @dataclass(frozen=True)
@@ -134,6 +174,7 @@ class Recipe:
     name: str
     rules: tuple[Rule, ...]
     tolerance: Tolerance
+    state: StateScheme = "float32"
 
     def rule_for(self, weight: str) -> Rule:
         """The first rule whose pattern matches. Raises InputError where none does."""
@@ -157,6 +198,20 @@ class Recipe:
         """True where a rule rounds by GPTQ."""
         return any(getattr(rule.scheme, "gptq", False) for rule in self.rules)
 
+    def sampled(self, weight: str) -> bool:
+        """True where the weight's scheme is made from a sample of what it is multiplied with."""
+        scheme = self.rule_for(weight).scheme
+        smooth = isinstance(scheme, DynamicInt8) and scheme.smooth is not None
+        return smooth or isinstance(scheme, StaticInt8Qdq)
+
+    @property
+    def uses_samples(self) -> bool:
+        """True where a rule's scheme is made from samples."""
+        return any(
+            isinstance(rule.scheme, StaticInt8Qdq) or getattr(rule.scheme, "smooth", None)
+            for rule in self.rules
+        )
+
     def tail_of(self, weight: str) -> float | None:
         """The tail of the scheme that a weight gets, in multiples of its input's rms."""
         scheme = self.rule_for(weight).scheme
@@ -172,6 +227,12 @@ _INT8 = Tolerance(
 )
 _INT8_DYNAMIC = Tolerance(
     max_abs_logit_error=None, perplexity_ratio=1.002, mean_kl=1e-3, top1_agreement=0.985
+)
+_INT8_QDQ = Tolerance(
+    max_abs_logit_error=None, perplexity_ratio=1.003, mean_kl=2e-3, top1_agreement=0.975
+)
+_INT8_QDQ16 = Tolerance(
+    max_abs_logit_error=None, perplexity_ratio=1.001, mean_kl=7e-4, top1_agreement=0.985
 )
 _INT8_WEIGHT = Tolerance(
     max_abs_logit_error=None, perplexity_ratio=1.002, mean_kl=1e-3, top1_agreement=0.985
@@ -201,6 +262,22 @@ RECIPES: dict[Backend, tuple[Recipe, ...]] = {
             "int8-dynamic",
             (Rule("*.out.weight", DynamicInt8(tail=_TAIL)), Rule("*", DynamicInt8())),
             _INT8_DYNAMIC,
+        ),
+        Recipe(
+            "int8-static",
+            (
+                Rule("*.out.weight", StaticInt8Qdq(tail=_TAIL)),
+                Rule("*", StaticInt8Qdq()),
+            ),
+            _INT8_QDQ,
+        ),
+        Recipe(
+            "int8-static-16",
+            (
+                Rule("*.out.weight", StaticInt8Qdq(16, "min-max", tail=_TAIL)),
+                Rule("*", StaticInt8Qdq(16, "min-max")),
+            ),
+            _INT8_QDQ16,
         ),
         Recipe("int8-weight", (Rule("*", BlockInt8(128)),), _INT8_WEIGHT),
         Recipe(
@@ -265,13 +342,40 @@ def find_recipe(name: str, backend: Backend = "onnxruntime") -> Recipe:
 
 
 SCHEMES_OF: dict[Backend, tuple[type[Scheme], ...]] = {
-    "onnxruntime": (BlockInt8, BlockInt4, DynamicInt8, Float32),
+    "onnxruntime": (BlockInt8, BlockInt4, DynamicInt8, StaticInt8Qdq, Float32),
     "executorch": (ChannelInt8, GroupInt4, StaticInt8, Float32),
 }
 
 
+_OF_STATE = {"float16": (0.0, 1e-4, 0.002), "int8": (0.003, 1.5e-3, 0.015)}
+"""What a state adds to the tolerance: perplexity ratio, mean KL, top-1."""
+
+
+def with_state(recipe: Recipe, state: StateScheme) -> Recipe:
+    """The recipe with its states in `state`, by a name and a tolerance that say so."""
+    if state == recipe.state:
+        return recipe
+    if recipe.state != "float32":
+        raise InputError(
+            f"recipe {recipe.name} keeps its states in {recipe.state}, not {state} (--state)"
+        )
+    ratio, kl, top1 = _OF_STATE[state]
+    tolerance = msgspec.structs.replace(
+        recipe.tolerance,
+        perplexity_ratio=recipe.tolerance.perplexity_ratio + ratio,
+        mean_kl=recipe.tolerance.mean_kl + kl,
+        top1_agreement=recipe.tolerance.top1_agreement - top1,
+    )
+    return replace(recipe, name=f"{recipe.name}+{state}-state", tolerance=tolerance, state=state)
+
+
 def check_backend(recipe: Recipe, backend: Backend) -> None:
-    """Raises InputError where a rule has a scheme that the backend has no kernels for."""
+    """Raises InputError where a rule or the state is something that the backend cannot do."""
+    if recipe.state != "float32" and backend != "onnxruntime":
+        raise InputError(
+            f"recipe {recipe.name}: states in {recipe.state} are for onnxruntime; programs of "
+            f"{backend} keep theirs in float32"
+        )
     for rule in recipe.rules:
         if not isinstance(rule.scheme, SCHEMES_OF[backend]):
             raise InputError(
@@ -286,3 +390,22 @@ def check_calibration(recipe: Recipe, calibration: str | Path | None) -> None:
         raise InputError(
             f"recipe {recipe.name} is calibrated on text; give a file of it with --calibration"
         )
+
+
+_OPERATORS_16 = 21
+"""The first operator set of ONNX whose QuantizeLinear has 16 bits."""
+
+
+def check_graphs(recipe: Recipe, manifest: Manifest) -> None:
+    """Raises InputError where the graphs of a bundle cannot take the recipe."""
+    if recipe.state != "float32" and any(s.growing_axis is not None for s in manifest.states):
+        raise InputError(f"recipe {recipe.name}: states that grow stay float32")
+    sets = [g.operator_sets.get("ai.onnx", g.operator_sets.get("")) for g in manifest.graphs]
+    oldest = min((found for found in sets if found is not None), default=_OPERATORS_16)
+    for rule in recipe.rules:
+        wide = isinstance(rule.scheme, StaticInt8Qdq) and rule.scheme.activation_bits == 16
+        if wide and oldest < _OPERATORS_16:
+            raise InputError(
+                f"recipe {recipe.name}: rule {rule.pattern!r} has 16-bit activations, which ONNX "
+                f"has since operator set {_OPERATORS_16}; the bundle's graphs have {oldest}"
+            )

@@ -1,6 +1,7 @@
 """Recipes as TOML files, with the same power as the built-in ones.
 
     name = "mixed"
+    state = "float16"               # optional: float32, float16, int8
 
     [tolerance]                     # what verify holds the bundle to
     perplexity_ratio = 1.01
@@ -27,7 +28,7 @@ import dataclasses
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -42,7 +43,9 @@ from retnet_edge.quantize.recipe import (
     Recipe,
     Rule,
     Scheme,
+    StateScheme,
     StaticInt8,
+    StaticInt8Qdq,
     check_backend,
     find_recipe,
 )
@@ -52,11 +55,13 @@ SCHEMES: dict[str, type[Scheme]] = {
     "int8-block": BlockInt8,
     "int4-block": BlockInt4,
     "int8-dynamic": DynamicInt8,
+    "int8-qdq": StaticInt8Qdq,
     "int8-channel": ChannelInt8,
     "int4-group": GroupInt4,
     "int8-static": StaticInt8,
     "float32": Float32,
 }
+STATES: tuple[StateScheme, ...] = get_args(StateScheme)
 BLOCKS = (16, 32, 64, 128, 256)
 
 
@@ -80,6 +85,9 @@ def read_recipe(path: str | Path) -> Recipe:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a TOML file: {error}") from error
+    state = raw.pop("state", "float32")
+    if state not in STATES:
+        raise InputError(f"{path}: state is {state!r}; allowed: {', '.join(STATES)}")
     _check_keys(raw, {"name", "tolerance", "rules"}, f"{path}")
     if not isinstance(raw["name"], str) or not raw["name"] or raw["name"] == "fp32":
         raise InputError(f"{path}: name is {raw['name']!r}; give a text other than 'fp32'")
@@ -91,13 +99,15 @@ def read_recipe(path: str | Path) -> Recipe:
     except msgspec.ValidationError as error:
         raise InputError(f"{path}: tolerance: {error}") from error
     rules = tuple(_rule(rule, f"{path}: rule {i + 1}") for i, rule in enumerate(raw["rules"]))
-    return Recipe(raw["name"], rules, tolerance)
+    return Recipe(raw["name"], rules, tolerance, state)
 
 
 def recipe_toml(recipe: Recipe) -> str:
     """The file that `read_recipe` reads this recipe from."""
     names = {scheme: name for name, scheme in SCHEMES.items()}
-    lines = [f"name = {json.dumps(recipe.name)}", "", "[tolerance]"]
+    lines = [f"name = {json.dumps(recipe.name)}"]
+    lines += [f'state = "{recipe.state}"'] if recipe.state != "float32" else []
+    lines += ["", "[tolerance]"]
     bounds = msgspec.to_builtins(recipe.tolerance)
     lines += [f"{key} = {value!r}" for key, value in bounds.items() if value is not None]
     for rule in recipe.rules:
@@ -132,6 +142,8 @@ def _rule(raw: Any, where: str) -> Rule:
         raise InputError(f"{where}: blocks of {block}; allowed: {', '.join(map(str, BLOCKS))}")
     if (tail := getattr(made, "tail", None)) is not None and tail <= 0:
         raise InputError(f"{where}: tail is {tail}; give a number above 0")
+    if (smooth := getattr(made, "smooth", None)) is not None and not 0 < smooth < 1:
+        raise InputError(f"{where}: smooth is {smooth}; give a number between 0 and 1")
     return Rule(pattern, made)
 
 

@@ -12,7 +12,7 @@ from retnet_edge.contexts import text_contexts
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import BACKENDS, check_backends, export
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import check_calibration
+from retnet_edge.quantize.recipe import StateScheme, check_backend, check_calibration, with_state
 from retnet_edge.quantize.recipe_file import named_recipe
 from retnet_edge.runtime.verdict import Verdict
 from retnet_edge.runtime.writer import remove_bundle
@@ -29,6 +29,7 @@ def build(
     recipe: str = "int8",
     to: Sequence[str] = ("onnx",),
     calibration: str | Path | None = None,
+    state: StateScheme = "float32",
     tokens: int = 24_576,
     context: int = 2048,
     memory_steps: int = 40_000,
@@ -38,7 +39,7 @@ def build(
 ) -> Verdict:
     """Make the bundle `out` from a checkpoint with `recipe` ("fp32": none) and verify it on `text`.
 
-    `to`: keys of `export.BACKENDS`; each is verified. calibration: see `quantize`.
+    `to`: keys of `export.BACKENDS`; each is verified. calibration, state: see `quantize`.
 
     The bundle stays when a figure is out of tolerance, and its manifest says unverified; when
     verification is interrupted or cannot be done, nothing is left. Raises InputError for bad input,
@@ -46,9 +47,13 @@ def build(
     """
     checkpoint, out = Path(checkpoint), Path(out)
     check_backends(to)
+    if recipe == FP32 and state != "float32":
+        raise InputError(f"--state {state} needs a recipe; fp32 leaves everything as it is")
     if recipe != FP32:
         for name in to:
-            check_calibration(named_recipe(recipe, BACKENDS[name]), calibration)
+            found = with_state(named_recipe(recipe, BACKENDS[name]), state)
+            check_backend(found, BACKENDS[name])
+            check_calibration(found, calibration)
     if out.exists():
         raise InputError(f"{out} exists already: name a new directory or remove it first")
     if not out.absolute().parent.is_dir():
@@ -70,6 +75,7 @@ def build(
                 recipe=recipe,
                 checkpoint=checkpoint,
                 calibration=calibration,
+                state=state,
                 say=say,
             )
     try:

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 _BACKEND = click.Choice(["onnxruntime", "executorch"])
 _CALIBRATION = "Text for recipes that are calibrated; not what is verified on."
+_state = click.option(
+    "--state",
+    type=click.Choice(["float32", "float16", "int8"]),
+    default="float32",
+    show_default=True,
+    help="What states are kept in between calls.",
+)
 _TO = "onnx, executorch, or both with a comma between."
 
 
@@ -74,17 +81,17 @@ def export(checkpoint: Path, out: Path, to: str, flavour: Literal["ort", "portab
     "--recipe",
     default="int8",
     show_default=True,
-    help="int8, int8-dynamic, int8-weight, int4, int4-weight, or a .toml file.",
+    help="int8, int8-weight, int8-dynamic, int8-static, int8-static-16, int4, int4-weight, or a "
+    ".toml file.",
 )
 @click.option("--checkpoint", type=_PATH, help="What BUNDLE was made from; ExecuTorch needs it.")
 @click.option("--calibration", type=_PATH, help=_CALIBRATION)
-def quantize(
-    bundle: Path, out: Path, recipe: str, checkpoint: Path | None, calibration: Path | None
-) -> None:
+@_state
+def quantize(bundle: Path, out: Path, **options: Any) -> None:
     """Apply a recipe to the fp32 BUNDLE, into a new bundle at OUT."""
     from retnet_edge.quantize.quantize import quantize as run
 
-    run(bundle, out, recipe=recipe, checkpoint=checkpoint, calibration=calibration, say=_say)
+    run(bundle, out, say=_say, **options)
     click.echo(f"wrote {out}")
 
 
@@ -122,6 +129,7 @@ def verify(bundles: tuple[Path, ...], as_json: bool, report: Path | None, **opti
 @click.option("--recipe", default="int8", show_default=True, help="int8, int8-dynamic, … or fp32.")
 @click.option("--to", default="onnx", show_default=True, help=_TO)
 @click.option("--calibration", type=_PATH, help=_CALIBRATION)
+@_state
 @_verification
 def build(checkpoint: Path, out: Path, as_json: bool, to: str, **options: Any) -> None:
     """Export CHECKPOINT, quantize it, verify it: a bundle at OUT; status 1 if a figure fails."""

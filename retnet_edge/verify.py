@@ -30,6 +30,9 @@ from retnet_edge.runtime.verify import verify as verify_bundle
 
 KERNEL_TOKENS = 64
 KERNEL_ERROR = 1e-4
+WIDE_KERNEL_ERROR = 5e-3
+"""Of a step with 16-bit activations: their codes lie so close that at every step some value rounds
+the other way in the other arithmetic, by a code, which is up to 3e-3 of what enters a product."""
 
 
 class Verdicts(msgspec.Struct, frozen=True):
@@ -159,18 +162,19 @@ def _baseline(source: Checkpoint, folder: Path, say: Callable[[str], None]) -> P
 
 def _kernel_checks(kernel: KernelParity) -> tuple[Check, ...]:
     """Judged: every quantized product on its own inputs, and the median step as a whole."""
-    figures = {
-        "kernel parity: steps against the same graph in NumPy, median": kernel.logit_error_median,
-    }
+    bound = WIDE_KERNEL_ERROR if kernel.wide_activations else KERNEL_ERROR
+    name = "kernel parity: steps against the same graph in NumPy, median"
+    figures = [(name, kernel.logit_error_median, bound)]
     if kernel.products:
-        figures[f"kernel parity: {kernel.products} quantized products"] = kernel.product_error
+        name = f"kernel parity: {kernel.products} quantized products"
+        figures.append((name, kernel.product_error, KERNEL_ERROR))
     return tuple(
         Check(
             name,
             f"{value:.2g}",
-            f"≤ {KERNEL_ERROR:.2g}",
-            value <= KERNEL_ERROR,
-            f"{name}: error {value:.2g}, at most {KERNEL_ERROR:.2g} is allowed",
+            f"≤ {bound:.2g}",
+            value <= bound,
+            f"{name}: error {value:.2g}, at most {bound:.2g} is allowed",
         )
-        for name, value in figures.items()
+        for name, value, bound in figures
     )

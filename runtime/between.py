@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retnet_edge.runtime.agreement import Figures, Trace, summarise
-from retnet_edge.runtime.replay import States, Tokens, as_float64, replay, run_steps
+from retnet_edge.runtime.replay import States, Tokens, replay, run_steps
 from retnet_edge.runtime.session import Session
+from retnet_edge.runtime.state_values import rounded_states, state_values
 
 
 class Between(msgspec.Struct, frozen=True):
@@ -41,11 +42,10 @@ class SessionReference:
         if states is None:
             self._session.reset()
         else:
-            dtypes = [state.dtype for state in self._session.states()]
-            given = [s.astype(dtype) for s, dtype in zip(states, dtypes, strict=True)]
+            given = rounded_states(states, like=self._session.states())
             self._session.load_states(given, position)
         logits = run_steps(self._session, tokens).astype(np.float64)
-        return logits, as_float64(self._session.states())
+        return logits, state_values(self._session.states())
 
 
 def measure_between(

@@ -21,7 +21,8 @@ from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import Manifest
 from retnet_edge.runtime.probes import FAR_POSITION
 from retnet_edge.runtime.replay import run_steps
-from retnet_edge.runtime.session import Session, state_shape
+from retnet_edge.runtime.session import Session, sized
+from retnet_edge.runtime.state_values import rounded_states, state_values, value_shapes
 
 GOLDEN_FILE = "golden.npz"
 NEAR_TOKENS = 128
@@ -51,8 +52,8 @@ def golden_shapes(manifest: Manifest) -> dict[str, tuple[str, tuple[int, ...]]]:
         "far_tokens": ("int64", (LOGIT_ROWS,)),
         "far_logits": ("float32", logits),
         **{
-            f"near_state_{i}": (spec.dtype, state_shape(spec, NEAR_TOKENS))
-            for i, spec in enumerate(manifest.states)
+            f"near_state_{i}": ("float32", sized(shape, NEAR_TOKENS))
+            for i, shape in enumerate(value_shapes(manifest.states))
         },
     }
 
@@ -63,16 +64,19 @@ def replay_golden(bundle: Bundle, session: Session) -> GoldenReplay:
     Raises InputError where the file is not listed or does not hold the arrays of `golden_shapes`.
     """
     arrays = read_golden(bundle.file(GOLDEN_FILE), bundle.manifest)
-    wanted = [arrays[f"near_state_{i}"] for i in range(len(bundle.manifest.states))]
+    count = len(value_shapes(bundle.manifest.states))
+    wanted = [arrays[f"near_state_{i}"] for i in range(count)]
     session.reset()
     near = run_steps(session, arrays["near_tokens"])[-LOGIT_ROWS:]
     states = session.states()
-    session.load_states(wanted, FAR_POSITION)
+    session.load_states(rounded_states(wanted, like=states), FAR_POSITION)
     far = run_steps(session, arrays["far_tokens"])
     return GoldenReplay(
         near_logit_error=_error(near, arrays["near_logits"]),
         far_logit_error=_error(far, arrays["far_logits"]),
-        relative_state_error=float(np.max([*map(_relative_error, states, wanted)], initial=0.0)),
+        relative_state_error=float(
+            np.max([*map(_relative_error, state_values(states), wanted)], initial=0.0)
+        ),
     )
 
 

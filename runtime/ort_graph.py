@@ -14,9 +14,12 @@ from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.heap import trim_heap
 from retnet_edge.runtime.huge_pages import huge_pages
 from retnet_edge.runtime.machine import OtherLoad
-from retnet_edge.runtime.manifest import GraphSpec
+from retnet_edge.runtime.manifest import GraphSpec, Manifest
 
 _MAX_DEFAULT_THREADS = 4  # more wait for memory, and for each other
+LITERAL = ("session.disable_quant_qdq", "1")
+"""Run QuantizeLinear and DequantizeLinear as they are written. ONNX Runtime would join a MatMul and
+its 8-bit weights to an operator that rounds the activations to int8, whatever they were."""
 _LOOK_SECONDS = 0.05
 _FATAL = 4  # every error is also raised, and the caller says it in a sentence
 
@@ -41,6 +44,11 @@ def main_graph(bundle: Bundle) -> tuple[Literal["step", "prefill"], GraphSpec]:
         has = ", ".join(f"{g.kind} for {g.backend}" for g in bundle.manifest.graphs)
         raise InputError(f"{bundle.path} has no step graph for onnxruntime (it has: {has})")
     return "step", step
+
+
+def has_wide_activations(manifest: Manifest) -> bool:
+    """True where a matrix has activations of 16 bits."""
+    return any(t.scheme.startswith("int8-qdq16") for t in manifest.quantization.tensors)
 
 
 def default_threads() -> int:
@@ -89,6 +97,8 @@ def load_graph(
     options.inter_op_num_threads = 1
     # Threads that spin between two nodes take the cores of everything else on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if has_wide_activations(bundle.manifest):
+        options.add_session_config_entry(*LITERAL)
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)

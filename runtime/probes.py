@@ -13,8 +13,9 @@ from retnet_edge.runtime.agreement import (
     state_distance,
     summarise,
 )
-from retnet_edge.runtime.replay import Reference, Tokens, as_float64, run_steps
+from retnet_edge.runtime.replay import Reference, Tokens, run_steps
 from retnet_edge.runtime.session import Session
+from retnet_edge.runtime.state_values import rounded_states, state_values
 
 FAR_POSITION = 1_000_000
 NEAR_POSITION = 10
@@ -61,16 +62,15 @@ def _place(
     """Compare tokens[prefix:] from `position` on, after states that the reference made."""
     _, states = reference.run(tokens[:prefix], None, position - prefix)
     session.reset()
-    dtypes = [state.dtype for state in session.states()]
-    rounded = [state.astype(dtype) for state, dtype in zip(states, dtypes, strict=True)]
+    rounded = rounded_states(states, like=session.states())
     session.load_states(rounded, position)
     rest = tokens[prefix:]
-    expected, states = reference.run(rest, as_float64(rounded), position)
+    expected, states = reference.run(rest, state_values(rounded), position)
     got = run_steps(session, rest)
     trace = compare(
         expected, got, targets=np.append(rest[1:], NO_TARGET), first=position, length=len(rest)
     )
-    max_abs, relative = state_distance(states, as_float64(session.states()))
+    max_abs, relative = state_distance(states, state_values(session.states()))
     sample = StateSample(position + len(rest) - 1, False, max_abs, relative)
     return Place(position, prefix, summarise(trace, [sample], allowed_error=allowed_error))
 
@@ -113,7 +113,7 @@ def measure_prefill(session: Session, context: Tokens, tokens: int) -> PrefillCh
     session.reset()
     session.prefill([int(token) for token in context[:first]])
     prefilled = run_steps(session, following[:1])
-    max_abs, relative = state_distance(as_float64(stepped_states), as_float64(session.states()))
+    max_abs, relative = state_distance(state_values(stepped_states), state_values(session.states()))
     prefilled = np.concatenate([prefilled, *(run_steps(session, t[None]) for t in following[1:])])
     trace = compare(
         stepped.astype(np.float64),

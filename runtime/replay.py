@@ -8,14 +8,15 @@ Memory is bounded by one block of logits.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retnet_edge.runtime.agreement import NO_TARGET, StateSample, Trace, compare, state_distance
 from retnet_edge.runtime.session import Session
+from retnet_edge.runtime.state_values import state_values
 
 Tokens = NDArray[np.int64]
 States = list[NDArray[np.float64]]
@@ -60,10 +61,6 @@ def run_steps(session: Session, tokens: Tokens) -> NDArray[np.float32]:
     return logits
 
 
-def as_float64(states: Sequence[NDArray[Any]]) -> States:
-    return [state.astype(np.float64) for state in states]
-
-
 def replay(
     session: Session,
     reference: Reference,
@@ -79,7 +76,7 @@ def replay(
         expected, states = reference.run(tokens[start:stop], states, start)
         got = run_steps(session, tokens[start:stop])
         trace = compare(expected, got, targets=targets[start:stop], first=start, length=len(tokens))
-        max_abs, relative = state_distance(states, as_float64(session.states()))
+        max_abs, relative = state_distance(states, state_values(session.states()))
         second_half = 2 * (stop - 1) >= len(tokens)
         yield trace, StateSample(stop - 1, second_half, max_abs, relative)
         advance(stop - start)

@@ -1,0 +1,32 @@
+"""SmoothQuant (arXiv 2211.10438): what is hard to round moves from activations to weights.
+
+    x W ᵀ = (x / s) (W · s)ᵀ,   s_j = max |x_j|^α / max |w_j|^(1-α)
+
+An input channel j with large values gets smaller ones before the scale of the whole row is chosen.
+The division is a node of its own: what stands before a product need not be a norm.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from retnet_edge.quantize.graph_edit import add_initializer
+
+Floats = NDArray[np.float32]
+
+
+def smoothing(largest: Floats, weight: Floats, alpha: float) -> Floats:
+    """s [K] of the largest |x| of each input [K] and W [N, K]; 1 where either is all zero."""
+    of_weight = np.abs(weight).max(axis=0).astype(np.float64)
+    of_input = largest.astype(np.float64)
+    usable = (of_weight > 0) & (of_input > 0)
+    ones = np.ones_like(of_input)
+    s = np.where(usable, of_input, ones) ** alpha / np.where(usable, of_weight, ones) ** (1 - alpha)
+    return np.where(usable, s, ones).astype(np.float32)
+
+
+def divide(model: ir.Model, x: ir.Value | None, weight: str, s: Floats) -> ir.Node:
+    """The node that computes x / s before the product with `weight`."""
+    return ir.node("Mul", [x, add_initializer(model, f"{weight}.smoothing", (1 / s))])
