@@ -94,11 +94,7 @@ def write_quantized(
         check_backend(recipe, backend)
         check_calibration(recipe, calibration)
         check_graphs(recipe, manifest)
-    if manifest.quantization.recipe != "fp32":
-        raise InputError(
-            f"{source.path} is quantized already ({manifest.quantization.recipe}); give the fp32 "
-            "bundle that it was made from"
-        )
+    check_unquantized(source)
     graphs: list[GraphSpec] = []
     applied: list[QuantizedTensor] = []
     for backend, recipe in recipes.items():
@@ -136,6 +132,16 @@ def write_quantized(
     )
 
 
+def check_unquantized(source: Bundle) -> None:
+    """Raises InputError for a bundle that is quantized."""
+    recipe = source.manifest.quantization.recipe
+    if recipe != "fp32":
+        raise InputError(
+            f"{source.path} is quantized already ({recipe}); give the fp32 bundle that it was made "
+            "from"
+        )
+
+
 def _write_quantized_onnx(
     source: Bundle,
     recipe: Recipe,
@@ -147,7 +153,7 @@ def _write_quantized_onnx(
     grams: dict[str, NDArray[np.float64]] = {}
     samples: dict[str, Inputs] = {}
     if recipe.uses_gptq or recipe.uses_samples:
-        contexts = _contexts(source, calibration, say)
+        contexts = contexts_of(source, calibration, say)
         grams = input_grams(source, recipe.gptq_of, contexts)
         samples = input_samples(source, recipe.sampled, contexts)
     rounded: dict[str, Blocks] = {}
@@ -166,7 +172,7 @@ def _write_quantized_onnx(
     return specs, list(applied.values())
 
 
-def _contexts(
+def contexts_of(
     source: Bundle, calibration: str | Path | None, say: Callable[[str], None]
 ) -> NDArray[np.int64]:
     """Contexts [B, T] of the calibration text, or of text that the model writes."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from retnet_edge.errors import CheckFailed, InputError
 
@@ -87,10 +88,38 @@ def export(checkpoint: Path, out: Path, to: str, flavour: Literal["ort", "portab
 @click.option("--checkpoint", type=_PATH, help="What BUNDLE was made from; ExecuTorch needs it.")
 @click.option("--calibration", type=_PATH, help=_CALIBRATION)
 @_state
-def quantize(bundle: Path, out: Path, **options: Any) -> None:
+@click.option(
+    "--search",
+    "found",
+    type=_PATH,
+    help="Find a mixed recipe within --budget, write it to this .toml file, and apply it.",
+)
+@click.option("--budget", help="Bits a weight (5.2), or bytes of all matrices (12MB).")
+@click.pass_context
+def quantize(
+    context: click.Context,
+    /,
+    bundle: Path,
+    out: Path,
+    found: Path | None,
+    budget: str | None,
+    **options: Any,
+) -> None:
     """Apply a recipe to the fp32 BUNDLE, into a new bundle at OUT."""
     from retnet_edge.quantize.quantize import quantize as run
 
+    if (found is None) != (budget is None):
+        raise InputError("--search and --budget go together: give both or neither")
+    if found is not None and budget is not None:
+        if context.get_parameter_source("recipe") is not ParameterSource.DEFAULT:
+            raise InputError("--search finds a recipe: leave --recipe out")
+        if out.exists():
+            raise InputError(f"{out} exists already: name a new directory or remove it first")
+        from retnet_edge.quantize.search import search
+
+        calibration = options["calibration"]
+        search(bundle, found, budget=budget, calibration=calibration, say=_say)
+        options["recipe"] = str(found)
     run(bundle, out, say=_say, **options)
     click.echo(f"wrote {out}")
 

@@ -57,7 +57,8 @@ def test_zero_has_a_code_of_its_own(method: Method, sign: int) -> None:
 def test_zeros_alone_stay_zero(method: Method) -> None:
     limits = find_range(np.zeros(100), (0.0, 0.0), method, 8)
     assert limits == (0.0, 0.0)
-    assert scale_and_zero(limits, 8) == (1.0, 0)
+    scale, zero = scale_and_zero(limits, 8)
+    assert (float(scale), zero) == (1.0, 0)
 
 
 @pytest.mark.parametrize("bits", [8, 16])

@@ -1,4 +1,4 @@
-"""Static activations and smoothing, on graphs written by hand: what they compute, what is refused."""
+"""Static activations and smoothing on graphs written by hand: what they compute and refuse."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def inputs(x: NDArray[np.float32]) -> Inputs:
 
 def one_product() -> ir.Model:
     node = helper.make_node("MatMul", ["x", "a.weight"], ["y_inner"])
-    shape = {"x": (TensorProto.FLOAT, [1, "T", 20])}
+    shape: dict[str, tuple[int, list[int | str]]] = {"x": (TensorProto.FLOAT, [1, "T", 20])}
     return graph([node], {"a.weight": WEIGHT}, shape, {"y": [1, "T", 30]})
 
 
@@ -97,7 +97,7 @@ def test_a_large_channel_costs_less_in_dynamic_products_too() -> None:
 
 
 def test_values_outside_the_range_are_clipped() -> None:
-    _, y = quantized(StaticInt8Qdq(range="min-max"), X / 10)
+    _, y = quantized(StaticInt8Qdq(range="min-max"), X / np.float32(10))
     assert error(y) > 0.3
 
 
@@ -116,7 +116,7 @@ def test_channels_of_zeros_are_not_smoothed() -> None:
 @pytest.mark.parametrize("scheme", [StaticInt8Qdq(smooth=0.5), DynamicInt8(smooth=0.5)])
 def test_what_is_looked_up_in_cannot_be_smoothed(scheme: Scheme) -> None:
     node = helper.make_node("Gather", ["a.weight", "ids"], ["y_inner"])
-    ids = {"ids": (TensorProto.INT64, ["batch", "T"])}
+    ids: dict[str, tuple[int, list[int | str]]] = {"ids": (TensorProto.INT64, ["batch", "T"])}
     model = graph([node], {"a.weight": WEIGHT}, ids, {"y": ["batch", "T", 30]})
     with pytest.raises(InputError, match=r"a\.weight is looked up in, and cannot be smoothed"):
         apply_recipe(model, recipe(("*", scheme)), "g.onnx")

@@ -1,0 +1,323 @@
+"""`quantize --search`: which matrices can do with fewer bits, measured, and a recipe of them.
+
+Every matrix of the blocks is quantized alone, on each rung of a ladder, all else in float32, and
+what that does to the predictions is KL(fp32 ‖ quantized) on text. From all matrices on the top
+rung, the step down that costs the least KL for a bit saved is taken, until the budget is kept: KL
+of single matrices adds up well while it is small. What is looked up in stays at 8 bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from retnet_edge.errors import InputError
+from retnet_edge.progress import progress
+from retnet_edge.quantize.activations import input_rms
+from retnet_edge.quantize.exposed import ExposedStep
+from retnet_edge.quantize.graph_edit import weight_matrices
+from retnet_edge.quantize.observed import input_grams
+from retnet_edge.quantize.quantize import apply_recipe, check_unquantized, contexts_of
+from retnet_edge.quantize.recipe import BlockInt4, BlockInt8, Float32, Recipe, Rule, Scheme
+from retnet_edge.quantize.recipe_file import recipe_toml
+from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.manifest import Tolerance
+from retnet_edge.runtime.writer import replace_file
+
+SPAN = 8  # tokens of a call; the logits of the last are compared
+TOKENS = 512  # of each context
+TAILED = "*.out.weight"  # see recipe.py
+TAIL = 2.0
+LADDER: tuple[BlockInt8 | BlockInt4, ...] = (
+    BlockInt8(128),
+    BlockInt4(32, symmetric=False, gptq=True),
+    BlockInt4(128, symmetric=False, gptq=True),
+)
+_UNITS = {"bits": 1.0, "KB": 1e3, "MB": 1e6, "B": 1.0}
+_NO_BOUND = Tolerance(
+    max_abs_logit_error=None, perplexity_ratio=2.0, mean_kl=1.0, top1_agreement=0.0
+)
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """What all matrices may take: bits a weight, or bytes in all."""
+
+    amount: float
+    unit: Literal["bits", "bytes"] = "bits"
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """`5.2` and `5.2bits` are bits a weight; `12000000B`, `12MB` bytes. Raises InputError."""
+        unit = next((unit for unit in _UNITS if text.endswith(unit)), "")
+        try:
+            amount = float(text.removesuffix(unit)) * _UNITS.get(unit, 1.0)
+        except ValueError:
+            amount = math.nan
+        if not 0 < amount < math.inf:
+            raise InputError(
+                f"--budget is {text!r}; give bits a weight (5.2) or bytes (12000000B, 12MB)"
+            )
+        return cls(amount, "bytes" if unit.endswith("B") else "bits")
+
+    def bits(self, elements: int) -> float:
+        """Bits of all matrices."""
+        return self.amount * (elements if self.unit == "bits" else 8)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight matrix, and whether it must stay on the top rung."""
+
+    name: str
+    shape: tuple[int, ...]
+    fixed: bool
+
+    @property
+    def elements(self) -> int:
+        """Its weights."""
+        return math.prod(self.shape)
+
+    def bits(self, scheme: BlockInt8 | BlockInt4) -> float:
+        """Of codes, float32 scales and zero points."""
+        width = 8 if isinstance(scheme, BlockInt8) else 4
+        blocks = self.shape[0] * -(-self.shape[1] // scheme.block)
+        zeros = 0 if scheme.symmetric else width
+        return blocks * (scheme.block * width + 32 + zeros)
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """One line of the cache: the KL that a scheme of one matrix costs."""
+
+    about: str
+    weight: str
+    scheme: str
+    kl: float
+
+
+def search(
+    bundle: str | Path,
+    recipe: str | Path,
+    *,
+    budget: str,
+    calibration: str | Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Find a mixed recipe for an fp32 bundle of ONNX graphs, and write it to the file `recipe`.
+
+    budget: see `Budget.parse`. calibration: text to measure on (None: the model writes it). What is
+    measured goes to `recipe` with .cache.jsonl behind it, from which an interrupted search goes on.
+    Raises InputError for a bad budget, a name that does not end in .toml or exists, and a bundle
+    that is quantized or has programs of another backend.
+    """
+    allowed, recipe, source = Budget.parse(budget), Path(recipe), Bundle.open(bundle)
+    if recipe.suffix != ".toml" or not recipe.absolute().parent.is_dir():
+        raise InputError(f"--search {recipe}: name a .toml file in a directory that exists")
+    if recipe.exists():
+        raise InputError(f"--search {recipe}: exists already; give it as --recipe, or remove it")
+    if source.manifest.backends != ("onnxruntime",):
+        raise InputError(f"{source.path}: a search needs a bundle with ONNX graphs alone")
+    check_unquantized(source)
+    contexts = contexts_of(source, calibration, say)
+    cache = recipe.with_name(f"{recipe.name}.cache.jsonl")
+    found = find_mixed(source, contexts, allowed, cache, recipe.stem, say)
+    replace_file(recipe, recipe_toml(found).encode())
+    return recipe
+
+
+def find_mixed(
+    source: Bundle,
+    contexts: NDArray[np.int64],
+    budget: Budget,
+    cache: Path,
+    name: str,
+    say: Callable[[str], None] = print,
+) -> Recipe:
+    """The recipe. contexts [B, T]: text to measure on. cache: a file that is read and added to.
+
+    Raises InputError where the smallest rung is above the budget, and for a cache of other work.
+    """
+    matrices = _matrices(source)
+    elements = sum(m.elements for m in matrices)
+    allowed = budget.bits(elements)
+    least = sum(min(m.bits(s) for s in (LADDER[:1] if m.fixed else LADDER)) for m in matrices)
+    if least > allowed:
+        raise InputError(
+            f"--budget is {allowed / elements:.3f} bits a weight; the smallest recipe of this "
+            f"model has {least / elements:.3f} ({math.ceil(least / 8)} bytes)"
+        )
+    probe = _Probe(source, contexts)
+    costs = _measure_all(probe, matrices, cache, say)
+    rungs = choose(matrices, costs, allowed)
+    recipe = Recipe(name, _rules(matrices, rungs), _NO_BOUND)
+    kl = probe.kl(recipe)
+    total = sum(m.bits(LADDER[rungs[m.name]]) for m in matrices)
+    bits = total / elements
+    say(f"found {name}: {bits:.3f} bits a weight, KL {kl:.2e} on the text it was found on")
+    return replace(recipe, tolerance=_tolerance(kl))
+
+
+def choose(
+    matrices: Sequence[Matrix], costs: dict[tuple[str, str], float], allowed: float
+) -> dict[str, int]:
+    """The rung of each matrix: down where KL rises least for a bit, until `allowed` bits are kept.
+
+    A step may skip a rung, and leaves one out that pads a narrow matrix to more bits.
+    """
+    rungs = dict.fromkeys((m.name for m in matrices), 0)
+    total = sum(m.bits(LADDER[0]) for m in matrices)
+    free = [m for m in matrices if not m.fixed]
+
+    def kl(matrix: Matrix, rung: int) -> float:
+        return costs[matrix.name, LADDER[rung].name]
+
+    while total > allowed:
+        steps = []
+        for m in free:
+            now = rungs[m.name]
+            for below in range(len(LADDER)):
+                saved = m.bits(LADDER[now]) - m.bits(LADDER[below])
+                if saved <= 0:
+                    continue
+                steps.append(((kl(m, below) - kl(m, now)) / saved, saved, m.name, below))
+        _, saved, name, below = min(steps)
+        rungs[name] = below
+        total -= saved
+    return rungs
+
+
+def _matrices(source: Bundle) -> list[Matrix]:
+    file = source.manifest.graph("prefill").file
+    found = weight_matrices(ir.load(source.file(file)), file)
+    return [
+        Matrix(w.name, w.matrix().shape, bool(w.lookups) or not w.name.startswith("blocks."))
+        for w in found
+    ]
+
+
+def _scheme(name: str, rung: int) -> Scheme:
+    tail = TAIL if fnmatchcase(name, TAILED) else None
+    return replace(LADDER[rung], tail=tail)
+
+
+def _rules(matrices: Iterable[Matrix], rungs: dict[str, int]) -> tuple[Rule, ...]:
+    lower = [Rule(m.name, _scheme(m.name, rungs[m.name])) for m in matrices if rungs[m.name] > 0]
+    rest = [m.name for m in matrices if rungs[m.name] == 0]
+    tailed = [name for name in rest if fnmatchcase(name, TAILED)]
+    if tailed:
+        lower.append(Rule(TAILED, _scheme(tailed[0], 0)))
+    if len(tailed) < len(rest):
+        lower.append(Rule("*", LADDER[0]))
+    return tuple(lower)
+
+
+def _tolerance(kl: float) -> Tolerance:
+    """What verify is to hold a recipe of this KL to; on other text it may be twice as much.
+
+    Of the recipes in docs/quantization.md, 0.7 √KL of the predictions change.
+    """
+    kl = 2 * kl
+    return Tolerance(
+        max_abs_logit_error=None,
+        perplexity_ratio=1 + max(2 * kl, 1e-3),
+        mean_kl=kl,
+        top1_agreement=max(0.0, 1 - math.sqrt(kl)),
+    )
+
+
+class _Probe:
+    """KL(fp32 ‖ recipe) of the next token, at every eighth position of the contexts."""
+
+    def __init__(self, source: Bundle, contexts: NDArray[np.int64]) -> None:
+        self._source = source
+        self._file = source.manifest.graph("prefill").file
+        self._tokens = contexts[:, :TOKENS]
+        self._rms = input_rms(source, lambda weight: fnmatchcase(weight, TAILED))
+        self._grams = input_grams(source, lambda w: w.startswith("blocks."), contexts)
+        self._plain = self._log_odds(ir.load(source.file(self._file)))
+
+    def kl(self, recipe: Recipe) -> float:
+        model = ir.load(self._source.file(self._file))
+        apply_recipe(model, recipe, self._file, self._rms, self._grams)
+        found = self._log_odds(model)
+        return float((np.exp(self._plain) * (self._plain - found)).sum(-1).mean())
+
+    def _log_odds(self, model: ir.Model) -> NDArray[Any]:
+        graph = ExposedStep(self._source, model, ())
+        states = graph.zero_states(len(self._tokens))
+        rows = []
+        for start in range(0, self._tokens.shape[1], SPAN):
+            found, states = graph.run(self._tokens[:, start : start + SPAN], start, states)
+            logits = found["logits"].astype(np.float64)
+            logits -= logits.max(axis=-1, keepdims=True)
+            rows.append((logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32))
+        return np.concatenate(rows)
+
+    @property
+    def about(self) -> str:
+        """What KLs of another probe must agree in to be the same."""
+        weights = self._source.manifest.provenance.checkpoint_sha256[:16]
+        return f"{weights} {hash_of(self._tokens)}"
+
+
+def hash_of(tokens: NDArray[np.int64]) -> str:
+    """Of the text, 16 hex digits."""
+    return hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).hexdigest()[:16]
+
+
+def _measure_all(
+    probe: _Probe, matrices: Sequence[Matrix], cache: Path, say: Callable[[str], None]
+) -> dict[tuple[str, str], float]:
+    """(weight, name of a rung) -> KL; what the cache has is not measured again."""
+    known = {(m.weight, m.scheme): m.kl for m in read_cache(cache, probe.about)}
+    drop_cut_line(cache)
+    wanted = [(m.name, rung) for m in matrices if not m.fixed for rung in range(len(LADDER))]
+    missing = [pair for pair in wanted if (pair[0], LADDER[pair[1]].name) not in known]
+    say(f"{len(wanted) - len(missing)} of {len(wanted)} measurements are in {cache}")
+    with progress("search", len(missing)) as advance, cache.open("ab") as file:
+        for name, rung in missing:
+            rules = (Rule(name, _scheme(name, rung)), Rule("*", Float32()))
+            kl = probe.kl(Recipe("probe", rules, _NO_BOUND))
+            line = Measured(probe.about, name, LADDER[rung].name, kl)
+            file.write(msgspec.json.encode(line) + b"\n")
+            file.flush()
+            known[name, LADDER[rung].name] = kl
+            advance(1)
+    return known
+
+
+def drop_cut_line(cache: Path) -> None:
+    """Take away what stands after the last line break: a line that was cut off."""
+    if cache.exists():
+        whole = cache.read_bytes()
+        if not whole.endswith(b"\n"):
+            replace_file(cache, whole[: whole.rfind(b"\n") + 1])
+
+
+def read_cache(cache: Path, about: str) -> list[Measured]:
+    """Its lines about the same weights and text; a last line that was cut off is passed over.
+
+    Raises InputError for a file that is no such cache.
+    """
+    if not cache.exists():
+        return []
+    lines = cache.read_bytes().split(b"\n")
+    found = []
+    for number, line in enumerate(lines):
+        if not line:
+            continue
+        try:
+            found.append(msgspec.json.decode(line, type=Measured))
+        except msgspec.DecodeError as error:
+            if number < len(lines) - 1:
+                raise InputError(f"{cache}: line {number + 1}: not a search's cache") from error
+    return [one for one in found if one.about == about]
