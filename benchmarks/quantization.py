@@ -41,7 +41,7 @@ from retnet_edge.quantize.recipe import (
     find_recipe,
     with_state,
 )
-from retnet_edge.quantize.recipe_file import STATES
+from retnet_edge.quantize.recipe_file import STATES, read_recipe
 from retnet_edge.runtime.bundle import Bundle
 
 RESULTS = Path(__file__).parent / "results" / "quantization.json"
@@ -250,6 +250,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=204_800)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--only", nargs="*", default=[], help="rows to measure")
+    parser.add_argument("--recipes", type=Path, nargs="*", default=[], help="files of more rows")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     source = load_checkpoint(args.checkpoint)
@@ -258,7 +259,8 @@ def main() -> None:
     key = f"{args.checkpoint.name}: {len(contexts)} contexts of {args.context} of {text.name}"
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
     known = results.setdefault(key, {})
-    missing = {n: r for n, r in chosen(recipes(), args.only).items() if n not in known}
+    rows = recipes() | {found.name: found for found in map(read_recipe, args.recipes)}
+    missing = {n: r for n, r in chosen(rows, args.only).items() if n not in known}
     if missing:
         with tempfile.TemporaryDirectory() as folder:
             known |= measure_recipes(Path(folder), missing, source, args.calibration, contexts)
