@@ -10,13 +10,12 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from retnet_edge.errors import InputError
 from retnet_edge.quantize.graph_edit import Weight, add_initializer, replace
 from retnet_edge.quantize.lookup import replace_lookup
 from retnet_edge.quantize.observed import Inputs
 from retnet_edge.quantize.recipe import DynamicInt8
 from retnet_edge.quantize.rounding import ZERO_POINT, quantize_channels
-from retnet_edge.quantize.smoothing import divide, smoothing
+from retnet_edge.quantize.smoothing import divide, smoothed
 from retnet_edge.quantize.tails import split_tail
 
 
@@ -35,11 +34,8 @@ def apply_dynamic_int8(
     matrix, rms = weight.matrix(), input_rms.get(weight.name, 1.0)
     s = None
     if scheme.smooth is not None:
-        if weight.lookups:
-            raise InputError(f"{weight.name} is looked up in, and cannot be smoothed")
-        assert seen is not None
-        s = smoothing(seen.largest, matrix, scheme.smooth)
-        matrix, rms = matrix * s, seen.divided(s).rms
+        matrix, seen, s = smoothed(weight, seen, scheme.smooth)
+        rms = seen.rms
     codes, scales = quantize_channels(matrix)
     code_value = add_initializer(model, f"{weight.name}.codes", codes.T)
     scale_value = add_initializer(model, f"{weight.name}.scales", scales)

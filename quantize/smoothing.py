@@ -12,7 +12,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from retnet_edge.quantize.graph_edit import add_initializer
+from retnet_edge.errors import InputError
+from retnet_edge.quantize.graph_edit import Weight, add_initializer
+from retnet_edge.quantize.observed import Inputs
 
 Floats = NDArray[np.float32]
 
@@ -25,6 +27,19 @@ def smoothing(largest: Floats, weight: Floats, alpha: float) -> Floats:
     ones = np.ones_like(of_input)
     s = np.where(usable, of_input, ones) ** alpha / np.where(usable, of_weight, ones) ** (1 - alpha)
     return np.where(usable, s, ones).astype(np.float32)
+
+
+def smoothed(weight: Weight, seen: Inputs | None, alpha: float) -> tuple[Floats, Inputs, Floats]:
+    """W · s [N, K], what x / s is, and s, of a matrix and what it is multiplied with.
+
+    Raises InputError where the matrix is looked up in, too.
+    """
+    if weight.lookups:
+        raise InputError(f"{weight.name} is looked up in, and cannot be smoothed")
+    assert seen is not None
+    matrix = weight.matrix()
+    s = smoothing(seen.largest, matrix, alpha)
+    return matrix * s, seen.divided(s), s
 
 
 def divide(model: ir.Model, x: ir.Value | None, weight: str, s: Floats) -> ir.Node:

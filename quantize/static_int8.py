@@ -12,14 +12,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from retnet_edge.errors import InputError
 from retnet_edge.quantize.graph_edit import Weight, add_initializer, replace
 from retnet_edge.quantize.lookup import replace_lookup
 from retnet_edge.quantize.observed import Inputs
 from retnet_edge.quantize.ranges import Range, find_range, scale_and_zero
 from retnet_edge.quantize.recipe import StaticInt8Qdq
 from retnet_edge.quantize.rounding import ZERO_POINT, quantize_channels
-from retnet_edge.quantize.smoothing import divide, smoothing
+from retnet_edge.quantize.smoothing import divide, smoothed
 from retnet_edge.quantize.tails import split_tail
 
 
@@ -34,11 +33,7 @@ def apply_static_int8(
     matrix = weight.matrix()
     s = None
     if scheme.smooth is not None:
-        if weight.lookups:
-            raise InputError(f"{weight.name} is looked up in, and cannot be smoothed")
-        assert seen is not None
-        s = smoothing(seen.largest, matrix, scheme.smooth)
-        matrix, seen = matrix * s, seen.divided(s)
+        matrix, seen, s = smoothed(weight, seen, scheme.smooth)
     codes, scales = quantize_channels(matrix)
     code_value = add_initializer(model, f"{weight.name}.codes", codes.T)
     scale_value = add_initializer(model, f"{weight.name}.scales", scales)
