@@ -197,8 +197,10 @@ def test_what_is_refused(both: Path, int8: Path, checkpoint: Path, tmp_path: Pat
     other = write_variant("affine", tmp_path / "other")
     with pytest.raises(InputError, match="was not made from"):
         quantize(both, out, recipe="int8", checkpoint=other, say=lambda _: None)
-    with pytest.raises(InputError, match="recipe 'int8-static' is for executorch; known for onnx"):
-        quantize(both, out, recipe="int8-static", checkpoint=checkpoint, say=lambda _: None)
+    with pytest.raises(InputError, match="recipe 'int4-weight' is for onnxruntime; known for exec"):
+        quantize(both, out, recipe="int4-weight", checkpoint=checkpoint, say=lambda _: None)
+    with pytest.raises(InputError, match="programs of executorch keep theirs in float32"):
+        quantize(both, out, checkpoint=checkpoint, state="int8", say=lambda _: None)
     with pytest.raises(InputError, match=r"unknown backend 'tflite'; --to takes: onnx, executorch"):
         export(checkpoint, out, to=("tflite",))
     transformer = write_variant("transformer", tmp_path / "transformer")
