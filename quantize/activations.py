@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import onnx_ir as ir
 
-from retnet_edge.quantize.exposed import ExposedStep
-from retnet_edge.quantize.graph_edit import product_inputs
+from retnet_edge.quantize.exposed import exposed_inputs
 from retnet_edge.runtime.bundle import Bundle
 
 TOKENS = 256
@@ -22,12 +20,10 @@ def input_rms(bundle: Bundle, wanted: Callable[[str], bool]) -> dict[str, float]
 
     A weight whose inputs are all zero gets 1.
     """
-    file = bundle.manifest.graph("step").file
-    model = ir.load(bundle.file(file))
-    observed = product_inputs(model, file, wanted)
-    if not observed:
+    exposed = exposed_inputs(bundle, "step", wanted)
+    if exposed is None:
         return {}
-    step = ExposedStep(bundle, model, observed.values())
+    step, observed = exposed
     squares: dict[str, list[float]] = {name: [] for name in observed}
     rng = np.random.default_rng(0)
     states = step.zero_states()
@@ -35,7 +31,7 @@ def input_rms(bundle: Bundle, wanted: Callable[[str], bool]) -> dict[str, float]
     for position in range(TOKENS):
         found, states = step.run(token, position, states)
         for name, value in observed.items():
-            squares[name].append(float(np.mean(np.square(found[str(value.name)]))))
+            squares[name].append(float(np.mean(np.square(found[value]))))
         logits = found["logits"][0].astype(np.float64)
         odds = np.exp(logits - logits.max())
         token = int(rng.choice(len(odds), p=odds / odds.sum()))

@@ -16,7 +16,7 @@ from retnet_edge.quantize.observed import Inputs
 from retnet_edge.quantize.recipe import DynamicInt8
 from retnet_edge.quantize.rounding import ZERO_POINT, quantize_channels
 from retnet_edge.quantize.smoothing import divide, smoothed
-from retnet_edge.quantize.tails import split_tail
+from retnet_edge.quantize.tails import split_tail, summed
 
 
 def apply_dynamic_int8(
@@ -31,8 +31,7 @@ def apply_dynamic_int8(
     input_rms: see `activations.py`. seen: what it is multiplied with, which smoothing needs. Raises
     InputError where a matrix that is looked up in is to be smoothed.
     """
-    matrix, rms = weight.matrix(), input_rms.get(weight.name, 1.0)
-    s = None
+    matrix, s, rms = weight.matrix(), None, None
     if scheme.smooth is not None:
         matrix, seen, s = smoothed(weight, seen, scheme.smooth)
         rms = seen.rms
@@ -58,10 +57,9 @@ def apply_dynamic_int8(
             nodes += multiply(x)
         else:
             # a scale each, so a product each
-            parts = split_tail(model, x, weight.name, scheme.tail * rms)
-            products = [multiply(part.outputs[0]) for part in parts]
-            total = ir.node("Add", [part[-1].outputs[0] for part in products])
-            nodes += [*parts, *products[0], *products[1], total]
+            threshold = scheme.tail * (input_rms[weight.name] if rms is None else rms)
+            parts = split_tail(model, x, weight.name, threshold)
+            nodes += summed(parts, *(multiply(part.outputs[0]) for part in parts))
         replace(model, product, nodes)
     for lookup in weight.lookups:
         replace_lookup(model, lookup, code_value, scale_value)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from retnet_edge.quantize.graph_edit import product_inputs
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.ort_graph import LITERAL, has_wide_activations
 from retnet_edge.runtime.session import state_shape
@@ -45,6 +46,21 @@ class ExposedStep:
         feeds = step_feeds(tokens, position, states)
         found = dict(zip(self._names, self._session.run(None, feeds), strict=True))
         return found, {spec.input: found[spec.output] for spec in self._states}
+
+
+def exposed_inputs(
+    bundle: Bundle, kind: Literal["step", "prefill"], wanted: Callable[[str], bool]
+) -> tuple[ExposedStep, dict[str, str]] | None:
+    """The bundle's graph of that kind, returning what each weight wanted is multiplied with, and
+    under which name, by the weight's. None where no weight is wanted.
+    """
+    file = bundle.manifest.graph(kind).file
+    model = ir.load(bundle.file(file))
+    observed = product_inputs(model, file, wanted)
+    if not observed:
+        return None
+    graph = ExposedStep(bundle, model, observed.values())
+    return graph, {weight: str(value.name) for weight, value in observed.items()}
 
 
 def step_feeds(tokens: int | Array, position: int, states: dict[str, Array]) -> dict[str, Array]:

@@ -6,15 +6,14 @@ the states that text leaves behind are part of what is seen, not first tokens on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from retnet_edge.quantize.exposed import ExposedStep
-from retnet_edge.quantize.graph_edit import product_inputs
+from retnet_edge.quantize.exposed import ExposedStep, exposed_inputs
 from retnet_edge.runtime.bundle import Bundle
 
 Floats = NDArray[np.float32]
@@ -33,21 +32,28 @@ def input_grams(
 
     A product of the last token only (the head) sees one token of every 128.
     """
-    file = bundle.manifest.graph("prefill").file
-    model = ir.load(bundle.file(file))
-    observed = product_inputs(model, file, wanted)
-    if not observed:
-        return {}
-    graph = ExposedStep(bundle, model, observed.values())
     grams: dict[str, NDArray[np.float64]] = {}
-    states = graph.zero_states(len(contexts))
-    for start in range(0, contexts.shape[1], SPAN):
-        found, states = graph.run(contexts[:, start : start + SPAN], start, states)
-        for name, value in observed.items():
-            rows = found[str(value.name)]
-            rows = rows.reshape(-1, rows.shape[-1])
+    for seen in _calls(bundle, wanted, contexts, SPAN):
+        for name, rows in seen.items():
             grams[name] = grams.get(name, 0.0) + (rows.T @ rows).astype(np.float64)
     return grams
+
+
+def _calls(
+    bundle: Bundle, wanted: Callable[[str], bool], contexts: NDArray[np.int64], span: int
+) -> Iterator[dict[str, Floats]]:
+    """Of every call of the prefill graph with `span` tokens: by a weight's name, the rows [n, K]
+    that it is multiplied with. None where no weight is wanted.
+    """
+    exposed = exposed_inputs(bundle, "prefill", wanted)
+    if exposed is None:
+        return
+    graph, observed = exposed
+    states = graph.zero_states(len(contexts))
+    for start in range(0, contexts.shape[1], span):
+        found, states = graph.run(contexts[:, start : start + span], start, states)
+        seen = {name: found[value] for name, value in observed.items()}
+        yield {name: x.reshape(-1, x.shape[-1]) for name, x in seen.items()}
 
 
 @dataclass(frozen=True)
@@ -95,31 +101,21 @@ def input_samples(
 
     A product of the last token only (the head) sees one token of every 16.
     """
-    file = bundle.manifest.graph("prefill").file
-    model = ir.load(bundle.file(file))
-    observed = product_inputs(model, file, wanted)
-    if not observed:
-        return {}
-    graph = ExposedStep(bundle, model, observed.values())
-    lows, highs = dict.fromkeys(observed, np.inf), dict.fromkeys(observed, -np.inf)
+    lows: dict[str, float] = {}
+    highs: dict[str, float] = {}
     largest: dict[str, Floats] = {}
-    rows: dict[str, list[Floats]] = {name: [] for name in observed}
+    rows: dict[str, list[Floats]] = {}
     calls = -(-contexts.shape[1] // SHORT_SPAN)
     rng = np.random.default_rng(0)
-    states = graph.zero_states(len(contexts))
-    for start in range(0, contexts.shape[1], SHORT_SPAN):
-        found, states = graph.run(contexts[:, start : start + SHORT_SPAN], start, states)
-        for name, value in observed.items():
-            x = found[str(value.name)]
-            x = x.reshape(-1, x.shape[-1])
-            lows[name], highs[name] = min(lows[name], x.min()), max(highs[name], x.max())
+    for seen in _calls(bundle, wanted, contexts, SHORT_SPAN):
+        for name, x in seen.items():
+            lows[name] = min(lows.get(name, np.inf), float(x.min()))
+            highs[name] = max(highs.get(name, -np.inf), float(x.max()))
             largest[name] = np.maximum(largest.get(name, 0.0), np.abs(x).max(axis=0))
-            rows[name].append(rng.permutation(x)[: -(-ROWS // calls)])
+            rows.setdefault(name, []).append(rng.permutation(x)[: -(-ROWS // calls)])
     return {
-        name: Inputs(
-            (float(lows[name]), float(highs[name])), largest[name], np.concatenate(rows[name])
-        )
-        for name in observed
+        name: Inputs((lows[name], highs[name]), largest[name], np.concatenate(parts))
+        for name, parts in rows.items()
     }
 
 

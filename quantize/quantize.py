@@ -70,11 +70,11 @@ def quantize(
     """
     source, out = Bundle.open(bundle), Path(out)
     recipes = {
-        backend: named_recipe(recipe, backend) if isinstance(recipe, str) else recipe
+        backend: with_state(
+            named_recipe(recipe, backend) if isinstance(recipe, str) else recipe, state
+        )
         for backend in source.manifest.backends
     }
-    if state != "float32":
-        recipes = {backend: with_state(known, state) for backend, known in recipes.items()}
     with new_bundle(out) as folder:
         write_quantized(source, recipes, folder, say, checkpoint, calibration)
     return out

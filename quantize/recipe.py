@@ -159,6 +159,11 @@ Scheme = (
 )
 
 
+def _sampled(scheme: Scheme) -> bool:
+    smoothed = isinstance(scheme, DynamicInt8) and scheme.smooth is not None
+    return smoothed or isinstance(scheme, StaticInt8Qdq)
+
+
 @dataclass(frozen=True)
 class Rule:
     """`scheme` for every weight matrix whose name matches `pattern` (shell-style: `*`, `?`)."""
@@ -200,17 +205,12 @@ class Recipe:
 
     def sampled(self, weight: str) -> bool:
         """True where the weight's scheme is made from a sample of what it is multiplied with."""
-        scheme = self.rule_for(weight).scheme
-        smooth = isinstance(scheme, DynamicInt8) and scheme.smooth is not None
-        return smooth or isinstance(scheme, StaticInt8Qdq)
+        return _sampled(self.rule_for(weight).scheme)
 
     @property
     def uses_samples(self) -> bool:
         """True where a rule's scheme is made from samples."""
-        return any(
-            isinstance(rule.scheme, StaticInt8Qdq) or getattr(rule.scheme, "smooth", None)
-            for rule in self.rules
-        )
+        return any(_sampled(rule.scheme) for rule in self.rules)
 
     def tail_of(self, weight: str) -> float | None:
         """The tail of the scheme that a weight gets, in multiples of its input's rms."""
@@ -220,7 +220,8 @@ class Recipe:
 
 # What enters the two output projections of a block is a gate times a value: heavy tails, whose
 # rounding makes two thirds of all that int8 changes.
-_TAIL = 2.0
+TAILED = "*.out.weight"
+TAIL = 2.0
 
 _INT8 = Tolerance(
     max_abs_logit_error=None, perplexity_ratio=1.001, mean_kl=5e-4, top1_agreement=0.99
@@ -255,18 +256,18 @@ RECIPES: dict[Backend, tuple[Recipe, ...]] = {
     "onnxruntime": (
         Recipe(
             "int8",
-            (Rule("*.out.weight", BlockInt8(128, tail=_TAIL)), Rule("*", BlockInt8(128))),
+            (Rule(TAILED, BlockInt8(128, tail=TAIL)), Rule("*", BlockInt8(128))),
             _INT8,
         ),
         Recipe(
             "int8-dynamic",
-            (Rule("*.out.weight", DynamicInt8(tail=_TAIL)), Rule("*", DynamicInt8())),
+            (Rule(TAILED, DynamicInt8(tail=TAIL)), Rule("*", DynamicInt8())),
             _INT8_DYNAMIC,
         ),
         Recipe(
             "int8-static",
             (
-                Rule("*.out.weight", StaticInt8Qdq(tail=_TAIL)),
+                Rule(TAILED, StaticInt8Qdq(tail=TAIL)),
                 Rule("*", StaticInt8Qdq()),
             ),
             _INT8_QDQ,
@@ -274,7 +275,7 @@ RECIPES: dict[Backend, tuple[Recipe, ...]] = {
         Recipe(
             "int8-static-16",
             (
-                Rule("*.out.weight", StaticInt8Qdq(16, "min-max", tail=_TAIL)),
+                Rule(TAILED, StaticInt8Qdq(16, "min-max", tail=TAIL)),
                 Rule("*", StaticInt8Qdq(16, "min-max")),
             ),
             _INT8_QDQ16,
@@ -288,7 +289,7 @@ RECIPES: dict[Backend, tuple[Recipe, ...]] = {
         Recipe(
             "int4",
             (
-                Rule("*.out.weight", BlockInt8(128, tail=_TAIL)),
+                Rule(TAILED, BlockInt8(128, tail=TAIL)),
                 Rule("blocks.*", BlockInt4(32, symmetric=False, gptq=True)),
                 Rule("*", BlockInt8(128)),
             ),
@@ -311,7 +312,7 @@ RECIPES: dict[Backend, tuple[Recipe, ...]] = {
             (
                 Rule("embedding.weight", ChannelInt8()),
                 Rule("head.weight", ChannelInt8()),
-                Rule("*.out.weight", ChannelInt8()),
+                Rule(TAILED, ChannelInt8()),
                 Rule("*", StaticInt8()),
             ),
             _INT8_STATIC,
@@ -321,7 +322,7 @@ RECIPES: dict[Backend, tuple[Recipe, ...]] = {
             (
                 Rule("embedding.weight", ChannelInt8()),
                 Rule("head.weight", ChannelInt8()),
-                Rule("*.out.weight", ChannelInt8()),
+                Rule(TAILED, ChannelInt8()),
                 Rule("*", GroupInt4(32)),
             ),
             _INT4,
@@ -352,8 +353,11 @@ _OF_STATE = {"float16": (0.0, 1e-4, 0.002), "int8": (0.003, 1.5e-3, 0.015)}
 
 
 def with_state(recipe: Recipe, state: StateScheme) -> Recipe:
-    """The recipe with its states in `state`, by a name and a tolerance that say so."""
-    if state == recipe.state:
+    """The recipe with its states in `state`, by a name and a tolerance that say so.
+
+    float32 leaves what the recipe says. Raises InputError where it says something else.
+    """
+    if state in ("float32", recipe.state):
         return recipe
     if recipe.state != "float32":
         raise InputError(

@@ -28,16 +28,24 @@ from retnet_edge.quantize.exposed import ExposedStep
 from retnet_edge.quantize.graph_edit import weight_matrices
 from retnet_edge.quantize.observed import input_grams
 from retnet_edge.quantize.quantize import apply_recipe, check_unquantized, contexts_of
-from retnet_edge.quantize.recipe import BlockInt4, BlockInt8, Float32, Recipe, Rule, Scheme
+from retnet_edge.quantize.recipe import (
+    TAIL,
+    TAILED,
+    BlockInt4,
+    BlockInt8,
+    Float32,
+    Recipe,
+    Rule,
+    Scheme,
+)
 from retnet_edge.quantize.recipe_file import recipe_toml
+from retnet_edge.runtime.agreement import log_softmax
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import Tolerance
 from retnet_edge.runtime.writer import replace_file
 
 SPAN = 8  # tokens of a call; the logits of the last are compared
 TOKENS = 512  # of each context
-TAILED = "*.out.weight"  # see recipe.py
-TAIL = 2.0
 LADDER: tuple[BlockInt8 | BlockInt4, ...] = (
     BlockInt8(128),
     BlockInt4(32, symmetric=False, gptq=True),
@@ -257,9 +265,7 @@ class _Probe:
         rows = []
         for start in range(0, self._tokens.shape[1], SPAN):
             found, states = graph.run(self._tokens[:, start : start + SPAN], start, states)
-            logits = found["logits"].astype(np.float64)
-            logits -= logits.max(axis=-1, keepdims=True)
-            rows.append((logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32))
+            rows.append(log_softmax(found["logits"].astype(np.float64)).astype(np.float32))
         return np.concatenate(rows)
 
     @property

@@ -68,7 +68,8 @@ def quantize_states(model: ir.Model, specs: Sequence[StateSpec], scheme: StateSc
     for spec in specs:
         given, made = inputs.pop(spec.input), outputs.pop(spec.output)
         given.name, made.name = f"{spec.input}_float32", f"{spec.output}_float32"
-        stored = [_stored(one) for one in state_specs([spec], scheme)]
+        wanted = state_specs([spec], scheme)
+        stored = [_stored(one) for one in wanted]
         kept += stored
         if scheme == "float16":
             first.append(ir.node("Cast", stored, {"to": ir.DataType.FLOAT}))
@@ -80,7 +81,7 @@ def quantize_states(model: ir.Model, specs: Sequence[StateSpec], scheme: StateSc
             first += [codes, by_key, ir.node("Mul", [by_key.outputs[0], stored[2]])]
             rounding, results = _int8(model, made, dither)
         last += rounding
-        for one, node in zip(state_specs([spec], scheme), results, strict=True):
+        for one, node in zip(wanted, results, strict=True):
             node.outputs[0].name = one.output
             node.outputs[0].type = ir.TensorType(ir.DataType[_NAMES[one.dtype]])
             node.outputs[0].shape = ir.Shape(one.shape)

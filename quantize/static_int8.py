@@ -19,7 +19,7 @@ from retnet_edge.quantize.ranges import Range, find_range, scale_and_zero
 from retnet_edge.quantize.recipe import StaticInt8Qdq
 from retnet_edge.quantize.rounding import ZERO_POINT, quantize_channels
 from retnet_edge.quantize.smoothing import divide, smoothed
-from retnet_edge.quantize.tails import split_tail
+from retnet_edge.quantize.tails import split_tail, summed
 
 
 def apply_static_int8(
@@ -65,13 +65,11 @@ def apply_static_int8(
         else:
             threshold = scheme.tail * seen.rms
             parts = split_tail(model, x, weight.name, threshold)
-            nodes += parts
             products = []
             for part, name, of in zip(parts, ("body", "tail"), seen.split(threshold), strict=True):
                 limits = find_range(of.rows, of.range, scheme.range, scheme.activation_bits)
                 products.append(multiply(part.outputs[0], limits, name))
-            total = ir.node("Add", [part[-1].outputs[0] for part in products])
-            nodes += [*products[0], *products[1], total]
+            nodes += summed(parts, *products)
         replace(model, product, nodes)
     for lookup in weight.lookups:
         replace_lookup(model, lookup, code_value, scale_value)

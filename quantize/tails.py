@@ -10,6 +10,8 @@ square; from 1 to 3 of it the result is the same to a tenth.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -27,3 +29,11 @@ def split_tail(
 
     body = ir.node("Clip", [x, bound("low", -threshold), bound("high", threshold)])
     return body, ir.node("Sub", [x, body.outputs[0]])
+
+
+def summed(
+    parts: Sequence[ir.Node], body: Sequence[ir.Node], tail: Sequence[ir.Node]
+) -> list[ir.Node]:
+    """All nodes in order, the last of which adds the products of body and tail, last of theirs."""
+    total = ir.node("Add", [body[-1].outputs[0], tail[-1].outputs[0]])
+    return [*parts, *body, *tail, total]

@@ -113,10 +113,10 @@ def quantize(
     if found is not None and budget is not None:
         if context.get_parameter_source("recipe") is not ParameterSource.DEFAULT:
             raise InputError("--search finds a recipe: leave --recipe out")
-        if out.exists():
-            raise InputError(f"{out} exists already: name a new directory or remove it first")
         from retnet_edge.quantize.search import search
+        from retnet_edge.runtime.writer import check_target
 
+        check_target(out)
         calibration = options["calibration"]
         search(bundle, found, budget=budget, calibration=calibration, say=_say)
         options["recipe"] = str(found)

@@ -22,6 +22,14 @@ from retnet_edge.runtime.manifest import MANIFEST_FILE, Manifest, encode
 _BESIDE = ".{name}.{token}.partial"  # a file or folder until it is whole; token: 8 hex digits
 
 
+def check_target(target: Path) -> None:
+    """Raises InputError where a bundle cannot be made at `target`: something is, or no folder."""
+    if target.exists() or target.is_symlink():
+        raise InputError(f"{target} exists already: name a new directory or remove it first")
+    if not target.parent.is_dir():
+        raise InputError(f"{target.parent} is not a directory: {target.name} cannot be made in it")
+
+
 @contextmanager
 def new_bundle(target: Path) -> Iterator[Path]:
     """A folder to build a bundle in, which becomes `target` when the block ends well.
@@ -30,10 +38,7 @@ def new_bundle(target: Path) -> Iterator[Path]:
     and nothing is left; a second Ctrl-C does not stop that. Raises InputError where `target` exists
     already, where the folder that it is to lie in does not, and where the disk is full.
     """
-    if target.exists() or target.is_symlink():
-        raise InputError(f"{target} exists already: name a new directory or remove it first")
-    if not target.parent.is_dir():
-        raise InputError(f"{target.parent} is not a directory: {target.name} cannot be made in it")
+    check_target(target)
     staging = target.parent / _BESIDE.format(name=target.name, token=secrets.token_hex(4))
     try:
         staging.mkdir()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from retnet_edge.errors import InputError
 from retnet_edge.model import RetNet
-from retnet_edge.quantize import activations
+from retnet_edge.quantize import exposed
 from retnet_edge.quantize.activations import TOKENS, input_rms
 from retnet_edge.quantize.exposed import ExposedStep
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
@@ -138,7 +138,7 @@ def test_nothing_wanted_needs_no_session(
     def build(*args: Any) -> Any:
         raise AssertionError("a session was built")
 
-    monkeypatch.setattr(activations, "ExposedStep", build)
+    monkeypatch.setattr(exposed, "ExposedStep", build)
     assert input_rms(bundle, lambda weight: False) == {}
     if variant == "untied":
         assert input_rms(bundle, lambda weight: weight == "embedding.weight") == {}
@@ -243,7 +243,7 @@ def test_the_baseline_is_quantized_by_the_built_in_recipes(
 def test_a_weight_that_no_rule_matches_is_refused_before_the_sampling(
     exported: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(activations, "ExposedStep", None)
+    monkeypatch.setattr(exposed, "ExposedStep", None)
     partial = Recipe("partial", (Rule("*.out.weight", BlockInt8(tail=2.0)),), TOLERANCE)
     with pytest.raises(InputError, match=r"recipe partial: no rule matches the weight"):
         quantize(exported("untied").bundle, tmp_path / "q.edge", recipe=partial)

@@ -161,6 +161,10 @@ def test_a_search_from_the_command_line(
         said = capfd.readouterr().err
         assert sentence in said
         assert not (tmp_path / "p.edge").exists()
+    nowhere = [*given[:2], str(tmp_path / "none" / "p.edge"), "--search", str(tmp_path / "y.toml")]
+    assert main([*nowhere, "--budget", "15"]) == 2
+    assert "none is not a directory: p.edge cannot be made in it" in capfd.readouterr().err
+    assert not (tmp_path / "y.toml.cache.jsonl").exists()
     again = ["quantize", str(out), str(tmp_path / "p.edge"), "--search", str(tmp_path / "y.toml")]
     assert main([*again, "--budget", "15"]) == 2
     assert "is quantized already (mine)" in capfd.readouterr().err

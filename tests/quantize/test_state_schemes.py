@@ -160,5 +160,6 @@ def test_states_of_executorch_are_refused() -> None:
 def test_two_sayings_about_the_state_are_refused() -> None:
     recipe = replace(find_recipe("int8"), state="float16")
     assert with_state(recipe, "float16") is recipe
+    assert with_state(recipe, "float32") is recipe  # not said
     with pytest.raises(InputError, match=r"keeps its states in float16, not int8 \(--state\)"):
         with_state(recipe, "int8")
