@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
 from retnet_edge.quantize.gptq import gptq_blocks
+from retnet_edge.quantize.graph_blocks import CODES, LOOKUP_SCALES, SCALES, ZEROS
 from retnet_edge.quantize.graph_edit import Weight, add_initializer, replace
 from retnet_edge.quantize.recipe import BlockInt4, BlockInt8
 from retnet_edge.quantize.rounding import Blocks, pack_nibbles, round_blocks
@@ -48,11 +49,11 @@ def apply_blocks(
             f"{weight.name} is looked up in, which needs symmetric 8 bits; {scheme.name} is not"
         )
     codes = blocks.codes if blocks.bits == 8 else pack_nibbles(blocks.codes)
-    code_value = add_initializer(model, f"{weight.name}.codes", codes)
+    code_value = add_initializer(model, weight.name + CODES, codes)
     scales = blocks.scales
 
     def multiply(x: ir.Value | None) -> ir.Node:
-        scale_value = add_initializer(model, f"{weight.name}.scales", scales)
+        scale_value = add_initializer(model, weight.name + SCALES, scales)
         attributes = {
             "K": inputs,
             "N": outputs,
@@ -63,7 +64,7 @@ def apply_blocks(
         sources = [x, code_value, scale_value]
         if not symmetric:
             zeros = blocks.zeros if blocks.bits == 8 else pack_nibbles(blocks.zeros)
-            sources.append(add_initializer(model, f"{weight.name}.zeros", zeros))
+            sources.append(add_initializer(model, weight.name + ZEROS, zeros))
         return ir.node("MatMulNBits", sources, attributes, domain=CONTRIB)
 
     for product in weight.all_products:
@@ -80,7 +81,7 @@ def apply_blocks(
         replace(model, product, nodes)
     for lookup in weight.lookups:
         # the same scales with the rank of the codes, which this operator asks for
-        scales3 = add_initializer(model, f"{weight.name}.scales3", scales[..., None])
+        scales3 = add_initializer(model, weight.name + LOOKUP_SCALES, scales[..., None])
         found = ir.node(
             "GatherBlockQuantized",
             [code_value, lookup.inputs[1], scales3],

@@ -24,7 +24,8 @@ from retnet_edge.quantize.fake_quantized import (
     dynamic_int8_product,
     static_int8_product,
 )
-from retnet_edge.quantize.rounding import Blocks, dequantize, unpack_nibbles
+from retnet_edge.quantize.graph_blocks import blocks_of, constant, unpacked
+from retnet_edge.quantize.rounding import Blocks, dequantize
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.ort_graph import has_wide_activations
 
@@ -105,18 +106,15 @@ def _products(model: ir.Model) -> list[_Product]:
     found = []
     for node in model.graph:
         if node.op_type == "MatMulNBits":
-            zeros = _constant(node, 3) if len(node.inputs) > 3 else None
-            bits = node.attributes["bits"].as_int()
-            blocks = _unpacked(bits, _constant(node, 1), _constant(node, 2), zeros)
             output = node.outputs[0]
 
-            formula = _block_formula(blocks)
+            formula = _block_formula(blocks_of(node))
 
         elif node.op_type == "MatMulInteger":
             quantizer = _made_by(node, 0)
             last = _reader(_reader(node))
             scale = _made_by(last, 1)
-            codes, scales = _constant(node, 1), _constant(scale, 1)
+            codes, scales = constant(node, 1), constant(scale, 1)
             output = last.outputs[0]
             node = quantizer
 
@@ -125,8 +123,8 @@ def _products(model: ir.Model) -> list[_Product]:
         elif node.op_type == "MatMul" and _reads_codes(node):
             output = node.outputs[0]
             back, weights = _made_by(node, 0), _made_by(node, 1)
-            codes, scales = _constant(weights, 0), _constant(weights, 1)
-            formula = _static_formula(_constant(back, 1), _constant(back, 2), codes, scales)
+            codes, scales = constant(weights, 0), constant(weights, 1)
+            formula = _static_formula(constant(back, 1), constant(back, 2), codes, scales)
             node = _made_by(back, 0)
 
         else:
@@ -166,28 +164,10 @@ def _reads_codes(node: ir.Node) -> bool:
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
-def _unpacked(bits: int, codes: Array, scales: Array, zeros: Array | None) -> Blocks:
-    """What the constants of a MatMulNBits hold."""
-    if bits == 4:
-        codes = unpack_nibbles(codes)
-        if zeros is not None:
-            zeros = unpack_nibbles(zeros)[:, : scales.shape[1]]
-    if zeros is None:
-        zeros = np.full(scales.shape, 1 << (bits - 1), dtype=np.uint8)
-    return Blocks(codes, scales, zeros, bits)
-
-
 def _reader(node: ir.Node) -> ir.Node:
     """The one node that reads the first output of `node`."""
     (usage,) = node.outputs[0].uses()
     return usage.node
-
-
-def _constant(node: ir.Node, index: int) -> Array:
-    value = node.inputs[index]
-    assert value is not None
-    assert value.const_value is not None
-    return value.const_value.numpy()
 
 
 class MatMulNBits(OpRun):
@@ -205,7 +185,7 @@ class MatMulNBits(OpRun):
         bits: int = 4,
         **_: Any,
     ) -> tuple[Array]:
-        blocks = _unpacked(bits, codes, scales, zeros)
+        blocks = unpacked(bits, codes, scales, zeros)
         y = block_int8_product(x, blocks.codes, blocks.scales, blocks.zeros)
         return (y.astype(np.float32),)
 

@@ -108,11 +108,7 @@ def write_quantized(
             states = state_specs(manifest.states, recipe.state)
         graphs += written[0]
         applied += written[1]
-    graph_files = {graph.file for graph in manifest.graphs}
-    weights = {name for graph in manifest.graphs for name in graph.external_data}
-    for name in manifest.files:
-        if name not in graph_files | weights and not name.startswith("reports/"):
-            shutil.copyfile(source.file(name), folder / name)
+    copy_unchanged(source, folder)
     chosen = list(recipes.values())
     write_manifest(
         folder,
@@ -130,6 +126,15 @@ def write_quantized(
             verification=Verification("unverified", ("verify has not run",)),
         ),
     )
+
+
+def copy_unchanged(source: Bundle, folder: Path) -> None:
+    """Copy what is neither graph, weights nor report of a bundle into another's folder."""
+    graphs = source.manifest.graphs
+    written = {name for graph in graphs for name in (graph.file, *graph.external_data)}
+    for name in source.manifest.files:
+        if name not in written and not name.startswith("reports/"):
+            shutil.copyfile(source.file(name), folder / name)
 
 
 def check_unquantized(source: Bundle) -> None:

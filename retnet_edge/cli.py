@@ -37,6 +37,9 @@ COMMANDS = {
     ),
     "export": Entry("retnet_edge.commands_make:export", "Lower a checkpoint to an fp32 bundle."),
     "quantize": Entry("retnet_edge.commands_make:quantize", "Apply a recipe to a bundle."),
+    "tune": Entry(
+        "retnet_edge.commands_tune:tune", "Train a quantized bundle to predict as its model does."
+    ),
     "verify": Entry("retnet_edge.commands_make:verify", "Judge a bundle by its checkpoint."),
     "build": Entry("retnet_edge.commands_make:build", "Export, quantize and verify in one go."),
     "generate": Entry("retnet_edge.commands_run:generate", "Continue a text with a bundle."),
