@@ -90,13 +90,16 @@ def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def measure(
-    bundles: dict[str, Path], source: Checkpoint, contexts: Sequence[NDArray[np.int64]]
+    bundles: dict[str, Path],
+    source: Checkpoint,
+    contexts: Sequence[NDArray[np.int64]],
+    device: str = "cpu",
 ) -> dict[str, dict[str, float]]:
-    """Figures of each bundle over all contexts, which run side by side."""
+    """Figures of each bundle over all contexts, which run side by side; device: the reference's."""
     assert isinstance(source.model, RetNet)
     reference = RetNet(source.model.config)
     reference.load_state_dict(source.model.state_dict())
-    reference.to(torch.float64).eval()
+    reference.to(torch.float64).to(device).eval()
     tokens = np.stack(contexts)
     sequences, length = tokens.shape
     graphs, states = {}, {}
@@ -113,9 +116,10 @@ def measure(
     with progress("held-out positions", length - 1) as advance, torch.no_grad():
         for start in range(0, length - 1, SPAN):
             span = tokens[:, start : min(start + SPAN, length - 1)]
-            position = torch.full((sequences,), start)
-            logits, past = reference(torch.from_numpy(span), states=past, position=position)
-            p = log_softmax(logits.numpy())
+            position = torch.full((sequences,), start, device=device)
+            ids = torch.from_numpy(span).to(device)
+            logits, past = reference(ids, states=past, position=position)
+            p = log_softmax(logits.cpu().numpy())
             for name, graph in graphs.items():
                 for t in range(span.shape[1]):
                     at = start + t
@@ -195,24 +199,17 @@ def plainly_rounded(model: ir.Model) -> None:
     constants["dither_turn"].const_value = ir.tensor(np.int64(0), name="dither_turn")
 
 
-def measure_recipes(
-    folder: Path,
-    rows: dict[str, Recipe],
-    source: Checkpoint,
-    calibration: Path | None,
-    contexts: Sequence[NDArray[np.int64]],
-) -> dict[str, dict[str, float]]:
-    """Make the bundle of each recipe, and measure all of them in one pass."""
+def make_bundles(
+    folder: Path, rows: dict[str, Recipe], source: Checkpoint, calibration: Path | None
+) -> dict[str, Path]:
+    """The bundle of each recipe, in `folder`."""
     exported = folder / "fp32.edge"
-    if not exported.exists():
+    if rows:
         export(source.path, exported, say=lambda text: None)
-    bundles, bits = {}, {}
-    for index, (name, recipe) in enumerate(rows.items()):
-        out = folder / f"{index}.edge"
-        bundles[name] = quantize(exported, out, recipe=recipe, calibration=calibration)
-        bits[name] = bits_a_weight(Bundle.open(out))
-    found = measure(bundles, source, contexts)
-    return {name: {**figures, "bits_a_weight": bits[name]} for name, figures in found.items()}
+    return {
+        name: quantize(exported, folder / f"{index}.edge", recipe=recipe, calibration=calibration)
+        for index, (name, recipe) in enumerate(rows.items())
+    }
 
 
 def bits_a_weight(bundle: Bundle) -> float:
@@ -251,6 +248,8 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--only", nargs="*", default=[], help="rows to measure")
     parser.add_argument("--recipes", type=Path, nargs="*", default=[], help="files of more rows")
+    parser.add_argument("--bundles", type=Path, nargs="*", default=[], help="ready: a row each")
+    parser.add_argument("--device", default="cpu", help="of the float64 model")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     source = load_checkpoint(args.checkpoint)
@@ -259,11 +258,18 @@ def main() -> None:
     key = f"{args.checkpoint.name}: {len(contexts)} contexts of {args.context} of {text.name}"
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
     known = results.setdefault(key, {})
+    ready = {Bundle.open(p).manifest.quantization.recipe: p for p in args.bundles}
     rows = recipes() | {found.name: found for found in map(read_recipe, args.recipes)}
-    missing = {n: r for n, r in chosen(rows, args.only).items() if n not in known}
-    if missing:
+    wanted = {} if ready and not args.only else chosen(rows, args.only)
+    missing = {n: r for n, r in wanted.items() if n not in known}
+    missing_bundles = {n: p for n, p in ready.items() if n not in known}
+    if missing or missing_bundles:
         with tempfile.TemporaryDirectory() as folder:
-            known |= measure_recipes(Path(folder), missing, source, args.calibration, contexts)
+            bundles = make_bundles(Path(folder), missing, source, args.calibration)
+            bundles |= missing_bundles
+            bits = {name: bits_a_weight(Bundle.open(path)) for name, path in bundles.items()}
+            for name, figures in measure(bundles, source, contexts, args.device).items():
+                known[name] = {**figures, "bits_a_weight": bits[name]}
         args.out.parent.mkdir(exist_ok=True)
         args.out.write_text(json.dumps(results, indent=2) + "\n")
     show(known)

@@ -40,13 +40,14 @@ def apply_blocks(
 ) -> None:
     """Replace every node that reads `weight` by ones that read `blocks`.
 
-    input_rms: see `activations.py`. Raises InputError for a lookup of other than symmetric 8 bits.
+    input_rms: see `activations.py`. Raises InputError for a lookup of codes with zero points.
     """
     outputs, inputs = weight.matrix().shape
     symmetric = scheme.symmetric
-    if weight.lookups and not (blocks.bits == 8 and symmetric):
+    if weight.lookups and not symmetric:
         raise InputError(
-            f"{weight.name} is looked up in, which needs symmetric 8 bits; {scheme.name} is not"
+            f"{weight.name} is looked up in, which needs symmetric codes; {scheme.name} has zero "
+            "points"
         )
     codes = blocks.codes if blocks.bits == 8 else pack_nibbles(blocks.codes)
     code_value = add_initializer(model, weight.name + CODES, codes)
@@ -85,13 +86,13 @@ def apply_blocks(
         found = ir.node(
             "GatherBlockQuantized",
             [code_value, lookup.inputs[1], scales3],
-            {"bits": 8, "block_size": blocks.block, "gather_axis": 0, "quantize_axis": 2},
+            {"bits": blocks.bits, "block_size": blocks.block, "gather_axis": 0, "quantize_axis": 2},
             domain=CONTRIB,
         )
         nodes = [found, _joined(model, found.outputs[0])]
-        if codes.shape[1] * codes.shape[2] != inputs:
+        if blocks.codes.shape[1] * blocks.block != inputs:
             nodes.append(_shortened(model, nodes[-1].outputs[0], inputs))
-        _describe(lookup, codes.shape, nodes)
+        _describe(lookup, blocks.codes.shape, nodes)
         replace(model, lookup, nodes)
     model.opset_imports[CONTRIB] = 1
 

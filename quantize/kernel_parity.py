@@ -25,7 +25,7 @@ from retnet_edge.quantize.fake_quantized import (
     static_int8_product,
 )
 from retnet_edge.quantize.graph_blocks import blocks_of, constant, unpacked
-from retnet_edge.quantize.rounding import Blocks, dequantize
+from retnet_edge.quantize.rounding import Blocks
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.ort_graph import has_wide_activations
 
@@ -195,8 +195,12 @@ class GatherBlockQuantized(OpRun):
 
     op_domain = "com.microsoft"
 
-    def _run(self, codes: Array, ids: Array, scales: Array, **_: Any) -> tuple[Array]:
-        return (dequantize(codes[ids], scales[ids][..., 0]),)
+    def _run(
+        self, codes: Array, ids: Array, scales: Array, *, bits: int = 4, **_: Any
+    ) -> tuple[Array]:
+        blocks = unpacked(bits, codes[ids], scales[ids][..., 0], None)
+        levels = blocks.codes.astype(np.float32) - blocks.zeros[..., None]
+        return (levels * blocks.scales[..., None],)
 
 
 class LinearAttention(OpRun):

@@ -37,7 +37,7 @@ class BlockInt8:
 class BlockInt4:
     """4-bit weights with a scale for every `block` inputs of an output, int8 compute.
 
-    `MatMulNBits` as for BlockInt8. A lookup needs 8 bits.
+    As for BlockInt8. What is looked up in has to be symmetric.
     tail: see `tails.py`; gptq: see `gptq.py`.
     """
 

@@ -1,9 +1,9 @@
 """`quantize --search`: which matrices can do with fewer bits, measured, and a recipe of them.
 
-Every matrix of the blocks is quantized alone, on each rung of a ladder, all else in float32, and
-what that does to the predictions is KL(fp32 ‖ quantized) on text. From all matrices on the top
-rung, the step down that costs the least KL for a bit saved is taken, until the budget is kept: KL
-of single matrices adds up well while it is small. What is looked up in stays at 8 bits.
+Every matrix is quantized alone, on each rung of a ladder, all else in float32, and what that does
+to the predictions is KL(fp32 ‖ quantized) on text. From all matrices on the top rung, the step
+down that costs the least KL for a bit saved is taken, until the budget is kept: KL of single
+matrices adds up well while it is small.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ LADDER: tuple[BlockInt8 | BlockInt4, ...] = (
     BlockInt4(32, symmetric=False, gptq=True),
     BlockInt4(128, symmetric=False, gptq=True),
 )
+OUTER_LADDER: tuple[BlockInt8 | BlockInt4, ...] = (BlockInt8(128), BlockInt4(32), BlockInt4(128))
+"""Of embedding and head: lookups need symmetric codes, and a head sees too few tokens for GPTQ."""
 _UNITS = {"bits": 1.0, "KB": 1e3, "MB": 1e6, "B": 1.0}
 _NO_BOUND = Tolerance(
     max_abs_logit_error=None, perplexity_ratio=2.0, mean_kl=1.0, top1_agreement=0.0
@@ -84,11 +86,15 @@ class Budget(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight matrix, and whether it must stay on the top rung."""
+    """A weight matrix [outputs, inputs]."""
 
     name: str
     shape: tuple[int, ...]
-    fixed: bool
+
+    @property
+    def ladder(self) -> tuple[BlockInt8 | BlockInt4, ...]:
+        """The schemes that it may get, most bits first."""
+        return LADDER if self.name.startswith("blocks.") else OUTER_LADDER
 
     @property
     def elements(self) -> int:
@@ -157,7 +163,7 @@ def find_mixed(
     matrices = _matrices(source)
     elements = sum(m.elements for m in matrices)
     allowed = budget.bits(elements)
-    least = sum(min(m.bits(s) for s in (LADDER[:1] if m.fixed else LADDER)) for m in matrices)
+    least = sum(min(m.bits(s) for s in m.ladder) for m in matrices)
     if least > allowed:
         raise InputError(
             f"--budget is {allowed / elements:.3f} bits a weight; the smallest recipe of this "
@@ -168,7 +174,7 @@ def find_mixed(
     rungs = choose(matrices, costs, allowed)
     recipe = Recipe(name, _rules(matrices, rungs), _NO_BOUND)
     kl = probe.kl(recipe)
-    total = sum(m.bits(LADDER[rungs[m.name]]) for m in matrices)
+    total = sum(m.bits(m.ladder[rungs[m.name]]) for m in matrices)
     bits = total / elements
     say(f"found {name}: {bits:.3f} bits a weight, KL {kl:.2e} on the text it was found on")
     return replace(recipe, tolerance=_tolerance(kl))
@@ -182,18 +188,17 @@ def choose(
     A step may skip a rung, and leaves one out that pads a narrow matrix to more bits.
     """
     rungs = dict.fromkeys((m.name for m in matrices), 0)
-    total = sum(m.bits(LADDER[0]) for m in matrices)
-    free = [m for m in matrices if not m.fixed]
+    total = sum(m.bits(m.ladder[0]) for m in matrices)
 
     def kl(matrix: Matrix, rung: int) -> float:
-        return costs[matrix.name, LADDER[rung].name]
+        return costs[matrix.name, matrix.ladder[rung].name]
 
     while total > allowed:
         steps = []
-        for m in free:
+        for m in matrices:
             now = rungs[m.name]
-            for below in range(len(LADDER)):
-                saved = m.bits(LADDER[now]) - m.bits(LADDER[below])
+            for below in range(len(m.ladder)):
+                saved = m.bits(m.ladder[now]) - m.bits(m.ladder[below])
                 if saved <= 0:
                     continue
                 steps.append(((kl(m, below) - kl(m, now)) / saved, saved, m.name, below))
@@ -206,21 +211,18 @@ def choose(
 def _matrices(source: Bundle) -> list[Matrix]:
     file = source.manifest.graph("prefill").file
     found = weight_matrices(ir.load(source.file(file)), file)
-    return [
-        Matrix(w.name, w.matrix().shape, bool(w.lookups) or not w.name.startswith("blocks."))
-        for w in found
-    ]
+    return [Matrix(w.name, w.matrix().shape) for w in found]
 
 
-def _scheme(name: str, rung: int) -> Scheme:
-    tail = TAIL if fnmatchcase(name, TAILED) else None
-    return replace(LADDER[rung], tail=tail)
+def _scheme(matrix: Matrix, rung: int) -> Scheme:
+    tail = TAIL if fnmatchcase(matrix.name, TAILED) else None
+    return replace(matrix.ladder[rung], tail=tail)
 
 
 def _rules(matrices: Iterable[Matrix], rungs: dict[str, int]) -> tuple[Rule, ...]:
-    lower = [Rule(m.name, _scheme(m.name, rungs[m.name])) for m in matrices if rungs[m.name] > 0]
-    rest = [m.name for m in matrices if rungs[m.name] == 0]
-    tailed = [name for name in rest if fnmatchcase(name, TAILED)]
+    lower = [Rule(m.name, _scheme(m, rungs[m.name])) for m in matrices if rungs[m.name] > 0]
+    rest = [m for m in matrices if rungs[m.name] == 0]
+    tailed = [m for m in rest if fnmatchcase(m.name, TAILED)]
     if tailed:
         lower.append(Rule(TAILED, _scheme(tailed[0], 0)))
     if len(tailed) < len(rest):
@@ -286,17 +288,18 @@ def _measure_all(
     """(weight, name of a rung) -> KL; what the cache has is not measured again."""
     known = {(m.weight, m.scheme): m.kl for m in read_cache(cache, probe.about)}
     drop_cut_line(cache)
-    wanted = [(m.name, rung) for m in matrices if not m.fixed for rung in range(len(LADDER))]
-    missing = [pair for pair in wanted if (pair[0], LADDER[pair[1]].name) not in known]
+    wanted = [(m, rung) for m in matrices for rung in range(len(m.ladder))]
+    missing = [(m, rung) for m, rung in wanted if (m.name, m.ladder[rung].name) not in known]
     say(f"{len(wanted) - len(missing)} of {len(wanted)} measurements are in {cache}")
     with progress("search", len(missing)) as advance, cache.open("ab") as file:
-        for name, rung in missing:
-            rules = (Rule(name, _scheme(name, rung)), Rule("*", Float32()))
+        for matrix, rung in missing:
+            rules = (Rule(matrix.name, _scheme(matrix, rung)), Rule("*", Float32()))
             kl = probe.kl(Recipe("probe", rules, _NO_BOUND))
-            line = Measured(probe.about, name, LADDER[rung].name, kl)
+            name = matrix.ladder[rung].name
+            line = Measured(probe.about, matrix.name, name, kl)
             file.write(msgspec.json.encode(line) + b"\n")
             file.flush()
-            known[name, LADDER[rung].name] = kl
+            known[matrix.name, name] = kl
             advance(1)
     return known
 

@@ -22,7 +22,7 @@ from retnet_edge.quantize import kernel_parity
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipe import BlockInt4, BlockInt8, Float32, Recipe, Rule, find_recipe
-from retnet_edge.quantize.rounding import quantize_blocks, quantize_channels
+from retnet_edge.quantize.rounding import quantize_blocks, quantize_channels, unpack_nibbles
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import Tolerance
 from retnet_edge.runtime.replay import run_steps
@@ -223,13 +223,32 @@ def test_int4_is_calibrated_on_text_that_is_given_or_sampled(
     assert (codes["sampled"] != codes["text"]).any()
 
 
-def test_an_embedding_of_four_bits_is_refused(
+def test_an_embedding_with_zero_points_is_refused(
     exported: dict[str, Exported], tmp_path: Path
 ) -> None:
-    recipe = Recipe("four", (Rule("*", BlockInt4()),), find_recipe("int8").tolerance)
+    recipe = Recipe("four", (Rule("*", BlockInt4(symmetric=False)),), find_recipe("int8").tolerance)
     sentence = refused(exported["base"].bundle, tmp_path / "q", recipe=recipe)
-    assert "embedding.weight is looked up in, which needs symmetric 8 bits" in sentence
+    assert "embedding.weight is looked up in, which needs symmetric codes" in sentence
     assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_embedding_of_four_bits(
+    exported: dict[str, Exported], tmp_path: Path, variant: str
+) -> None:
+    """Looked up in and, where it is tied, multiplied with: the same nibbles."""
+    recipe = Recipe("four", (Rule("*", BlockInt4()),), find_recipe("int8").tolerance)
+    out = quantize(exported[variant].bundle, tmp_path / "q", recipe=recipe, say=lambda _: None)
+    found = measure_kernel_parity(Bundle.open(out), TOKENS)
+    assert found.product_error <= KERNEL_BOUND
+    assert found.logit_error_median <= KERNEL_BOUND
+    assert found.steps_within > 0.5
+    constants = arrays(out, "step")
+    codes = unpack_nibbles(constants["embedding.weight.codes"]).astype(np.float32) - 8
+    rows = (codes * constants["embedding.weight.scales3"]).reshape(len(codes), -1)
+    weight = load_checkpoint(exported[variant].checkpoint).model.get_parameter("embedding.weight")
+    away = np.abs(rows[:, : weight.shape[1]] - weight.detach().numpy())
+    assert 0 < away.max() <= constants["embedding.weight.scales3"].max()
 
 
 def test_kernel_parity_of_an_fp32_bundle_has_no_products(exported: dict[str, Exported]) -> None:

@@ -13,7 +13,15 @@ from retnet_edge.cli import main
 from retnet_edge.errors import InputError
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipe_file import read_recipe
-from retnet_edge.quantize.search import LADDER, Budget, Matrix, choose, read_cache, search
+from retnet_edge.quantize.search import (
+    LADDER,
+    OUTER_LADDER,
+    Budget,
+    Matrix,
+    choose,
+    read_cache,
+    search,
+)
 from retnet_edge.runtime.bundle import Bundle
 
 TEXT = "The cat sat on the mat, and the dog sat by the door of the old house. " * 60
@@ -53,7 +61,7 @@ def test_what_is_no_budget_is_refused(given: str) -> None:
 def test_the_choice_is_as_good_as_the_best_of_all() -> None:
     """Greedy is within one step of what trying everything finds, on costs that are random."""
     rng = np.random.default_rng(0)
-    matrices = [Matrix(f"m{i}", (64, 256), False) for i in range(5)]
+    matrices = [Matrix(f"blocks.{i}", (64, 256)) for i in range(5)]
     for _ in range(20):
         costs: dict[tuple[str, str], float] = {}
         for m in matrices:
@@ -76,11 +84,15 @@ def test_the_choice_is_as_good_as_the_best_of_all() -> None:
         assert kl(best) <= kl(found) <= kl(best) + 1.0
 
 
-def test_what_is_fixed_stays_on_top() -> None:
-    matrices = [Matrix("embedding", (64, 256), True), Matrix("m", (64, 256), False)]
-    costs = {("m", scheme.name): 1.0 for scheme in LADDER}
-    allowed = matrices[0].bits(LADDER[0]) + matrices[1].bits(LADDER[-1])
-    assert choose(matrices, costs, allowed) == {"embedding": 0, "m": 2}
+def test_what_is_looked_up_in_has_rungs_without_zero_points() -> None:
+    matrices = [Matrix("embedding.weight", (64, 256)), Matrix("blocks.0.m", (64, 256))]
+    assert all(scheme.symmetric and not scheme.gptq for scheme in matrices[0].ladder)
+    costs = {(m.name, s.name): 1.0 for m in matrices for s in m.ladder}
+    costs["blocks.0.m", LADDER[-1].name] = 0.5
+    allowed = sum(m.bits(m.ladder[-1]) for m in matrices)
+    assert choose(matrices, costs, allowed) == {"embedding.weight": 2, "blocks.0.m": 2}
+    allowed = matrices[0].bits(matrices[0].ladder[0]) + matrices[1].bits(LADDER[-1])
+    assert choose(matrices, costs, allowed) == {"embedding.weight": 0, "blocks.0.m": 2}
 
 
 def test_bits_are_those_of_the_file(exported: Exported, tmp_path: Path, text: Path) -> None:
@@ -90,10 +102,9 @@ def test_bits_are_those_of_the_file(exported: Exported, tmp_path: Path, text: Pa
     out = quantize(exported.bundle, tmp_path / "q.edge", recipe=str(recipe), calibration=text)
     bundle = Bundle.open(out)
     tensors = bundle.manifest.quantization.tensors
-    rungs = {scheme.name: scheme for scheme in LADDER}
+    rungs = {scheme.name: scheme for scheme in (*LADDER, *OUTER_LADDER)}
     bits = sum(
-        Matrix(t.weight, t.shape, False).bits(rungs[t.scheme.removesuffix("-tail2")])
-        for t in tensors
+        Matrix(t.weight, t.shape).bits(rungs[t.scheme.removesuffix("-tail2")]) for t in tensors
     )
     assert len({t.scheme.removesuffix("-tail2") for t in tensors}) > 1
     assert bits <= 12.5 * sum(np.prod(t.shape) for t in tensors)
@@ -110,17 +121,17 @@ def test_an_interrupted_search_goes_on(exported: Exported, tmp_path: Path, text:
         return said
 
     whole = run()
-    assert any(line.startswith("0 of 24 measurements are in") for line in whole)
+    assert any(line.startswith("0 of 27 measurements are in") for line in whole)
     found, lines = recipe.read_text(), cache.read_bytes()
     recipe.unlink()
     cut = lines[: lines.rfind(b"\n", 0, len(lines) // 2) + 20]  # in the middle of a line
     cache.write_bytes(cut)
     kept = cut.count(b"\n")
-    assert any(line.startswith(f"{kept} of 24 measurements are in") for line in run())
+    assert any(line.startswith(f"{kept} of 27 measurements are in") for line in run())
     assert recipe.read_text() == found
     assert sorted(cache.read_bytes().split()) == sorted(lines.split())
     recipe.unlink()
-    assert any(line.startswith("24 of 24 measurements are in") for line in run())
+    assert any(line.startswith("24 of 27 measurements are in") for line in run())
     assert recipe.read_text() == found
 
 
