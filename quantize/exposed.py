@@ -73,6 +73,7 @@ def _session(model: ir.Model, *, literal: bool) -> onnxruntime.InferenceSession:
     """A session whose weights are handed over in memory: a graph may not hold 2 GiB of them."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others want the core
     if literal:
         options.add_session_config_entry(*LITERAL)
     weights = {

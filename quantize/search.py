@@ -1,14 +1,14 @@
 """`quantize --search`: which matrices can do with fewer bits, measured, and a recipe of them.
 
 Every matrix is quantized alone, on each rung of a ladder, all else in float32, and what that does
-to the predictions is KL(fp32 ‖ quantized) on text. From all matrices on the top rung, the step
-down that costs the least KL for a bit saved is taken, until the budget is kept: KL of single
-matrices adds up well while it is small.
+to the predictions is KL(fp32 ‖ quantized) on text. The rungs are chosen whose KLs add up to least
+within the budget: KL of single matrices adds up well while it is small.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +53,8 @@ LADDER: tuple[BlockInt8 | BlockInt4, ...] = (
 )
 OUTER_LADDER: tuple[BlockInt8 | BlockInt4, ...] = (BlockInt8(128), BlockInt4(32), BlockInt4(128))
 """Of embedding and head: lookups need symmetric codes, and a head sees too few tokens for GPTQ."""
-_UNITS = {"bits": 1.0, "KB": 1e3, "MB": 1e6, "B": 1.0}
+UNITS = 20_000
+_SUFFIXES = {"bits": 1.0, "KB": 1e3, "MB": 1e6, "B": 1.0}
 _NO_BOUND = Tolerance(
     max_abs_logit_error=None, perplexity_ratio=2.0, mean_kl=1.0, top1_agreement=0.0
 )
@@ -68,9 +69,9 @@ class Budget(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, text: str) -> Budget:
         """`5.2` and `5.2bits` are bits a weight; `12000000B`, `12MB` bytes. Raises InputError."""
-        unit = next((unit for unit in _UNITS if text.endswith(unit)), "")
+        unit = next((unit for unit in _SUFFIXES if text.endswith(unit)), "")
         try:
-            amount = float(text.removesuffix(unit)) * _UNITS.get(unit, 1.0)
+            amount = float(text.removesuffix(unit)) * _SUFFIXES.get(unit, 1.0)
         except ValueError:
             amount = math.nan
         if not 0 < amount < math.inf:
@@ -183,28 +184,30 @@ def find_mixed(
 def choose(
     matrices: Sequence[Matrix], costs: dict[tuple[str, str], float], allowed: float
 ) -> dict[str, int]:
-    """The rung of each matrix: down where KL rises least for a bit, until `allowed` bits are kept.
+    """The rung of each matrix whose KLs add up to least, in `allowed` bits or the fewest possible.
 
-    A step may skip a rung, and leaves one out that pads a narrow matrix to more bits.
+    Dynamic programming over the bits that are spent, in at most UNITS units. Bits are rounded up
+    to whole units, so that the budget is kept.
     """
-    rungs = dict.fromkeys((m.name for m in matrices), 0)
-    total = sum(m.bits(m.ladder[0]) for m in matrices)
-
-    def kl(matrix: Matrix, rung: int) -> float:
-        return costs[matrix.name, matrix.ladder[rung].name]
-
-    while total > allowed:
-        steps = []
-        for m in matrices:
-            now = rungs[m.name]
-            for below in range(len(m.ladder)):
-                saved = m.bits(m.ladder[now]) - m.bits(m.ladder[below])
-                if saved <= 0:
-                    continue
-                steps.append(((kl(m, below) - kl(m, now)) / saved, saved, m.name, below))
-        _, saved, name, below = min(steps)
-        rungs[name] = below
-        total -= saved
+    bits = [[int(m.bits(scheme)) for scheme in m.ladder] for m in matrices]
+    unit = max(math.gcd(*itertools.chain(*bits)), math.ceil(allowed / UNITS))
+    least = np.full(int(allowed // unit) + 1, np.inf)  # KL, by the units that are spent
+    least[0] = 0.0
+    chosen = []
+    for matrix, sizes in zip(matrices, bits, strict=True):
+        options = np.full((len(sizes), len(least)), np.inf)
+        for rung, size in enumerate(sizes):
+            units = -(-size // unit)
+            kl = costs[matrix.name, matrix.ladder[rung].name]
+            options[rung, units:] = least[: max(0, len(least) - units)] + kl
+        chosen.append(options.argmin(axis=0))
+        least = options.min(axis=0)
+    if np.isinf(least.min()):  # rounding up leaves no room
+        return {m.name: int(np.argmin(sizes)) for m, sizes in zip(matrices, bits, strict=True)}
+    spent, rungs = int(least.argmin()), {}
+    for matrix, sizes, rung_at in zip(matrices[::-1], bits[::-1], chosen[::-1], strict=True):
+        rungs[matrix.name] = int(rung_at[spent])
+        spent -= -(-sizes[rungs[matrix.name]] // unit)
     return rungs
 
 
