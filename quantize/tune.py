@@ -50,10 +50,10 @@ class TuneOptions(msgspec.Struct, frozen=True, kw_only=True):
     in a step at most, in codes; 8-bit codes move 16 times as far.
     """
 
-    steps: int = 300
-    batch: int = 8
-    seq_len: int = 512
-    lr: float = 0.01
+    steps: int = 600
+    batch: int = 16
+    seq_len: int = 1024
+    lr: float = 0.001
     seed: int = 0
 
 

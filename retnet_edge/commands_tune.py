@@ -22,13 +22,13 @@ _PATH = click.Path(path_type=Path)
     help="Text as for training, not what is verified on (repeatable).",
 )
 @click.option("--text-field", default="text", show_default=True, help="Column with the text.")
-@click.option("--steps", type=click.IntRange(min=1), default=300, show_default=True)
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True)
-@click.option("--seq-len", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=600, show_default=True)
+@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option("--seq-len", type=click.IntRange(min=1), default=1024, show_default=True)
 @click.option(
     "--lr",
     type=click.FloatRange(min=0, min_open=True),
-    default=0.01,
+    default=0.001,
     show_default=True,
     help="How far a 4-bit code moves in a step at most.",
 )
