@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
@@ -15,6 +16,9 @@ from retnet_edge.export.contract import Lowering
 from retnet_edge.runtime.manifest import StateSpec
 
 OPSETS = {"ort": 23, "portable": 18}
+_SCOPES = (
+    "pkg.torch.onnx.name_scopes"  # of a node: the modules that it comes from, and its own name
+)
 PORTABLE_IR = 8  # the file format of ONNX 1.13, which had operator set 18
 
 
@@ -33,10 +37,22 @@ def lower_onnx(lowering: Lowering, states: Sequence[StateSpec]) -> ir.Model:
         )
     assert program is not None
     model = program.model
+    _name_blocks(model)
     _strip(model)
     if lowering.flavour == "portable":
         model.ir_version = PORTABLE_IR
     return model
+
+
+def _name_blocks(model: ir.Model) -> None:
+    """Call what block N adds up, the residual stream after it, "blocks.N"."""
+    last: dict[str, ir.Value] = {}
+    for node in model.graph:
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        if node.op_type == "Add" and len(scopes) == 3 and scopes[1].startswith("blocks."):
+            last[scopes[1]] = node.outputs[0]
+    for name, value in last.items():
+        value.name = name
 
 
 def _strip(model: ir.Model) -> None:

@@ -129,23 +129,34 @@ def quantize(
 @click.option("--checkpoint", type=_PATH, required=True, help="What the bundles were made from.")
 @click.option("--backend", type=_BACKEND, help="Only this one  [default: all that they have].")
 @click.option("--report", type=_PATH, help="Write the page of all bundles side by side here.")
+@click.option("--card", type=_PATH, help="Write a section for a model card, in Markdown, here.")
 @_verification
-def verify(bundles: tuple[Path, ...], as_json: bool, report: Path | None, **options: Any) -> None:
+def verify(
+    bundles: tuple[Path, ...],
+    as_json: bool,
+    report: Path | None,
+    card: Path | None,
+    **options: Any,
+) -> None:
     """Compare BUNDLES with their checkpoint in float64, measure memory; status 1 if one fails.
 
     Every backend of every bundle is a column of one report; each bundle also gets its own.
     """
+    from retnet_edge.runtime.card import model_card
     from retnet_edge.runtime.report import render_report
     from retnet_edge.runtime.writer import replace_file
     from retnet_edge.verify import verify_all
 
-    if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):
-        raise InputError(f"--report {report}: name a file in a directory that exists")
+    for option, path in (("--report", report), ("--card", card)):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise InputError(f"{option} {path}: name a file in a directory that exists")
     found = verify_all(bundles, say=_say, **options)
+    entries = _entries(found.bundles)
     if report is not None:
-        entries = _entries(found.bundles)
         page = render_report(report.stem, entries, found.between)
         replace_file(report, page.encode())
+    if card is not None:
+        replace_file(card, model_card(entries).encode())
     if len(bundles) == 1:
         _conclude(bundles[0], found.bundles[str(bundles[0])], as_json)
     else:

@@ -25,6 +25,21 @@ class Float64Reference:
         self._model.to(torch.float64).eval()
 
     @torch.no_grad()
+    def after_blocks(self, tokens: NDArray[np.int64]) -> list[NDArray[np.float64]]:
+        """The residual stream [T, d_model] after each block, of tokens [T] from an empty state."""
+        seen: list[NDArray[np.float64]] = []
+        hooks = [
+            block.register_forward_hook(lambda _, __, output: seen.append(output[0][0].numpy()))
+            for block in self._model.blocks
+        ]
+        try:
+            self._model(torch.from_numpy(tokens)[None])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
+
+    @torch.no_grad()
     def run(
         self,
         tokens: NDArray[np.int64],

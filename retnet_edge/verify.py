@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from retnet_edge.block_errors import measure_blocks
 from retnet_edge.checkpoint import Checkpoint, load_checkpoint
 from retnet_edge.contexts import text_contexts
 from retnet_edge.errors import InputError
@@ -22,6 +23,7 @@ from retnet_edge.reference import Float64Reference
 from retnet_edge.runtime.between import Between
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import Backend
+from retnet_edge.runtime.parity import BlockError
 from retnet_edge.runtime.report import column_name, labels
 from retnet_edge.runtime.session import choose_backend
 from retnet_edge.runtime.verdict import Check, Verdict
@@ -125,10 +127,12 @@ def verify_all(
             grown = None if growing is None else measure_baseline(growing, memory_steps, advance)
             for name, bundle in opened.items():
                 checks: dict[Backend, tuple[Check, ...]] = {}
+                blocks: dict[Backend, tuple[BlockError, ...]] = {}
                 # compared with NumPy; a .pte is no graph to read
                 if any(one == "onnxruntime" for _, b, one in columns if b is bundle):
                     kernel = measure_kernel_parity(bundle, contexts[0][:KERNEL_TOKENS])
                     checks["onnxruntime"] = _kernel_checks(kernel)
+                    blocks["onnxruntime"] = measure_blocks(bundle, reference, contexts[0])
                 verdicts[name] = verify_bundle(
                     Path(name),
                     reference=reference,
@@ -139,6 +143,7 @@ def verify_all(
                     threads=threads,
                     backend=backend,
                     more_checks=checks,
+                    block_errors=blocks,
                     advance=advance,
                 )
     between = tuple(

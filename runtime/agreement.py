@@ -5,8 +5,9 @@ logits are r [V], the bundle's are b [V]; p = softmax(r), q = softmax(b); all su
 
     error      e_i = |b_i - r_i|
     divergence KL(p ‖ q) = Σ_i p_i (log p_i - log q_i), in nats, clipped at 0 (rounding)
-    agreement  argmax b == argmax r
+    agreement  argmax b == argmax r; of five: the share of r's five largest among b's five largest
     surprise   -log p_y and -log q_y in nats, y being the token that follows
+    Δp         q_y - p_y
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NO_TARGET = -1
+FIVE = 5
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,10 @@ class Trace:
     """One entry a position, every array [N].
 
     position: int64, distance from the context's start. second_half: bool, position >= length / 2.
-    max_error, mean_error: float64, over the vocabulary. kl: float64, nats. agrees: bool.
-    gap: float64, the reference's best logit less its second best. surprise_reference,
-    surprise_bundle: float64, nats, NaN where no token follows. finite: bool, of the bundle's row.
+    max_error, mean_error: float64, over the vocabulary. kl: float64, nats. best_reference,
+    best_bundle: int64, the most likely token. top5: float64, see above. gap: float64, the
+    reference's best logit less its second best. surprise_reference, surprise_bundle: float64, nats,
+    NaN where no token follows. finite: bool, of the bundle's row.
     """
 
     position: NDArray[np.int64]
@@ -36,11 +39,23 @@ class Trace:
     max_error: NDArray[np.float64]
     mean_error: NDArray[np.float64]
     kl: NDArray[np.float64]
-    agrees: NDArray[np.bool_]
+    best_reference: NDArray[np.int64]
+    best_bundle: NDArray[np.int64]
+    top5: NDArray[np.float64]
     gap: NDArray[np.float64]
     surprise_reference: NDArray[np.float64]
     surprise_bundle: NDArray[np.float64]
     finite: NDArray[np.bool_]
+
+    @property
+    def agrees(self) -> NDArray[np.bool_]:
+        """Where both have the same most likely token."""
+        return np.asarray(self.best_reference == self.best_bundle)
+
+    @property
+    def delta_p(self) -> NDArray[np.float64]:
+        """Δp, NaN where no token follows."""
+        return np.asarray(np.exp(-self.surprise_bundle) - np.exp(-self.surprise_reference))
 
     def where(self, mask: NDArray[np.bool_]) -> Trace:
         """The positions that `mask` [N] keeps."""
@@ -75,8 +90,9 @@ class Figures(msgspec.Struct, frozen=True):
     top1_agreement_without_ties: the share of positions that agree, or where the reference's gap
     between its two best is at most twice the logit error that is allowed (None: no such bound).
     Note that an allowed error which is kept makes this 1 of necessity: two logits that swap places
-    under errors of at most e were at most 2e apart. The state errors are the worst of the samples
-    among these positions (None: no sample).
+    under errors of at most e were at most 2e apart. top5_agreement: mean of top5.
+    mean_delta_p, rms_delta_p: of Δp. The state errors are the worst of the samples among these
+    positions (None: no sample).
     """
 
     tokens: int
@@ -89,6 +105,9 @@ class Figures(msgspec.Struct, frozen=True):
     max_kl: float
     top1_agreement: float
     top1_agreement_without_ties: float | None
+    top5_agreement: float
+    mean_delta_p: float
+    rms_delta_p: float
     perplexity_reference: float
     perplexity_bundle: float
     perplexity_ratio: float
@@ -122,6 +141,10 @@ def compare(
     position = first + rows
     error = np.abs(bundle64 - reference)
     top_two = np.partition(reference, -2, axis=-1)[:, -2:]
+    count = min(FIVE, reference.shape[-1])
+    five, bundle_five = (
+        np.argpartition(x, -count, axis=-1)[:, -count:] for x in (reference, bundle64)
+    )
     with np.errstate(invalid="ignore", over="ignore"):  # logits that are not finite become NaN
         log_p, log_q = log_softmax(reference), log_softmax(bundle64)
         kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1)
@@ -133,7 +156,9 @@ def compare(
         max_error=error.max(axis=-1),
         mean_error=error.mean(axis=-1),
         kl=np.maximum(kl, 0.0),
-        agrees=reference.argmax(axis=-1) == bundle64.argmax(axis=-1),
+        best_reference=reference.argmax(axis=-1),
+        best_bundle=bundle64.argmax(axis=-1),
+        top5=(five[:, :, None] == bundle_five[:, None]).any(axis=-1).mean(axis=-1),
         gap=top_two[:, 1] - top_two[:, 0],
         surprise_reference=np.where(known, -log_p[rows, column], np.nan),
         surprise_bundle=np.where(known, -log_q[rows, column], np.nan),
@@ -160,9 +185,9 @@ def state_distance(
     return max_abs, relative
 
 
-def mean_surprise(surprise: NDArray[np.float64], targets: NDArray[np.bool_]) -> float:
+def mean_over(values: NDArray[np.float64], targets: NDArray[np.bool_]) -> float:
     """Mean over the positions that have a target; NaN where none has."""
-    return float(surprise[targets].mean()) if targets.any() else float("nan")
+    return float(values[targets].mean()) if targets.any() else float("nan")
 
 
 def summarise(
@@ -173,8 +198,8 @@ def summarise(
     allowed_error: bound on the logit error that decides what counts as a tie (None: none does).
     """
     targets = ~np.isnan(trace.surprise_reference)
-    surprise = mean_surprise(trace.surprise_reference, targets)
-    surprise_bundle = mean_surprise(trace.surprise_bundle, targets)
+    surprise = mean_over(trace.surprise_reference, targets)
+    surprise_bundle = mean_over(trace.surprise_bundle, targets)
     p50, p90, p99 = np.percentile(trace.kl, (50, 90, 99))
     without_ties = None
     if allowed_error is not None:
@@ -190,6 +215,9 @@ def summarise(
         max_kl=float(trace.kl.max()),
         top1_agreement=float(trace.agrees.mean()),
         top1_agreement_without_ties=without_ties,
+        top5_agreement=float(trace.top5.mean()),
+        mean_delta_p=mean_over(trace.delta_p, targets),
+        rms_delta_p=float(np.sqrt(mean_over(np.square(trace.delta_p), targets))),
         perplexity_reference=float(np.exp(surprise)),
         perplexity_bundle=float(np.exp(surprise_bundle)),
         perplexity_ratio=float(np.exp(surprise_bundle - surprise)),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.agreement import Figures, StateSample, Trace, mean_surprise, summarise
+from retnet_edge.runtime.agreement import Figures, StateSample, Trace, mean_over, summarise
 from retnet_edge.runtime.golden import GoldenReplay
 from retnet_edge.runtime.probes import (
     LONG_PREFIX,
@@ -25,6 +25,7 @@ from retnet_edge.runtime.probes import (
 from retnet_edge.runtime.replay import Reference as Reference
 from retnet_edge.runtime.replay import Tokens, bucket_edges, replay
 from retnet_edge.runtime.session import Session
+from retnet_edge.runtime.worst import Decode, WorstPlace, worst_places
 
 
 class Bucket(msgspec.Struct, frozen=True):
@@ -35,6 +36,16 @@ class Bucket(msgspec.Struct, frozen=True):
     figures: Figures
 
 
+class BlockError(msgspec.Struct, frozen=True):
+    """How far a bundle's residual stream x̂ [T, d_model] is from the reference's x after a block.
+
+    relative: ‖x̂ - x‖ / ‖x‖ over all positions of a text (Frobenius norms).
+    """
+
+    block: int
+    relative: float
+
+
 class Parity(msgspec.Struct, frozen=True):
     """Everything measured. KL is KL(reference ‖ bundle) in nats.
 
@@ -42,7 +53,8 @@ class Parity(msgspec.Struct, frozen=True):
     bits_per_token: mean surprise / ln 2; bits_per_byte: summed surprise / ln 2 / bytes of text.
     nonfinite_tokens: positions at which the bundle gave a NaN or an infinity.
     places: position 10, the same text at 1,000,000, and 1,000,000 after a long prefix.
-    golden: the bundle's own golden.npz (None: it has none).
+    golden: the bundle's own golden.npz (None: it has none). worst: the positions of the largest KL.
+    blocks: the error after every block (empty: not measured).
     """
 
     contexts: int
@@ -59,6 +71,8 @@ class Parity(msgspec.Struct, frozen=True):
     places: tuple[Place, ...]
     prefill: PrefillCheck | None
     golden: GoldenReplay | None = None
+    worst: tuple[WorstPlace, ...] = ()
+    blocks: tuple[BlockError, ...] = ()
 
 
 def _ratio(value: float, base: float) -> float:
@@ -77,6 +91,7 @@ def measure_parity(
     places: bool = True,
     prefill_tokens: int | None = LONG_PREFIX,
     block: int = 256,
+    decode: Decode | None = None,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> Parity:
     """Replay `contexts` (int64 [T] each, T >= 2) and reduce to figures.
@@ -84,7 +99,8 @@ def measure_parity(
     allowed_error: the bound on the logit error, which decides what is a tie.
     text_bytes: UTF-8 bytes of the text of every predicted token, which is all but each context's
     first. places: False for a cache that grows. prefill_tokens: None for a bundle with no prefill
-    graph. block: positions whose logits are held at once. advance(n): called after n more tokens.
+    graph. block: positions whose logits are held at once. decode: tokens to text, for `worst`.
+    advance(n): called after n more tokens.
     Raises InputError where there is no context, or one of fewer than 2 tokens.
     """
     if not contexts or min(len(context) for context in contexts) < 2:
@@ -115,8 +131,8 @@ def measure_parity(
     first = figures(~trace.second_half, [s for s in states if not s.second_half])
     second = figures(trace.second_half, [s for s in states if s.second_half])
     targets = ~np.isnan(trace.surprise_reference)
-    bits = mean_surprise(trace.surprise_reference, targets) / np.log(2)
-    bundle_bits = mean_surprise(trace.surprise_bundle, targets) / np.log(2)
+    bits = mean_over(trace.surprise_reference, targets) / np.log(2)
+    bundle_bits = mean_over(trace.surprise_bundle, targets) / np.log(2)
     per_byte = targets.sum() / text_bytes if text_bytes else None
     longest = max(contexts, key=len)
     return Parity(
@@ -137,4 +153,5 @@ def measure_parity(
         prefill=None
         if prefill_tokens is None
         else measure_prefill(session, longest, prefill_tokens),
+        worst=() if decode is None else worst_places(trace, contexts, decode),
     )

@@ -46,7 +46,7 @@ STYLE: Any = {
 
 
 def draw_parity(parity: Parity, prefix: str = "") -> dict[str, str]:
-    """The plots kl, logit_error and state_error, each a string that starts with "<svg".
+    """The plots kl, logit_error, state_error and, where measured, blocks: text beginning "<svg".
 
     prefix: of their ids, which must be unique in a page.
     """
@@ -61,7 +61,7 @@ def draw_parity(parity: Parity, prefix: str = "") -> dict[str, str]:
             {"largest": "max_abs_state_error", "relative": "relative_state_error"},
         ),
     }
-    return {
+    plots = {
         name: _plot(
             f"{prefix}{name}",
             2.8,
@@ -69,6 +69,23 @@ def draw_parity(parity: Parity, prefix: str = "") -> dict[str, str]:
         )
         for name, (label, fields) in lines.items()
     }
+    if parity.blocks:
+        plots["blocks"] = _plot(f"{prefix}blocks", 2.4, partial(by_block, parity=parity))
+    return plots
+
+
+def by_block(axes: Axes, parity: Parity) -> None:
+    """The error after every block."""
+    axes.plot(
+        [error.block for error in parity.blocks],
+        [error.relative for error in parity.blocks],
+        color=BLUE,
+        marker="o",
+    )
+    axes.set_xticks([error.block for error in parity.blocks])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("block")
+    axes.set_ylabel("relative error")
 
 
 def draw_memory(cases: Sequence[tuple[str, Memory]]) -> dict[str, str]:

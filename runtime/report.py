@@ -16,11 +16,14 @@ from retnet_edge.runtime.manifest import Manifest
 from retnet_edge.runtime.memory import Memory
 from retnet_edge.runtime.report_rows import (
     BETWEEN_HEADER,
+    BLOCK_HEADER,
     PLACE_HEADER,
     POSITION_HEADER,
     PROFILE_HEADER,
+    WORST_HEADER,
     Rows,
     between_rows,
+    block_rows,
     bundle_rows,
     memory_rows,
     parity_rows,
@@ -28,6 +31,7 @@ from retnet_edge.runtime.report_rows import (
     position_rows,
     profile_rows,
     side_rows,
+    worst_rows,
 )
 from retnet_edge.runtime.verdict import Measured, Verdict
 
@@ -109,6 +113,8 @@ def render_report(title: str, entries: Sequence[Entry], between: Sequence[Betwee
                 "parity_rows": parity_rows(c.measured.parity),
                 "position_rows": position_rows(c.measured.parity),
                 "place_rows": place_rows(c.measured.parity),
+                "block_rows": block_rows(c.measured.parity),
+                "worst_rows": worst_rows(c.measured.parity),
                 "profile_rows": profile_rows(c.measured),
                 "plots": draw_parity(c.measured.parity, f"c{index}-" if several else ""),
             }
@@ -116,6 +122,8 @@ def render_report(title: str, entries: Sequence[Entry], between: Sequence[Betwee
         ],
         position_header=POSITION_HEADER,
         place_header=PLACE_HEADER,
+        block_header=BLOCK_HEADER,
+        worst_header=WORST_HEADER,
         profile_header=PROFILE_HEADER,
         memory_header=("bytes", *(name for name, _, _ in cases)),
         memory_rows=memory_rows([c for _, c, _ in cases], [p for _, _, p in cases]),

@@ -20,6 +20,8 @@ POSITION_HEADER = (
 TERMINAL_COLUMNS = (0, 2, 4, 6, 7, 9)  # of POSITION_HEADER: what fits 80 characters
 PLACE_HEADER = ("place", "tokens", "largest error", "mean error", "mean KL", "top-1", "state error")
 
+WORST_HEADER = ("KL", "context, position", "text", "follows", "float64 says", "bundle says")
+BLOCK_HEADER = ("after block", "error, relative")
 PROFILE_HEADER = ("operator", "calls a step", "µs a step", "share")
 PROFILE_ROWS = 10
 BETWEEN_HEADER = (
@@ -49,7 +51,9 @@ def parity_rows(parity: Parity) -> Rows:
         ("KL, largest", number(f.max_kl)),
         ("KL, first halves / second halves / ratio", f"{parity.first_half.mean_kl:.3g} / "
          f"{parity.second_half.mean_kl:.3g} / {parity.halves_kl_ratio:.3g}"),
-        ("top-1 agreement", percent(f.top1_agreement)),
+        ("top-1 / top-5 agreement", f"{percent(f.top1_agreement)} / {percent(f.top5_agreement)}"),
+        ("Δp of the token that follows, mean / rms", f"{100 * f.mean_delta_p:+.3f} % / "
+         f"{percent(f.rms_delta_p)}"),
         ("perplexity, reference / bundle", f"{f.perplexity_reference:.4f} / "
          f"{f.perplexity_bundle:.4f}"),
         ("perplexity ratio", number(f.perplexity_ratio, ".5f")),
@@ -103,6 +107,28 @@ def place_rows(parity: Parity) -> Rows:
     return rows
 
 
+def worst_rows(parity: Parity) -> Rows:
+    """One row a position of large KL, under WORST_HEADER; tokens in quotes, which show spaces."""
+
+    def token(text: str | None) -> str:
+        return "–" if text is None else f"“{text}”"
+
+    return [
+        (
+            f"{place.kl:.3g}",
+            f"{place.context + 1:,}, {place.position:,}",
+            f"…{place.before}" if place.position else place.before,
+            *map(token, (place.follows, place.best_reference, place.best_bundle)),
+        )
+        for place in parity.worst
+    ]
+
+
+def block_rows(parity: Parity) -> Rows:
+    """One row a block, under BLOCK_HEADER."""
+    return [(str(error.block), number(error.relative)) for error in parity.blocks]
+
+
 def memory_rows(cases: Sequence[Memory], planned: Sequence[int | None]) -> Rows:
     """One row a figure, one column a case; planned: by the memory plan of the step's own file."""
 
@@ -153,6 +179,9 @@ def side_rows(columns: Sequence[tuple[Manifest, Measured]]) -> Rows:
     def far(measured: Measured) -> str:
         return number(max((p.figures.mean_kl for p in measured.parity.places[1:]), default=None))
 
+    def last_block(measured: Measured) -> str:
+        return number(measured.parity.blocks[-1].relative if measured.parity.blocks else None)
+
     def memory(measured: Measured, show: Callable[[Memory], str]) -> str:
         return "–" if measured.memory is None else show(measured.memory)
 
@@ -171,6 +200,10 @@ def side_rows(columns: Sequence[tuple[Manifest, Measured]]) -> Rows:
         ("KL, mean", *(number(f.mean_kl) for f in figures)),
         ("KL, 99 %", *(number(f.p99_kl) for f in figures)),
         ("top-1 agreement", *(percent(f.top1_agreement) for f in figures)),
+        ("top-5 agreement", *(percent(f.top5_agreement) for f in figures)),
+        ("Δp, rms", *(percent(f.rms_delta_p) for f in figures)),
+        ("bits per byte", *(number(m.parity.bits_per_byte_bundle, ".4f") for m in found)),
+        ("error after the last block", *map(last_block, found)),
         ("perplexity ratio", *(number(f.perplexity_ratio, ".5f") for f in figures)),
         ("state error, relative", *(number(f.relative_state_error) for f in figures)),
         (f"KL at position {FAR_POSITION:,}", *map(far, found)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from retnet_edge.errors import DISK_FULL, InputError, is_disk_full
 from retnet_edge.runtime.between import Between, measure_between
 from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.card import model_card
 from retnet_edge.runtime.golden import GOLDEN_FILE, replay_golden
 from retnet_edge.runtime.manifest import MANIFEST_FILE, Backend, Verification, encode
 from retnet_edge.runtime.memory import Memory, measure_memory, memory_supported
-from retnet_edge.runtime.parity import Reference, measure_parity
+from retnet_edge.runtime.parity import BlockError, Reference, measure_parity
 from retnet_edge.runtime.probes import LONG_PREFIX
 from retnet_edge.runtime.profile import profile
 from retnet_edge.runtime.report import render_report
@@ -27,6 +29,7 @@ from retnet_edge.runtime.writer import replace_file, update_manifest
 
 REPORTS = "reports"
 REPORT_FILE = f"{REPORTS}/report.html"
+CARD_FILE = f"{REPORTS}/card.md"
 PARITY_FILE = f"{REPORTS}/parity.json"
 MEMORY_FILE = f"{REPORTS}/memory.json"
 PROFILE_FILE = f"{REPORTS}/profile.json"
@@ -45,6 +48,7 @@ def verify(
     threads: int | None = None,
     backend: str | None = None,
     more_checks: Mapping[Backend, Sequence[Check]] | None = None,
+    block_errors: Mapping[Backend, Sequence[BlockError]] | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Verdict:
     """Measure parity and memory of every backend of the bundle; write reports and verdict into it.
@@ -52,7 +56,8 @@ def verify(
     contexts: held-out text, int64 [T] each. baseline: what `measure_baseline` gave, shown beside.
     text_bytes: see `measure_parity`. threads: for parity; memory is measured on one. backend: only
     this one, which leaves a bundle of several unverified. more_checks: figures of the caller's,
-    judged and shown with the others. advance(n): called after n more tokens or steps.
+    judged and shown with the others. block_errors: shown. advance(n): called after n more tokens or
+    steps.
 
     A figure out of tolerance is no error: the verdict says so, and the manifest "unverified".
     An interrupted call leaves a bundle that opens: as it was, or without reports and unverified.
@@ -72,6 +77,7 @@ def verify(
             text_bytes=text_bytes,
             threads=threads,
             more_checks=(more_checks or {}).get(name, ()),
+            block_errors=(block_errors or {}).get(name, ()),
             advance=advance,
         )
         for name in chosen
@@ -134,6 +140,7 @@ def _measure(
     text_bytes: int | None,
     threads: int | None,
     more_checks: Sequence[Check],
+    block_errors: Sequence[BlockError],
     advance: Callable[[int], None],
 ) -> Measured:
     """One backend of the bundle."""
@@ -152,9 +159,10 @@ def _measure(
         text_bytes=text_bytes,
         places=not growing,
         prefill_tokens=LONG_PREFIX if "prefill" in graphs else None,
+        decode=partial(bundle.tokenizer().decode, skip_special_tokens=False),
         advance=advance,
     )
-    parity = msgspec.structs.replace(parity, golden=golden)
+    parity = msgspec.structs.replace(parity, golden=golden, blocks=tuple(block_errors))
     memory = None
     if memory_steps and memory_supported():
         memory = measure_memory(bundle.path, memory_steps, backend=backend, advance=advance)
@@ -172,7 +180,7 @@ def _measure(
 
 
 def write_verdict(bundle: Bundle, verdict: Verdict) -> Bundle:
-    """Write reports/{parity,memory,profile}.json, report.html and the manifest's verification.
+    """Write reports/{parity,memory,profile}.json, report.html, card.md and the manifest's verdict.
 
     Raises InputError where the disk is full; the bundle then opens, as after an interrupted call.
     """
@@ -192,6 +200,7 @@ def write_verdict(bundle: Bundle, verdict: Verdict) -> Bundle:
             }
         ),
         REPORT_FILE: render_report(title, [(title, bundle.manifest, verdict)]).encode(),
+        CARD_FILE: model_card([(title, bundle.manifest, verdict)]).encode(),
     }
     verification = Verification(verdict.status, verdict.reasons, REPORT_FILE)
     try:

@@ -58,6 +58,14 @@ def test_an_error_of_one_logit_gives_the_figures_of_its_closed_form(delta: float
     assert figures.mean_abs_logit_error == pytest.approx(abs(delta) / VOCAB, abs=1e-5)
     assert figures.mean_kl == pytest.approx(kl.mean(), rel=1e-3)
     assert figures.max_kl == pytest.approx(kl.max(), rel=1e-3)
+    five = [set(np.argsort(x)[-5:]) for x in logits]
+    shifted_five = [set(np.argsort(x)[-5:]) for x in shifted]
+    both = [len(a & b) / 5 for a, b in zip(five, shifted_five, strict=True)]
+    assert figures.top5_agreement == pytest.approx(np.mean(both))
+    rows = np.arange(199), tokens[1:]
+    change = np.exp(log_softmax(shifted))[rows] - np.exp(log_softmax(logits))[rows]
+    assert figures.mean_delta_p == pytest.approx(change.mean(), abs=1e-6)
+    assert figures.rms_delta_p == pytest.approx(np.sqrt(np.square(change).mean()), rel=1e-3)
     quantiles = (figures.p50_kl, figures.p90_kl, figures.p99_kl)
     assert quantiles == pytest.approx(tuple(np.percentile(kl, (50, 90, 99))), rel=1e-3)
     same = (shifted.argmax(1) == logits.argmax(1)).mean()

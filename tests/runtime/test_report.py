@@ -26,7 +26,7 @@ from retnet_edge.runtime.manifest import (
     Verification,
 )
 from retnet_edge.runtime.memory import Memory
-from retnet_edge.runtime.parity import measure_parity
+from retnet_edge.runtime.parity import BlockError, measure_parity
 from retnet_edge.runtime.report import labels, print_report, render_report
 from retnet_edge.runtime.slope import Slope, fit_slope
 from retnet_edge.runtime.verdict import Measured, Verdict, checks
@@ -91,8 +91,15 @@ def manifest() -> Manifest:
 @pytest.fixture(scope="module")
 def verdict() -> Verdict:
     parity = measure_parity(
-        NetSession(), NetReference(), [text(300)], allowed_error=2e-4, text_bytes=299
+        NetSession(),
+        NetReference(),
+        [text(300)],
+        allowed_error=2e-4,
+        text_bytes=299,
+        decode=lambda tokens: " & ".join(f"<token {token}>" for token in tokens),
     )
+    blocks = (BlockError(0, 0.0123), BlockError(1, 0.0456))
+    parity = msgspec.structs.replace(parity, blocks=blocks)
     memory = memory_of(Slope(0.0, 0.0, 0.0))
     grown = [(40 << 20) + 2048 * token for token in memory.tokens]
     baseline = msgspec.structs.replace(
@@ -114,7 +121,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else(verdict: Verdict) -> Non
     assert "http:" not in source
     assert "https:" not in source
     assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 6
     assert len(page.ids) == len(set(page.ids))
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
     assert "currentColor" in source
@@ -137,6 +144,11 @@ def test_the_page_holds_the_figures(verdict: Verdict) -> None:
         "cd" * 32,
         "2.13.0",
         "bits per byte",
+        "After every block",
+        "0.0456",
+        "Where it differs most",
+        f"“{verdict.backends[0].parity.worst[0].best_bundle}”",
+        "top-1 / top-5 agreement",
     ):
         assert expected in words
 
@@ -165,7 +177,7 @@ def test_a_page_without_memory_and_with_figures_that_are_not_finite(verdict: Ver
     bare = msgspec.structs.replace(verdict, backends=(measured,), baseline=None)
     page = Page(render_report("tiny.edge", [("tiny.edge", manifest(), bare)]))
     assert "Memory was not measured." in page.words
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 4
 
 
 def test_the_terminal_shows_the_figures(verdict: Verdict) -> None:
@@ -190,7 +202,7 @@ def test_two_columns_stand_side_by_side(verdict: Verdict) -> None:
     page = Page(source)
     assert page.open == []
     assert len(page.ids) == len(set(page.ids))
-    assert page.tags.count("svg") == 3 + 3 + 2 + 1
+    assert page.tags.count("svg") == 4 + 4 + 2 + 1
     for expected in ("Side by side", "7,654,321", "executorch: Against position", "0.250"):
         assert expected in page.words
     out = io.StringIO()
