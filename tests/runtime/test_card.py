@@ -15,7 +15,7 @@ from retnet_edge.runtime.verdict import Measured, Verdict, checks
 
 def test_the_card_has_a_row_for_every_bundle_with_its_figures() -> None:
     parity = measure_parity(NetSession(), NetReference(), [text(300)], text_bytes=299)
-    memory = memory_of(Slope(0.25, 0.125, 0.5))
+    memory = memory_of(Slope(0.25, -0.125, 0.5))
     measured = Measured("onnxruntime", checks(parity, memory, TOLERANCE), parity, memory, None)
     failed = checks(msgspec.structs.replace(parity, nonfinite_tokens=3), None, TOLERANCE)
     other = msgspec.structs.replace(measured, checks=failed, memory=None)
@@ -30,7 +30,7 @@ def test_the_card_has_a_row_for_every_bundle_with_its_figures() -> None:
     assert cells[0] == "int8"
     assert cells[3] == f"{parity.figures.perplexity_ratio:.5f}"
     assert cells[5] == f"{parity.figures.mean_kl:.2e}"
-    assert cells[10:] == ["0.25 [0.125, 0.5]", "yes"]
+    assert cells[10:] == ["0.25 [-0.125, 0.5]", "yes"]
     assert table[3].endswith("| – | no |")
     assert f"`{'ab' * 32}`" in card
     assert "300 held-out tokens in 1 contexts" in card
