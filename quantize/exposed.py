@@ -77,10 +77,17 @@ def _session(model: ir.Model, *, literal: bool) -> onnxruntime.InferenceSession:
     if literal:
         options.add_session_config_entry(*LITERAL)
     weights = {
-        name: value.const_value.numpy()
+        name: _ort_value(value.const_value)
         for name, value in model.graph.initializers.items()
         if isinstance(value.const_value, ir.ExternalTensor)
     }
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-    options.add_external_initializers(list(weights), values)
+    options.add_external_initializers(list(weights), list(weights.values()))
     return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+
+
+def _ort_value(tensor: ir.ExternalTensor) -> onnxruntime.OrtValue:
+    array = tensor.numpy()
+    if tensor.dtype == ir.DataType.BFLOAT16:  # NumPy has none of its own
+        bits = array.view(np.uint16)
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, tensor.dtype)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)

@@ -19,12 +19,14 @@ from retnet_edge.quantize.activations import input_rms
 from retnet_edge.quantize.blocks import apply_blocks, quantize_weight
 from retnet_edge.quantize.dynamic_int8 import apply_dynamic_int8
 from retnet_edge.quantize.graph_edit import drop_unused, weight_matrices
+from retnet_edge.quantize.half import apply_half
 from retnet_edge.quantize.observed import Inputs, input_grams, input_samples, sampled_contexts
 from retnet_edge.quantize.recipe import (
     BlockInt4,
     BlockInt8,
     DynamicInt8,
     Float32,
+    Half,
     Recipe,
     StateScheme,
     StaticInt8Qdq,
@@ -225,6 +227,8 @@ def apply_recipe(
             apply_dynamic_int8(model, weight, rule.scheme, rms, samples.get(weight.name))
         elif isinstance(rule.scheme, StaticInt8Qdq):
             apply_static_int8(model, weight, rule.scheme, samples.get(weight.name))
+        elif isinstance(rule.scheme, Half):
+            apply_half(model, weight, rule.scheme)
         elif not isinstance(rule.scheme, Float32):
             raise InputError(f"{where}: {rule.scheme.name} is no scheme of ONNX graphs")
         drop_unused(model, weight)

@@ -122,6 +122,18 @@ class StaticInt8:
 
 
 @dataclass(frozen=True)
+class Half:
+    """The matrix in 16 bits, cast to float32 where it is read (`half.py`)."""
+
+    dtype: Literal["float16", "bfloat16"] = "float16"
+
+    @property
+    def name(self) -> str:
+        """As the manifest records it."""
+        return self.dtype
+
+
+@dataclass(frozen=True)
 class Float32:
     """Leave the matrix as it is."""
 
@@ -155,6 +167,7 @@ Scheme = (
     | ChannelInt8
     | GroupInt4
     | StaticInt8
+    | Half
     | Float32
 )
 
@@ -223,6 +236,12 @@ class Recipe:
 TAILED = "*.out.weight"
 TAIL = 2.0
 
+_FP16 = Tolerance(
+    max_abs_logit_error=None, perplexity_ratio=1.0002, mean_kl=1e-5, top1_agreement=0.998
+)
+_BF16 = Tolerance(
+    max_abs_logit_error=None, perplexity_ratio=1.001, mean_kl=2e-4, top1_agreement=0.99
+)
 _INT8 = Tolerance(
     max_abs_logit_error=None, perplexity_ratio=1.001, mean_kl=5e-4, top1_agreement=0.99
 )
@@ -280,6 +299,8 @@ RECIPES: dict[Backend, tuple[Recipe, ...]] = {
             ),
             _INT8_QDQ16,
         ),
+        Recipe("fp16", (Rule("*", Half("float16")),), _FP16),
+        Recipe("bf16", (Rule("*", Half("bfloat16")),), _BF16),
         Recipe("int8-weight", (Rule("*", BlockInt8(128)),), _INT8_WEIGHT),
         Recipe(
             "int4-weight",
@@ -343,7 +364,7 @@ def find_recipe(name: str, backend: Backend = "onnxruntime") -> Recipe:
 
 
 SCHEMES_OF: dict[Backend, tuple[type[Scheme], ...]] = {
-    "onnxruntime": (BlockInt8, BlockInt4, DynamicInt8, StaticInt8Qdq, Float32),
+    "onnxruntime": (BlockInt8, BlockInt4, DynamicInt8, StaticInt8Qdq, Half, Float32),
     "executorch": (ChannelInt8, GroupInt4, StaticInt8, Float32),
 }
 

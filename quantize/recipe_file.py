@@ -40,6 +40,7 @@ from retnet_edge.quantize.recipe import (
     DynamicInt8,
     Float32,
     GroupInt4,
+    Half,
     Recipe,
     Rule,
     Scheme,
@@ -59,6 +60,7 @@ SCHEMES: dict[str, type[Scheme]] = {
     "int8-channel": ChannelInt8,
     "int4-group": GroupInt4,
     "int8-static": StaticInt8,
+    "half": Half,
     "float32": Float32,
 }
 STATES: tuple[StateScheme, ...] = get_args(StateScheme)

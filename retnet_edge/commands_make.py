@@ -82,8 +82,8 @@ def export(checkpoint: Path, out: Path, to: str, flavour: Literal["ort", "portab
     "--recipe",
     default="int8",
     show_default=True,
-    help="int8, int8-weight, int8-dynamic, int8-static, int8-static-16, int4, int4-weight, or a "
-    ".toml file.",
+    help="int8, int8-weight, int8-dynamic, int8-static, int8-static-16, int4, int4-weight, fp16, "
+    "bf16, or a .toml file.",
 )
 @click.option("--checkpoint", type=_PATH, help="What BUNDLE was made from; ExecuTorch needs it.")
 @click.option("--calibration", type=_PATH, help=_CALIBRATION)

@@ -1,0 +1,44 @@
+"""The pass of weights stored in 16 bits: each is cast to float32 where it is read.
+
+ONNX Runtime's CPU has no 16-bit products of its own on most machines, so it casts the matrices once
+when it loads a graph: the file is half as large, memory and speed are those of float32.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from retnet_edge.quantize.graph_edit import Weight, replace
+from retnet_edge.quantize.recipe import Half
+
+_TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+
+
+def apply_half(model: ir.Model, weight: Weight, scheme: Half) -> None:
+    """Replace a matrix by its 16-bit form, and everything that reads it by what reads that."""
+    assert weight.value.const_value is not None
+    dtype = _TYPES[scheme.dtype]
+    stored = weight.value.const_value.numpy().astype(dtype.numpy())
+    name = f"{weight.name}.{scheme.dtype}"
+    halves = ir.Value(
+        name=name,
+        shape=ir.Shape(stored.shape),
+        type=ir.TensorType(dtype),
+        const_value=ir.tensor(stored, dtype=dtype, name=name),
+    )
+    model.graph.register_initializer(halves)
+    for lookup in weight.lookups:
+        rows = ir.node("Gather", [halves, lookup.inputs[1]], {"axis": 0})
+        rows.outputs[0].shape = lookup.outputs[0].shape
+        rows.outputs[0].type = halves.type
+        replace(model, lookup, [rows, _cast(rows.outputs[0])])
+    if weight.value.uses():
+        whole = _cast(halves)
+        whole.outputs[0].shape, whole.outputs[0].type = weight.value.shape, weight.value.type
+        whole.outputs[0].name = f"{weight.name}.float32"
+        model.graph.insert_before(model.graph[0], whole)
+        ir.convenience.replace_all_uses_with(weight.value, whole.outputs[0])
+
+
+def _cast(x: ir.Value) -> ir.Node:
+    return ir.node("Cast", [x], {"to": ir.DataType.FLOAT})
