@@ -28,8 +28,8 @@ from tokenizers import Tokenizer
 from retnet_edge.checkpoint import build_model, load_checkpoint, write_checkpoint
 from retnet_edge.export.export import export
 from retnet_edge.presets import preset
+from retnet_edge.quantize.built_in import RECIPES
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import RECIPES
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import Backend
 from retnet_edge.runtime.profile import profile

@@ -30,18 +30,12 @@ from retnet_edge.contexts import text_contexts
 from retnet_edge.export.export import export
 from retnet_edge.model import RetNet
 from retnet_edge.progress import progress
+from retnet_edge.quantize.built_in import find_recipe
 from retnet_edge.quantize.exposed import ExposedStep
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import (
-    BlockInt4,
-    Recipe,
-    Rule,
-    Scheme,
-    StaticInt8Qdq,
-    find_recipe,
-    with_state,
-)
+from retnet_edge.quantize.recipe import Recipe, Rule, with_state
 from retnet_edge.quantize.recipe_file import STATES, read_recipe
+from retnet_edge.quantize.schemes import BlockInt4, Scheme, StaticInt8Qdq
 from retnet_edge.runtime.bundle import Bundle
 
 RESULTS = Path(__file__).parent / "results" / "quantization.json"

@@ -22,8 +22,9 @@ from rich.table import Table
 
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import export
+from retnet_edge.quantize.built_in import RECIPES
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import RECIPES, Recipe, with_state
+from retnet_edge.quantize.recipe import Recipe, with_state
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import Backend
 from retnet_edge.runtime.verdict import Measured
@@ -112,8 +113,8 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--text", type=Path, help="held-out text [the checkpoint's heldout.txt]")
-    parser.add_argument("--tokens", type=int, default=8_192)
-    parser.add_argument("--memory-steps", type=int, default=10_000)
+    parser.add_argument("--tokens", type=int, default=4_096)
+    parser.add_argument("--memory-steps", type=int, default=8_000)
     parser.add_argument("--forms", nargs="*", choices=list(FORMS), default=list(FORMS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()

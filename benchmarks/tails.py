@@ -21,8 +21,10 @@ from rich.table import Table
 from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.contexts import text_contexts
 from retnet_edge.export.export import export
+from retnet_edge.quantize.built_in import RECIPES
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import RECIPES, BlockInt8, DynamicInt8, Recipe, Rule
+from retnet_edge.quantize.recipe import Recipe, Rule
+from retnet_edge.quantize.schemes import BlockInt8, DynamicInt8
 from retnet_edge.reference import Float64Reference
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.parity import measure_parity

@@ -12,8 +12,8 @@ from retnet_edge.errors import InputError
 from retnet_edge.quantize.gptq import gptq_blocks
 from retnet_edge.quantize.graph_blocks import CODES, LOOKUP_SCALES, SCALES, ZEROS
 from retnet_edge.quantize.graph_edit import Weight, add_initializer, replace
-from retnet_edge.quantize.recipe import BlockInt4, BlockInt8
 from retnet_edge.quantize.rounding import Blocks, pack_nibbles, round_blocks
+from retnet_edge.quantize.schemes import BlockInt4, BlockInt8
 from retnet_edge.quantize.tails import split_tail
 
 CONTRIB = "com.microsoft"

@@ -13,8 +13,8 @@ import onnx_ir as ir
 from retnet_edge.quantize.graph_edit import Weight, add_initializer, replace
 from retnet_edge.quantize.lookup import replace_lookup
 from retnet_edge.quantize.observed import Inputs
-from retnet_edge.quantize.recipe import DynamicInt8
 from retnet_edge.quantize.rounding import ZERO_POINT, quantize_channels
+from retnet_edge.quantize.schemes import DynamicInt8
 from retnet_edge.quantize.smoothing import divide, smoothed
 from retnet_edge.quantize.tails import split_tail, summed
 

@@ -27,13 +27,8 @@ from retnet_edge.model import RetNet
 from retnet_edge.quantize.calibration import Seen, calibration_text, observe
 from retnet_edge.quantize.executorch_static import static_module
 from retnet_edge.quantize.group_gptq import quantize_groups
-from retnet_edge.quantize.recipe import (
-    ChannelInt8,
-    GroupInt4,
-    Recipe,
-    Rule,
-    StaticInt8,
-)
+from retnet_edge.quantize.recipe import Recipe, Rule
+from retnet_edge.quantize.schemes import ChannelInt8, GroupInt4, StaticInt8
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import GraphSpec, QuantizedTensor
 from retnet_edge.xnnpack_graph import XnnpackGraph

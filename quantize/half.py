@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from retnet_edge.quantize.graph_edit import Weight, replace
-from retnet_edge.quantize.recipe import Half
+from retnet_edge.quantize.schemes import Half
 
 _TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 

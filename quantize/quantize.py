@@ -22,14 +22,7 @@ from retnet_edge.quantize.graph_edit import drop_unused, weight_matrices
 from retnet_edge.quantize.half import apply_half
 from retnet_edge.quantize.observed import Inputs, input_grams, input_samples, sampled_contexts
 from retnet_edge.quantize.recipe import (
-    BlockInt4,
-    BlockInt8,
-    DynamicInt8,
-    Float32,
-    Half,
     Recipe,
-    StateScheme,
-    StaticInt8Qdq,
     check_backend,
     check_calibration,
     check_graphs,
@@ -37,6 +30,15 @@ from retnet_edge.quantize.recipe import (
 )
 from retnet_edge.quantize.recipe_file import named_recipe
 from retnet_edge.quantize.rounding import Blocks
+from retnet_edge.quantize.schemes import (
+    BlockInt4,
+    BlockInt8,
+    DynamicInt8,
+    Float32,
+    Half,
+    StateScheme,
+    StaticInt8Qdq,
+)
 from retnet_edge.quantize.states import quantize_states, state_specs
 from retnet_edge.quantize.static_int8 import apply_static_int8
 from retnet_edge.runtime.bundle import Bundle

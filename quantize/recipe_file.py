@@ -19,7 +19,7 @@
     block = 32
     gptq = true
 
-The keys of a rule beside pattern and scheme are the fields of the scheme's class in `recipe.py`.
+The keys of a rule beside pattern and scheme are the fields of the scheme's class in `schemes.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from typing import Any, get_args
 import msgspec
 
 from retnet_edge.errors import InputError
-from retnet_edge.quantize.recipe import (
+from retnet_edge.quantize.built_in import find_recipe
+from retnet_edge.quantize.recipe import Recipe, Rule, check_backend
+from retnet_edge.quantize.schemes import (
     BlockInt4,
     BlockInt8,
     ChannelInt8,
@@ -41,14 +43,10 @@ from retnet_edge.quantize.recipe import (
     Float32,
     GroupInt4,
     Half,
-    Recipe,
-    Rule,
     Scheme,
     StateScheme,
     StaticInt8,
     StaticInt8Qdq,
-    check_backend,
-    find_recipe,
 )
 from retnet_edge.runtime.manifest import Backend, Tolerance
 

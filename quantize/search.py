@@ -24,21 +24,14 @@ from numpy.typing import NDArray
 from retnet_edge.errors import InputError
 from retnet_edge.progress import progress
 from retnet_edge.quantize.activations import input_rms
+from retnet_edge.quantize.built_in import TAIL, TAILED
 from retnet_edge.quantize.exposed import ExposedStep
 from retnet_edge.quantize.graph_edit import weight_matrices
 from retnet_edge.quantize.observed import input_grams
 from retnet_edge.quantize.quantize import apply_recipe, check_unquantized, contexts_of
-from retnet_edge.quantize.recipe import (
-    TAIL,
-    TAILED,
-    BlockInt4,
-    BlockInt8,
-    Float32,
-    Recipe,
-    Rule,
-    Scheme,
-)
+from retnet_edge.quantize.recipe import Recipe, Rule
 from retnet_edge.quantize.recipe_file import recipe_toml
+from retnet_edge.quantize.schemes import BlockInt4, BlockInt8, Float32, Scheme
 from retnet_edge.runtime.agreement import log_softmax
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import Tolerance

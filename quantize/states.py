@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from retnet_edge.quantize.graph_edit import add_initializer
-from retnet_edge.quantize.recipe import StateScheme
+from retnet_edge.quantize.schemes import StateScheme
 from retnet_edge.runtime.manifest import Dtype, StateSpec
 from retnet_edge.runtime.state_values import CODES
 

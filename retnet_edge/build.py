@@ -12,8 +12,9 @@ from retnet_edge.contexts import text_contexts
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import BACKENDS, check_backends, export
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import StateScheme, check_backend, check_calibration, with_state
+from retnet_edge.quantize.recipe import check_backend, check_calibration, with_state
 from retnet_edge.quantize.recipe_file import named_recipe
+from retnet_edge.quantize.schemes import StateScheme
 from retnet_edge.runtime.verdict import Verdict
 from retnet_edge.runtime.writer import remove_bundle
 from retnet_edge.verify import verify

@@ -10,8 +10,8 @@ from micro_checkpoint import random_tokens, write_variant
 from numpy.typing import NDArray
 
 from retnet_edge.export.export import export
+from retnet_edge.quantize.built_in import RECIPES
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import RECIPES
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.session import Session, open_session
 from retnet_edge.runtime.snapshot import Snapshot, load_snapshot, save_snapshot

@@ -11,7 +11,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from retnet_edge.quantize.recipe import Recipe, Rule, Scheme
+from retnet_edge.quantize.recipe import Recipe, Rule
+from retnet_edge.quantize.schemes import Scheme
 from retnet_edge.runtime.manifest import Tolerance
 
 TOLERANCE = Tolerance(

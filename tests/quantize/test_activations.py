@@ -23,7 +23,8 @@ from retnet_edge.quantize.activations import TOKENS, input_rms
 from retnet_edge.quantize.exposed import ExposedStep
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import BlockInt8, DynamicInt8, Recipe, Rule
+from retnet_edge.quantize.recipe import Recipe, Rule
+from retnet_edge.quantize.schemes import BlockInt8, DynamicInt8
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.replay import run_steps
 from retnet_edge.runtime.session import Session, open_session

@@ -19,10 +19,12 @@ from onnx import TensorProto, helper, numpy_helper
 from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.errors import InputError
 from retnet_edge.quantize import kernel_parity
+from retnet_edge.quantize.built_in import find_recipe
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import BlockInt4, BlockInt8, Float32, Recipe, Rule, find_recipe
+from retnet_edge.quantize.recipe import Recipe, Rule
 from retnet_edge.quantize.rounding import quantize_blocks, quantize_channels, unpack_nibbles
+from retnet_edge.quantize.schemes import BlockInt4, BlockInt8, Float32
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import Tolerance
 from retnet_edge.runtime.replay import run_steps

@@ -20,16 +20,10 @@ from graphs_by_hand import (
 from onnx import TensorProto, helper
 
 from retnet_edge.errors import InputError
+from retnet_edge.quantize.built_in import RECIPES, find_recipe
 from retnet_edge.quantize.quantize import apply_recipe
-from retnet_edge.quantize.recipe import (
-    RECIPES,
-    BlockInt8,
-    DynamicInt8,
-    Float32,
-    Scheme,
-    find_recipe,
-)
 from retnet_edge.quantize.rounding import dequantize, quantize_blocks, quantize_channels
+from retnet_edge.quantize.schemes import BlockInt8, DynamicInt8, Float32, Scheme
 
 
 @pytest.mark.parametrize("name", ["int8", "int8-dynamic"])

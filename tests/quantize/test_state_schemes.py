@@ -10,17 +10,11 @@ import pytest
 from micro_checkpoint import Exported, export_variant
 
 from retnet_edge.errors import InputError
+from retnet_edge.quantize.built_in import find_recipe
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import (
-    Float32,
-    Recipe,
-    Rule,
-    StateScheme,
-    check_backend,
-    find_recipe,
-    with_state,
-)
+from retnet_edge.quantize.recipe import Recipe, Rule, check_backend, with_state
+from retnet_edge.quantize.schemes import Float32, StateScheme
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.golden import replay_golden
 from retnet_edge.runtime.replay import run_steps

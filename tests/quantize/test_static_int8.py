@@ -17,8 +17,8 @@ from retnet_edge.errors import InputError
 from retnet_edge.quantize.fake_quantized import static_int8_product
 from retnet_edge.quantize.observed import Inputs
 from retnet_edge.quantize.quantize import apply_recipe
-from retnet_edge.quantize.recipe import DynamicInt8, Scheme, StaticInt8Qdq
 from retnet_edge.quantize.rounding import quantize_channels
+from retnet_edge.quantize.schemes import DynamicInt8, Scheme, StaticInt8Qdq
 from retnet_edge.quantize.smoothing import smoothing
 from retnet_edge.runtime.ort_graph import LITERAL
 

@@ -23,8 +23,8 @@ from onnx import TensorProto, helper
 
 from retnet_edge.quantize.fake_quantized import block_int8_product, dynamic_int8_product
 from retnet_edge.quantize.quantize import apply_recipe
-from retnet_edge.quantize.recipe import BlockInt8, DynamicInt8, Scheme
 from retnet_edge.quantize.rounding import dequantize, quantize_blocks, quantize_channels
+from retnet_edge.quantize.schemes import BlockInt8, DynamicInt8, Scheme
 from retnet_edge.quantize.tails import split_tail
 
 OUTPUTS = 24

@@ -32,8 +32,8 @@ from retnet_edge.int8_aware import (
 from retnet_edge.metrics import read_metrics
 from retnet_edge.model import RetNet
 from retnet_edge.quantize.fake_quantized import block_int8_product
-from retnet_edge.quantize.recipe import BlockInt8
 from retnet_edge.quantize.rounding import dequantize, quantize_blocks, quantize_channels
+from retnet_edge.quantize.schemes import BlockInt8
 from retnet_edge.step_checkpoint import StepCheckpoints
 from retnet_edge.trainer import TrainOptions
 

@@ -15,8 +15,10 @@ from optimum_parts import INSTALLED, TIED, UNTIED, run_tokens, write
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import export
 from retnet_edge.onnx_files import save_models
+from retnet_edge.quantize.built_in import find_recipe
 from retnet_edge.quantize.quantize import apply_recipe
-from retnet_edge.quantize.recipe import DynamicInt8, Float32, Recipe, Rule, find_recipe
+from retnet_edge.quantize.recipe import Recipe, Rule
+from retnet_edge.quantize.schemes import DynamicInt8, Float32
 
 if not INSTALLED:
     pytest.skip("optimum is not installed: make test-optimum", allow_module_level=True)
