@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from retnet_edge.errors import InputError
 from retnet_edge.progress import progress
 from retnet_edge.quantize.activations import input_rms
-from retnet_edge.quantize.built_in import TAIL, TAILED
+from retnet_edge.quantize.built_in import OUTER, TAIL, TAILED
 from retnet_edge.quantize.exposed import ExposedStep
 from retnet_edge.quantize.graph_edit import weight_matrices
 from retnet_edge.quantize.observed import input_grams
@@ -211,19 +211,22 @@ def _matrices(source: Bundle) -> list[Matrix]:
 
 
 def _scheme(matrix: Matrix, rung: int) -> Scheme:
-    tail = TAIL if fnmatchcase(matrix.name, TAILED) else None
-    return replace(matrix.ladder[rung], tail=tail)
+    return replace(matrix.ladder[rung], tail=TAIL if _has_tail(matrix.name) else None)
+
+
+def _has_tail(name: str) -> bool:
+    return fnmatchcase(name, TAILED) or fnmatchcase(name, OUTER)
 
 
 def _rules(matrices: Iterable[Matrix], rungs: dict[str, int]) -> tuple[Rule, ...]:
-    lower = [Rule(m.name, _scheme(m, rungs[m.name])) for m in matrices if rungs[m.name] > 0]
+    rules = [Rule(m.name, _scheme(m, rungs[m.name])) for m in matrices if rungs[m.name] > 0]
     rest = [m for m in matrices if rungs[m.name] == 0]
-    tailed = [m for m in rest if fnmatchcase(m.name, TAILED)]
-    if tailed:
-        lower.append(Rule(TAILED, _scheme(tailed[0], 0)))
-    if len(tailed) < len(rest):
-        lower.append(Rule("*", LADDER[0]))
-    return tuple(lower)
+    for pattern in (TAILED, OUTER, "*"):
+        matched = [m for m in rest if fnmatchcase(m.name, pattern)]
+        if matched:
+            rules.append(Rule(pattern, _scheme(matched[0], 0)))
+        rest = [m for m in rest if m not in matched]
+    return tuple(rules)
 
 
 def _tolerance(kl: float) -> Tolerance:
@@ -247,7 +250,7 @@ class _Probe:
         self._source = source
         self._file = source.manifest.graph("prefill").file
         self._tokens = contexts[:, :TOKENS]
-        self._rms = input_rms(source, lambda weight: fnmatchcase(weight, TAILED))
+        self._rms = input_rms(source, _has_tail)
         self._grams = input_grams(source, lambda w: w.startswith("blocks."), contexts)
         self._plain = self._log_odds(ir.load(source.file(self._file)))
 

@@ -46,7 +46,7 @@ def test_kernels_and_both_graphs(
     assert is_portable(bundle) == is_portable(exported)
     found = measure_kernel_parity(bundle, TOKENS)
     assert (
-        found.products == 13
+        found.products == 14
     )  # four matrices in each of two layers with a tail in two, and a head
     assert found.product_error <= 1e-4
     assert found.logit_error_median <= 1e-4
