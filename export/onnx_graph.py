@@ -16,9 +16,7 @@ from retnet_edge.export.contract import Lowering
 from retnet_edge.runtime.manifest import StateSpec
 
 OPSETS = {"ort": 23, "portable": 18}
-_SCOPES = (
-    "pkg.torch.onnx.name_scopes"  # of a node: the modules that it comes from, and its own name
-)
+_SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: its modules from the outside in, its own name
 PORTABLE_IR = 8  # the file format of ONNX 1.13, which had operator set 18
 
 

@@ -25,7 +25,7 @@ from retnet_edge.quantize.fake_quantized import (
     static_int8_product,
 )
 from retnet_edge.quantize.graph_blocks import blocks_of, constant, unpacked
-from retnet_edge.quantize.rounding import Blocks
+from retnet_edge.quantize.rounding import Blocks, dequantize, unpack_nibbles
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.ort_graph import has_wide_activations
 
@@ -198,9 +198,8 @@ class GatherBlockQuantized(OpRun):
     def _run(
         self, codes: Array, ids: Array, scales: Array, *, bits: int = 4, **_: Any
     ) -> tuple[Array]:
-        blocks = unpacked(bits, codes[ids], scales[ids][..., 0], None)
-        levels = blocks.codes.astype(np.float32) - blocks.zeros[..., None]
-        return (levels * blocks.scales[..., None],)
+        rows = codes[ids] if bits == 8 else unpack_nibbles(codes[ids])
+        return (dequantize(rows, scales[ids][..., 0], 1 << (bits - 1)),)
 
 
 class LinearAttention(OpRun):

@@ -129,9 +129,9 @@ def quantize_channels(weight: Floats) -> tuple[Codes, Floats]:
     return _quantize(weight)
 
 
-def dequantize(codes: Codes, scales: Floats) -> Floats:
-    """(code - 128) · scale; scales lack the last axis of codes."""
-    return (codes.astype(np.float32) - ZERO_POINT) * scales[..., None]
+def dequantize(codes: Codes, scales: Floats, zero: int = ZERO_POINT) -> Floats:
+    """(code - zero) · scale; scales lack the last axis of codes."""
+    return (codes.astype(np.float32) - zero) * scales[..., None]
 
 
 def _quantize(groups: Floats) -> tuple[Codes, Floats]:
