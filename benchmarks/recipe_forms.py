@@ -84,8 +84,7 @@ def measure(source: Path, recipe: Recipe, args: argparse.Namespace, folder: Path
         threads=1,
         say=lambda _: None,
     )
-    operators = Bundle.open(out).manifest.graph("step").needs
-    return {**row(verdict.backends[0]), "needs": operators}
+    return {**row(verdict.backends[0]), "needs": Bundle.open(out).manifest.graph("step").needs}
 
 
 def show(results: dict[str, dict[str, Any]]) -> None:

@@ -23,6 +23,7 @@ from retnet_edge.onnx_files import graph_spec, save_models
 from retnet_edge.reference import Float64Reference
 from retnet_edge.runtime.bundle import check_vocabulary
 from retnet_edge.runtime.manifest import (
+    NOT_VERIFIED,
     SCHEMA_VERSION,
     Backend,
     GraphSpec,
@@ -33,7 +34,6 @@ from retnet_edge.runtime.manifest import (
     StateSpec,
     TokenizerSpec,
     Tolerance,
-    Verification,
 )
 from retnet_edge.runtime.writer import new_bundle, write_manifest
 from retnet_edge.tokenizer import END_OF_TEXT
@@ -174,6 +174,6 @@ def _manifest(
             source.weights_sha256(),
             {"retnet-edge": __version__, **{n: version(n) for to_ in to for n in VERSIONS_OF[to_]}},
         ),
-        verification=Verification("unverified", ("verify has not run",)),
+        verification=NOT_VERIFIED,
         files={},
     )

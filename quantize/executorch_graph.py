@@ -53,10 +53,7 @@ def write_quantized_programs(
             "--checkpoint"
         )
     loaded = load_checkpoint(checkpoint)
-    if loaded.weights_sha256() != source.manifest.provenance.checkpoint_sha256:
-        raise InputError(
-            f"{source.path} was not made from {checkpoint}: the weights' SHA-256 differ"
-        )
+    loaded.check_made(source)
     assert isinstance(loaded.model, RetNet)
     model = loaded.model.eval()
     seen: dict[str, Seen] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from retnet_edge.quantize.graph_edit import Weight, replace
+from retnet_edge.quantize.graph_edit import Weight, add_initializer, replace
 from retnet_edge.quantize.schemes import Half
 
 _TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
@@ -17,16 +17,8 @@ _TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 def apply_half(model: ir.Model, weight: Weight, scheme: Half) -> None:
     """Replace a matrix by its 16-bit form, and everything that reads it by what reads that."""
     assert weight.value.const_value is not None
-    dtype = _TYPES[scheme.dtype]
-    stored = weight.value.const_value.numpy().astype(dtype.numpy())
-    name = f"{weight.name}.{scheme.dtype}"
-    halves = ir.Value(
-        name=name,
-        shape=ir.Shape(stored.shape),
-        type=ir.TensorType(dtype),
-        const_value=ir.tensor(stored, dtype=dtype, name=name),
-    )
-    model.graph.register_initializer(halves)
+    stored = weight.value.const_value.numpy().astype(_TYPES[scheme.dtype].numpy())
+    halves = add_initializer(model, f"{weight.name}.{scheme.dtype}", stored)
     for lookup in weight.lookups:
         rows = ir.node("Gather", [halves, lookup.inputs[1]], {"axis": 0})
         rows.outputs[0].shape = lookup.outputs[0].shape

@@ -43,11 +43,11 @@ from retnet_edge.quantize.states import quantize_states, state_specs
 from retnet_edge.quantize.static_int8 import apply_static_int8
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import (
+    NOT_VERIFIED,
     Backend,
     GraphSpec,
     Quantization,
     QuantizedTensor,
-    Verification,
 )
 from retnet_edge.runtime.writer import new_bundle, write_manifest
 
@@ -127,7 +127,7 @@ def write_quantized(
                 for backend, recipe in recipes.items()
                 if recipe.tolerance != chosen[0].tolerance
             },
-            verification=Verification("unverified", ("verify has not run",)),
+            verification=NOT_VERIFIED,
         ),
     )
 

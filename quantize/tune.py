@@ -33,8 +33,9 @@ from retnet_edge.quantize.quantize import copy_unchanged
 from retnet_edge.quantize.rounding import Blocks
 from retnet_edge.quantize.tuned_blocks import TunedBlocks
 from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import Quantization, Verification
+from retnet_edge.runtime.manifest import NOT_VERIFIED, Quantization
 from retnet_edge.runtime.writer import check_target, new_bundle, write_manifest
+from retnet_edge.schedule import warmup_cosine
 from retnet_edge.shards import write_shards
 from retnet_edge.sources import check_readable
 from retnet_edge.tokenizer import load_tokenizer
@@ -84,8 +85,7 @@ def tune(
     if source.manifest.backends != ("onnxruntime",):
         raise InputError(f"{bundle}: tuning needs a bundle with ONNX graphs alone")
     loaded = load_checkpoint(checkpoint)
-    if loaded.weights_sha256() != source.manifest.provenance.checkpoint_sha256:
-        raise InputError(f"{bundle} was not made from {checkpoint}: the weights' SHA-256 differ")
+    loaded.check_made(source)
     models = {graph.file: ir.load(source.file(graph.file)) for graph in source.manifest.graphs}
     blocks = read_blocks(next(iter(models.values())))
     if not blocks:
@@ -167,10 +167,7 @@ def divergence(model: nn.Module, weights: dict[str, Tensor], tokens: Tensor) -> 
 
 def share_of_rate(step: int, steps: int) -> float:
     """Linear warm-up, then half a cosine down to 0."""
-    warmup = max(1, round(WARMUP * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    return warmup_cosine(1.0, step, steps=steps, warmup=max(1, round(WARMUP * steps)))
 
 
 def _write_manifest(
@@ -188,6 +185,6 @@ def _write_manifest(
             manifest,
             graphs=tuple(graph_spec(g.file, g.kind, models[g.file]) for g in manifest.graphs),
             quantization=Quantization(f"{done.recipe}{TUNED}", tuple(tensors)),
-            verification=Verification("unverified", ("verify has not run",)),
+            verification=NOT_VERIFIED,
         ),
     )

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retnet_edge.int8_aware import pass_through
 from retnet_edge.quantize.rounding import Blocks
 
 INSIDE = 0.49  # of a cell, half as wide as a code
@@ -27,7 +28,6 @@ class TunedBlocks(nn.Module):
         device = weight.device
         self.bits = blocks.bits
         self.inputs = weight.shape[1]
-        self._zeros = blocks.zeros
         scales = torch.from_numpy(np.array(blocks.scales, dtype=np.float32)).to(device)
         self.scales = nn.Buffer(scales)
         self.zeros = nn.Buffer(torch.from_numpy(blocks.zeros.astype(np.float32)).to(device))
@@ -40,7 +40,7 @@ class TunedBlocks(nn.Module):
     def forward(self) -> Tensor:
         """The matrix [outputs, inputs] that codes and scales stand for."""
         clipped = self.latent.clamp(0, 2**self.bits - 1)
-        codes = clipped + (clipped.round() - clipped).detach()
+        codes = pass_through(clipped, clipped.round())
         weights = (codes - self.zeros[..., None]) * self._scales()[..., None]
         return weights.flatten(1)[:, : self.inputs]
 
@@ -48,12 +48,8 @@ class TunedBlocks(nn.Module):
     def blocks(self) -> Blocks:
         """As the graph stores them."""
         codes = self.latent.clamp(0, 2**self.bits - 1).round()
-        return Blocks(
-            codes.to(torch.uint8).cpu().numpy(),
-            self._scales().cpu().numpy(),
-            self._zeros,
-            self.bits,
-        )
+        stored, zeros = (x.to(torch.uint8).cpu().numpy() for x in (codes, self.zeros))
+        return Blocks(stored, self._scales().cpu().numpy(), zeros, self.bits)
 
     def _scales(self) -> Tensor:
         return self.scales * self.log_scale.exp()

@@ -20,6 +20,7 @@ from retnet_edge.config import (
 )
 from retnet_edge.errors import InputError
 from retnet_edge.model import RetNet
+from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.tokenizer import load_tokenizer
 from retnet_edge.transformer import Transformer
 
@@ -47,6 +48,13 @@ class Checkpoint:
         """SHA-256 of the weights file, the checkpoint's identity in a bundle's provenance."""
         with (self.path / WEIGHTS_FILE).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def check_made(self, bundle: Bundle) -> None:
+        """Raises InputError where the bundle was not made from these weights."""
+        if bundle.manifest.provenance.checkpoint_sha256 != self.weights_sha256():
+            raise InputError(
+                f"{bundle.path} was not made from {self.path}: the weights' SHA-256 differ"
+            )
 
 
 def build_model(config: ModelConfig, *, dropout: float = 0.0) -> LanguageModel:

@@ -151,12 +151,13 @@ def verify(
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise InputError(f"{option} {path}: name a file in a directory that exists")
     found = verify_all(bundles, say=_say, **options)
-    entries = _entries(found.bundles)
-    if report is not None:
-        page = render_report(report.stem, entries, found.between)
-        replace_file(report, page.encode())
-    if card is not None:
-        replace_file(card, model_card(entries).encode())
+    if report is not None or card is not None:
+        entries = _entries(found.bundles)
+        if report is not None:
+            page = render_report(report.stem, entries, found.between)
+            replace_file(report, page.encode())
+        if card is not None:
+            replace_file(card, model_card(entries).encode())
     if len(bundles) == 1:
         _conclude(bundles[0], found.bundles[str(bundles[0])], as_json)
     else:

@@ -37,12 +37,12 @@ def round_blocks(x: Tensor) -> Tensor:
     width = x.shape[-1]
     padded = F.pad(x, (0, -width % BLOCK))
     blocks = padded.reshape(*x.shape[:-1], -1, BLOCK)
-    return _pass_through(x, _symmetric(blocks).flatten(-2)[..., :width])
+    return pass_through(x, _symmetric(blocks).flatten(-2)[..., :width])
 
 
 def round_rows(x: Tensor) -> Tensor:
     """[…, K] to int8 codes times one scale for the last axis: max |x| / 127."""
-    return _pass_through(x, _symmetric(x))
+    return pass_through(x, _symmetric(x))
 
 
 def on_grid(weights: dict[str, Tensor], rounding: Rounding = round_blocks) -> dict[str, Tensor]:
@@ -125,6 +125,6 @@ def _symmetric(x: Tensor) -> Tensor:
     return (torch.round(wide / scale) * scale).to(x.dtype)
 
 
-def _pass_through(x: Tensor, rounded: Tensor) -> Tensor:
+def pass_through(x: Tensor, rounded: Tensor) -> Tensor:
     """The rounded values, with the gradient of x."""
     return x + (rounded - x).detach()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from retnet_edge.checkpoint import Checkpoint
 from retnet_edge.errors import InputError
-from retnet_edge.model import RetNet
+from retnet_edge.model import CHUNKWISE, RetNet
 
 
 class Float64Reference:
@@ -33,7 +33,7 @@ class Float64Reference:
             for block in self._model.blocks
         ]
         try:
-            self._model(torch.from_numpy(tokens)[None])
+            self._model.features(torch.from_numpy(tokens)[None], None, None, CHUNKWISE, None)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -38,6 +38,7 @@ from retnet_edge.metrics import MetricsLog
 from retnet_edge.model import CHUNK, Form, How, RetNet
 from retnet_edge.optimizer import Optimizer, Skips
 from retnet_edge.runtime.writer import new_bundle
+from retnet_edge.schedule import warmup_cosine
 from retnet_edge.step_checkpoint import Progress, StepCheckpoints
 from retnet_edge.tokenizer import END_OF_TEXT, load_tokenizer
 
@@ -119,11 +120,13 @@ def check_shares(config: ModelConfig, options: TrainOptions, world: World) -> No
 
 def learning_rate(options: TrainOptions, step: int) -> float:
     """Linear warm-up, then a cosine down to final_lr_ratio · lr at the last step."""
-    if step < options.warmup:
-        return options.lr * (step + 1) / options.warmup
-    done = (step - options.warmup) / max(1, options.steps - options.warmup)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
-    return options.lr * (options.final_lr_ratio + (1.0 - options.final_lr_ratio) * cosine)
+    return warmup_cosine(
+        options.lr,
+        step,
+        steps=options.steps,
+        warmup=options.warmup,
+        final_ratio=options.final_lr_ratio,
+    )
 
 
 def make_optimizer(parameters: dict[str, nn.Parameter], options: TrainOptions) -> Optimizer:

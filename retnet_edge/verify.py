@@ -108,8 +108,7 @@ def verify_all(
     columns: list[tuple[str, Bundle, Backend]] = []
     called = labels(list(opened))
     for name, bundle in opened.items():
-        if bundle.manifest.provenance.checkpoint_sha256 != source.weights_sha256():
-            raise InputError(f"{name} was not made from {checkpoint}: the weights' SHA-256 differ")
+        source.check_made(bundle)
         has = bundle.manifest.backends
         chosen = has if backend is None else (choose_backend(bundle, backend),)
         columns += [(column_name(called[name], one), bundle, one) for one in chosen]

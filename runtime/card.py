@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from retnet_edge.runtime.manifest import Manifest
 from retnet_edge.runtime.report import Entry, columns_of
-from retnet_edge.runtime.report_rows import number, percent
+from retnet_edge.runtime.report_rows import graph_bytes, number, percent, slope
 from retnet_edge.runtime.verdict import Measured
 
 HEADER = (
@@ -46,15 +46,10 @@ def model_card(entries: Sequence[Entry]) -> str:
 
 def _row(manifest: Manifest, measured: Measured) -> list[str]:
     f, parity, memory = measured.parity.figures, measured.parity, measured.memory
-    size = sum(manifest.files[name].size for name in manifest.files_of(measured.backend))
-    growth = "–"
-    if memory is not None:
-        s = memory.anonymous_slope
-        growth = f"{s.bytes_per_token:.3g} [{s.low:.3g}, {s.high:.3g}]"
     return [
         manifest.quantization.recipe,
         measured.backend,
-        f"{size / 1e6:.1f}",
+        f"{graph_bytes(manifest, measured) / 1e6:.1f}",
         number(f.perplexity_ratio, ".5f"),
         number(parity.bits_per_byte_bundle, ".4f"),
         number(f.mean_kl, ".2e"),
@@ -62,7 +57,7 @@ def _row(manifest: Manifest, measured: Measured) -> list[str]:
         percent(f.top1_agreement),
         percent(f.top5_agreement),
         f"{manifest.state_bytes(1):,}",
-        growth,
+        "–" if memory is None else slope(memory),
         "no" if measured.reasons else "yes",
     ]
 

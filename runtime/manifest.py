@@ -173,6 +173,9 @@ class Verification(_Frozen, frozen=True):
     report: str | None = None
 
 
+NOT_VERIFIED = Verification("unverified", ("verify has not run",))
+
+
 class Manifest(_Frozen, frozen=True):
     """The whole manifest (`manifest.json`).
 

@@ -169,12 +169,19 @@ def milliseconds(case: Memory) -> str:
     return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
 
 
+def slope(case: Memory) -> str:
+    """Anonymous bytes a token and their 95 % interval."""
+    s = case.anonymous_slope
+    return f"{s.bytes_per_token:.3g} [{s.low:.3g}, {s.high:.3g}]"
+
+
+def graph_bytes(manifest: Manifest, measured: Measured) -> int:
+    """Of a backend's graphs and weights."""
+    return sum(manifest.files[name].size for name in manifest.files_of(measured.backend))
+
+
 def side_rows(columns: Sequence[tuple[Manifest, Measured]]) -> Rows:
     """One row a figure, one column a backend of a bundle: what a reader chooses by."""
-
-    def files(manifest: Manifest, measured: Measured) -> str:
-        sizes = [manifest.files[f].size for f in manifest.files_of(measured.backend)]
-        return f"{sum(sizes):,}"
 
     def far(measured: Measured) -> str:
         return number(max((p.figures.mean_kl for p in measured.parity.places[1:]), default=None))
@@ -185,17 +192,13 @@ def side_rows(columns: Sequence[tuple[Manifest, Measured]]) -> Rows:
     def memory(measured: Measured, show: Callable[[Memory], str]) -> str:
         return "–" if measured.memory is None else show(measured.memory)
 
-    def slope(case: Memory) -> str:
-        s = case.anonymous_slope
-        return f"{s.bytes_per_token:.3g} [{s.low:.3g}, {s.high:.3g}]"
-
     found = [measured for _, measured in columns]
     figures = [measured.parity.figures for measured in found]
     prefills = [measured.parity.prefill for measured in found]
     return [
         ("recipe", *(manifest.quantization.recipe for manifest, _ in columns)),
         ("figures out of bounds", *(f"{len(m.reasons)} of {len(m.checks)}" for m in found)),
-        ("bytes of graphs and weights", *(files(*column) for column in columns)),
+        ("bytes of graphs and weights", *(f"{graph_bytes(*column):,}" for column in columns)),
         ("logit error, largest", *(number(f.max_abs_logit_error) for f in figures)),
         ("KL, mean", *(number(f.mean_kl) for f in figures)),
         ("KL, 99 %", *(number(f.p99_kl) for f in figures)),
