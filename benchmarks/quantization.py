@@ -2,7 +2,8 @@
 
     python benchmarks/quantization.py checkpoints/edge-15m --calibration CALIBRATION.txt
 
-Every bundle steps through the same contexts, many at once, beside the checkpoint in float64:
+Every bundle steps through the same contexts, many at once where none changes another, beside the
+checkpoint in float64:
 ratio of perplexities, mean KL(float64 ‖ bundle), share of positions whose best token is the same.
 Results go to benchmarks/results/quantization.json, and a recipe that is there already for the same
 tokens, weights and version of its row is not measured again.
@@ -77,6 +78,32 @@ class Sums:
         }
 
 
+class Stepped:
+    """A bundle's step graph beside some sequences, which all are at one position."""
+
+    def __init__(self, path: Path, sequences: int, *, plain: bool) -> None:
+        """plain: a graph with int8 states, without its dither."""
+        bundle = Bundle.open(path)
+        model = ir.load(bundle.file(bundle.manifest.graph("step").file))
+        if plain:
+            plainly_rounded(model)
+        # one scale for all that a call gets: sequences in it would change each other
+        alone = any(node.op_type == "DynamicQuantizeLinear" for node in model.graph)
+        self._graph = ExposedStep(bundle, model, ())
+        self._groups = np.array_split(np.arange(sequences), sequences if alone else 1)
+        self._states = [self._graph.zero_states(len(group)) for group in self._groups]
+
+    def log_odds(self, tokens: NDArray[np.int64], position: int) -> NDArray[np.float32]:
+        """Tokens [B] at a position -> log probabilities [B, vocab] of those that follow."""
+        found = []
+        for i, group in enumerate(self._groups):
+            values, self._states[i] = self._graph.run(
+                tokens[group, None], position, self._states[i]
+            )
+            found.append(log_softmax(values["logits"]))
+        return np.concatenate(found)
+
+
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:
     """In float32: its rounding, 1e-7 of a log probability, cancels in the mean."""
     shifted = (logits - logits.max(axis=-1, keepdims=True)).astype(np.float32)
@@ -96,15 +123,7 @@ def measure(
     reference.to(torch.float64).to(device).eval()
     tokens = np.stack(contexts)
     sequences, length = tokens.shape
-    graphs, states = {}, {}
-    for name, path in bundles.items():
-        bundle = Bundle.open(path)
-        file = bundle.manifest.graph("step").file
-        model = ir.load(bundle.file(file))
-        if name == PLAIN:
-            plainly_rounded(model)
-        graphs[name] = ExposedStep(bundle, model, ())
-        states[name] = graphs[name].zero_states(sequences)
+    stepped = {n: Stepped(path, sequences, plain=n == PLAIN) for n, path in bundles.items()}
     sums = {name: Sums() for name in bundles}
     past = None
     with progress("held-out positions", length - 1) as advance, torch.no_grad():
@@ -114,12 +133,10 @@ def measure(
             ids = torch.from_numpy(span).to(device)
             logits, past = reference(ids, states=past, position=position)
             p = log_softmax(logits.cpu().numpy())
-            for name, graph in graphs.items():
+            for name, graph in stepped.items():
                 for t in range(span.shape[1]):
-                    at = start + t
-                    found, states[name] = graph.run(span[:, t : t + 1], at, states[name])
-                    q = log_softmax(found["logits"])
-                    sums[name].add(p[:, t], q, tokens[:, at + 1])
+                    q = graph.log_odds(span[:, t], start + t)
+                    sums[name].add(p[:, t], q, tokens[:, start + t + 1])
             advance(span.shape[1])
     return {name: found.figures() for name, found in sums.items()}
 
@@ -143,12 +160,9 @@ def without(field: str, value: Any) -> Callable[[Scheme], Scheme]:
 
 
 def recipes() -> dict[str, Recipe]:
-    """The rows of the table: built-in recipes, and each without its trick.
-
-    int8-dynamic is not among them: its activations share one scale over the whole input, so a
-    batch of sequences is not what one sequence gets. `verify` measures it, one after the other.
-    """
-    found = {name: find_recipe(name) for name in ("int8", "int8-weight", "int4", "int4-weight")}
+    """The rows of the table: built-in recipes, and each without its trick."""
+    plain = ("int8", "int8-dynamic", "int8-weight", "int4", "int4-weight")
+    found = {name: find_recipe(name) for name in plain}
     for name, field, value in (
         ("int4 without GPTQ", "gptq", False),
         ("int4 without zero points", "symmetric", True),

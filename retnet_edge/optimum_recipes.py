@@ -85,6 +85,9 @@ def nearest_recipe(recipe: str | Recipe) -> Recipe:
                 f"recipe {recipe.name}: optimum has nothing near the scheme {rule.scheme.name} of "
                 f"the rule {rule.pattern!r}; int8-dynamic is the recipe that it comes near to"
             )
+    # rules that differed in their tails alone, one of which may decide about no matrix any more
+    while rules[-1].pattern == "*" and len(rules) > 1 and rules[-2].scheme == rules[-1].scheme:
+        del rules[-2]
     return replace(recipe, name=f"{recipe.name}-optimum", rules=tuple(rules))
 
 
