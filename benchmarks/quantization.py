@@ -36,7 +36,7 @@ from retnet_edge.quantize.exposed import ExposedStep
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipe import Recipe, Rule, with_state
 from retnet_edge.quantize.recipe_file import STATES, read_recipe
-from retnet_edge.quantize.schemes import BlockInt4, Scheme, StaticInt8Qdq
+from retnet_edge.quantize.schemes import BlockInt4, DynamicInt8, Scheme, StaticInt8Qdq
 from retnet_edge.runtime.bundle import Bundle
 
 RESULTS = Path(__file__).parent / "results" / "quantization.json"
@@ -168,6 +168,11 @@ def recipes() -> dict[str, Recipe]:
         ("int4 without zero points", "symmetric", True),
     ):
         found[name] = rewritten(name, "int4", without(field, value))
+    found["int8-dynamic, tails of 1.5 everywhere"] = Recipe(
+        "int8-dynamic",
+        (Rule("*", DynamicInt8(tail=1.5)),),
+        find_recipe("int8-dynamic").tolerance,
+    )
     everywhere = (
         Rule("*.out.weight", BlockInt4(32, tail=2.0, symmetric=False, gptq=True)),
         *find_recipe("int4").rules[1:],

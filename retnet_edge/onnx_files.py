@@ -10,6 +10,7 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
+from retnet_edge.in_place import updates_in_place
 from retnet_edge.runtime.manifest import Dtype, GraphSpec, TensorSpec
 
 WEIGHTS_FILE = "weights.bin"
@@ -80,6 +81,7 @@ def graph_spec(file: str, kind: Literal["step", "prefill"], model: ir.Model) -> 
         operators=operators,
         needs=_needs(model, operators),
         serves_step=kind == "prefill" and _FUSED in operators,
+        states_in_place=updates_in_place(model),
     )
 
 

@@ -44,7 +44,7 @@ class Batch:
                 "activations of a whole batch with one scale, so that sequences would change each "
                 "other; quantize with another one"
             )
-        kind, _ = main_graph(bundle)
+        kind, graph = main_graph(bundle)
         if kind != "prefill":
             raise InputError(f"{bundle.path} has no graph that takes both prompts and steps")
         self._bundle = bundle
@@ -58,7 +58,7 @@ class Batch:
         shapes = [(state_shape(spec, 0), spec.dtype) for spec in self._specs]
         self._sets = tuple(
             [np.zeros((capacity, *shape[1:]), dtype=dtype) for shape, dtype in shapes]
-            for _ in range(2)
+            for _ in range(1 if graph.states_in_place else 2)
         )
         self._alone = [np.zeros(shape, dtype=dtype) for shape, dtype in shapes]
         self._current = 0
@@ -97,8 +97,9 @@ class Batch:
         kept, row, last = self.snapshot(sequence), self._row(sequence), len(self._rows) - 1
         for rows in self._sets[self._current]:
             rows[row] = rows[last]
-        for rows in (*self._sets[0], *self._sets[1]):
-            rows[last] = 0
+        for states in self._sets:
+            for rows in states:
+                rows[last] = 0
         self._positions[row] = self._positions[last]
         self._rows[row] = self._rows[last]
         del self._rows[last]
@@ -149,9 +150,14 @@ class Batch:
         count = len(self._rows)
         self._tokens[:count, 0] = [tokens[sequence] for sequence in self._rows]
         run_bound(self._graph, self._binding(count), self._bundle.path)
-        self._current = 1 - self._current
+        self._current = self._next
         self._positions[:count] += 1
         return {sequence: self._logits[row] for row, sequence in enumerate(self._rows)}
+
+    @property
+    def _next(self) -> int:
+        """The set that a step writes: the current one where it may be written in place."""
+        return (self._current + 1) % len(self._sets)
 
     def _row(self, sequence: int) -> int:
         if sequence not in self._rows:
@@ -165,7 +171,7 @@ class Batch:
             binding.bind_ortvalue_input("tokens", _value(self._tokens[:count]))
             binding.bind_ortvalue_input("position", _value(self._positions[:count]))
             binding.bind_ortvalue_output("logits", _value(self._logits[:count]))
-            past, new = self._sets[self._current], self._sets[1 - self._current]
+            past, new = self._sets[self._current], self._sets[self._next]
             for spec, old, out in zip(self._specs, past, new, strict=True):
                 binding.bind_ortvalue_input(spec.input, _value(old[:count]))
                 binding.bind_ortvalue_output(spec.output, _value(out[:count]))

@@ -65,6 +65,7 @@ class GraphSpec(_Frozen, frozen=True):
     oldest ONNX Runtime that runs the graph ("onnxruntime 1.32").
     serves_step: a prefill graph that takes T = 1 as well, as fast as the step graph does, so that a
     session needs no other and holds the weights once.
+    states_in_place: a next state may be written over the past one, in the same memory.
     """
 
     file: Name
@@ -79,6 +80,7 @@ class GraphSpec(_Frozen, frozen=True):
     operators: tuple[Name, ...] = ()
     needs: str | None = None
     serves_step: bool = False
+    states_in_place: bool = False
 
 
 class StateSpec(_Frozen, frozen=True):

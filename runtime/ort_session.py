@@ -1,9 +1,10 @@
 """A session on ONNX Runtime for states of constant size: no allocation and no binding per token.
 
-Two sets of state buffers, A and B, and two bindings made once: one reads A and writes B, the other
-reads B and writes A; every call uses the other one. A single set bound as both input and output
-would be right only for graphs in which every past state has one consumer, and wrong without an
-error for others; measured, it is no faster (docs/decisions.md).
+Where the graphs allow it (`GraphSpec.states_in_place`), one set of state buffers is bound as both
+past and next states. Elsewhere that would be wrong without an error: there are two sets, A and B,
+and two bindings made once; one reads A and writes B, the other reads B and writes A, and every call
+uses the other one. After a call that failed inside ONNX Runtime, states in place may be half new:
+`reset` or `load_states` goes on from there.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from retnet_edge.runtime.session import (
     state_shape,
 )
 
-_Bindings = tuple[Any, Any]
+_Bindings = tuple[Any, ...]
 
 
 class OrtSession:
@@ -49,13 +50,15 @@ class OrtSession:
         self._logits = np.zeros((1, bundle.manifest.model.vocab_size), dtype=np.float32)
         self._view: NDArray[np.float32] = self._logits[0]
         self._view.flags.writeable = False
+        kind, main = main_graph(bundle)
+        self._one_graph = kind == "prefill"
+        prompts = find_graph(bundle, "prefill") or main
+        in_place = main.states_in_place and prompts.states_in_place
         self._buffers = tuple(
             [np.zeros(state_shape(spec, 0), dtype=spec.dtype) for spec in self._specs]
-            for _ in range(2)
+            for _ in range(1 if in_place else 2)
         )
         self._past = 0
-        kind, _ = main_graph(bundle)
-        self._one_graph = kind == "prefill"
         graph = load_graph(bundle, kind, threads)
         self._step = graph
         self._step_bindings = self._bind(graph)
@@ -72,7 +75,7 @@ class OrtSession:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of one copy of the states; the session holds two."""
+        """Bytes of one copy of the states."""
         return sum(state.nbytes for state in self._buffers[0])
 
     def reset(self) -> None:
@@ -125,24 +128,28 @@ class OrtSession:
 
     def _run(self, graph: Any, bindings: _Bindings, tokens: int, options: Any = None) -> None:
         run_bound(graph, bindings[self._past], self._bundle.path, options)
-        self._past = 1 - self._past
+        self._past = self._next(self._past)
         self._position[0] += tokens
 
+    def _next(self, past: int) -> int:
+        """The set that a call writes which reads the set `past`."""
+        return (past + 1) % len(self._buffers)
+
     def _bind(self, graph: Any) -> _Bindings:
-        """The graph's two bindings, A to B and B to A; `tokens` is left to the caller."""
+        """The graph's binding out of each set; `tokens` is left to the caller."""
 
         def binding(past: int) -> Any:
             bound = graph.io_binding()
             bound.bind_ortvalue_input("position", _value(self._position))
             bound.bind_ortvalue_output("logits", _value(self._logits))
             for spec, old, new in zip(
-                self._specs, self._buffers[past], self._buffers[1 - past], strict=True
+                self._specs, self._buffers[past], self._buffers[self._next(past)], strict=True
             ):
                 bound.bind_ortvalue_input(spec.input, _value(old))
                 bound.bind_ortvalue_output(spec.output, _value(new))
             return bound
 
-        return binding(0), binding(1)
+        return tuple(binding(past) for past in range(len(self._buffers)))
 
 
 def _value(array: NDArray[Any]) -> Any:

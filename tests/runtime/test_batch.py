@@ -108,7 +108,7 @@ def test_nothing_of_one_that_left_is_left(bundle: Bundle) -> None:
     batch.prefill(secret, TOKENS[:90])
     batch.step({secret: 5})
     batch.leave(secret)
-    assert not any(rows.any() for rows in (*batch._sets[0], *batch._sets[1]))
+    assert not any(rows.any() for states in batch._sets for rows in states)
     mine, other = batch.join(), fresh.join()
     assert mine != secret
     for token in TOKENS[:5]:
