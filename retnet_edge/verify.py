@@ -22,10 +22,12 @@ from retnet_edge.quantize.kernel_parity import KernelParity, measure_kernel_pari
 from retnet_edge.reference import Float64Reference
 from retnet_edge.runtime.between import Between
 from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.golden import GOLDEN_FILE, read_golden
 from retnet_edge.runtime.manifest import Backend
 from retnet_edge.runtime.parity import BlockError
+from retnet_edge.runtime.replay import replay
 from retnet_edge.runtime.report import column_name, labels
-from retnet_edge.runtime.session import choose_backend
+from retnet_edge.runtime.session import choose_backend, open_session
 from retnet_edge.runtime.verdict import Check, Verdict
 from retnet_edge.runtime.verify import BASELINE_STEPS, measure_baseline, measure_pairs
 from retnet_edge.runtime.verify import verify as verify_bundle
@@ -95,7 +97,8 @@ def verify_all(
     backend: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Verdicts:
-    """`verify` each of some bundles of one checkpoint, one after the other, on the same text.
+    """`verify` each of some bundles of one checkpoint on the same text, which is replayed once: all
+    step beside one run of the float64 model, and the rest follows bundle by bundle.
 
     Raises what `verify` does, and InputError for a bundle that is named twice.
     """
@@ -109,26 +112,40 @@ def verify_all(
     called = labels(list(opened))
     for name, bundle in opened.items():
         source.check_made(bundle)
+        if GOLDEN_FILE in bundle.manifest.files:
+            read_golden(bundle.file(GOLDEN_FILE), bundle.manifest)
         has = bundle.manifest.backends
         chosen = has if backend is None else (choose_backend(bundle, backend),)
         columns += [(column_name(called[name], one), bundle, one) for one in chosen]
     reference = Float64Reference(source)
     contexts = text_contexts(source.tokenizer, Path(text), tokens, context)
-    replayed = sum(map(len, contexts))
-    say(f"replaying {replayed:,} tokens of {text}")
+    length = sum(map(len, contexts))
+    say(f"replaying {length:,} tokens of {text}")
     text_bytes = _bytes(source.tokenizer, contexts)
     verdicts = {}
     with tempfile.TemporaryDirectory(prefix="retnet-edge-") as folder:
         growing = _baseline(source, Path(folder), say) if baseline else None
-        units = len(columns) * (replayed + memory_steps)
+        units = len(columns) * (length + memory_steps)
         units += 0 if growing is None else min(BASELINE_STEPS, memory_steps)
         with progress("verify", units) as advance:
             grown = None if growing is None else measure_baseline(growing, memory_steps, advance)
+            # the sessions are gone before memory is measured
+            replays = replay(
+                [open_session(of, threads, one) for _, of, one in columns],
+                reference,
+                contexts,
+                advance=advance,
+            )
             for name, bundle in opened.items():
+                own = {
+                    one: found
+                    for (_, of, one), found in zip(columns, replays, strict=True)
+                    if of is bundle
+                }
                 checks: dict[Backend, tuple[Check, ...]] = {}
                 blocks: dict[Backend, tuple[BlockError, ...]] = {}
                 # compared with NumPy; a .pte is no graph to read
-                if any(one == "onnxruntime" for _, b, one in columns if b is bundle):
+                if "onnxruntime" in own:
                     kernel = measure_kernel_parity(bundle, contexts[0][:KERNEL_TOKENS])
                     checks["onnxruntime"] = _kernel_checks(kernel)
                     blocks["onnxruntime"] = measure_blocks(bundle, reference, contexts[0])
@@ -143,6 +160,7 @@ def verify_all(
                     backend=backend,
                     more_checks=checks,
                     block_errors=blocks,
+                    replayed=own,
                     advance=advance,
                 )
     between = tuple(

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from retnet_edge.runtime.agreement import Figures, Trace, summarise
+from retnet_edge.runtime.agreement import Figures, summarise
 from retnet_edge.runtime.replay import States, Tokens, replay, run_steps
 from retnet_edge.runtime.session import Session
 from retnet_edge.runtime.state_values import rounded_states, state_values
@@ -52,6 +52,5 @@ def measure_between(
     first: Session, second: Session, context: Tokens, *, names: tuple[str, str], recipe: str
 ) -> Between:
     """Replay `context` [T], a step a token, through both from empty states."""
-    parts = list(replay(second, SessionReference(first), context, 256, lambda _: None))
-    trace = Trace.join([part for part, _ in parts])
-    return Between(*names, recipe, summarise(trace, [sample for _, sample in parts]))
+    (found,) = replay([second], SessionReference(first), [context])
+    return Between(*names, recipe, summarise(found.trace, found.states))

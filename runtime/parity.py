@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.agreement import Figures, StateSample, Trace, mean_over, summarise
+from retnet_edge.runtime.agreement import Figures, StateSample, mean_over, summarise
 from retnet_edge.runtime.golden import GoldenReplay
 from retnet_edge.runtime.probes import (
     LONG_PREFIX,
@@ -22,8 +22,8 @@ from retnet_edge.runtime.probes import (
     measure_places,
     measure_prefill,
 )
+from retnet_edge.runtime.replay import BLOCK, Replayed, Tokens, bucket_edges, replay
 from retnet_edge.runtime.replay import Reference as Reference
-from retnet_edge.runtime.replay import Tokens, bucket_edges, replay
 from retnet_edge.runtime.session import Session
 from retnet_edge.runtime.worst import Decode, WorstPlace, worst_places
 
@@ -90,11 +90,12 @@ def measure_parity(
     text_bytes: int | None = None,
     places: bool = True,
     prefill_tokens: int | None = LONG_PREFIX,
-    block: int = 256,
+    block: int = BLOCK,
     decode: Decode | None = None,
+    replayed: Replayed | None = None,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> Parity:
-    """Replay `contexts` (int64 [T] each, T >= 2) and reduce to figures.
+    """Replay `contexts` (int64 [T] each, T >= 2), unless `replayed` has it, and reduce to figures.
 
     allowed_error: the bound on the logit error, which decides what is a tie.
     text_bytes: UTF-8 bytes of the text of every predicted token, which is all but each context's
@@ -105,13 +106,9 @@ def measure_parity(
     """
     if not contexts or min(len(context) for context in contexts) < 2:
         raise InputError("held-out text must give at least one context, of 2 tokens or more each")
-    parts: list[Trace] = []
-    states: list[StateSample] = []
-    for context in contexts:
-        for trace_part, sample in replay(session, reference, context, block, advance):
-            parts.append(trace_part)
-            states.append(sample)
-    trace = Trace.join(parts)
+    if replayed is None:
+        (replayed,) = replay([session], reference, contexts, block=block, advance=advance)
+    trace, states = replayed.trace, replayed.states
 
     def figures(mask: NDArray[np.bool_], samples: list[StateSample]) -> Figures:
         return summarise(trace.where(mask), samples, allowed_error=allowed_error)

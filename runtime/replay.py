@@ -1,14 +1,15 @@
-"""Text through the bundle's step graph and through the float64 reference, side by side.
+"""Text through step graphs of bundles and through the float64 reference, side by side.
 
-A context is replayed from an empty state, one token at a time through the session and in blocks
-through the reference, which carries its own states: errors may pile up, as they would in use.
-Memory is bounded by one block of logits.
+A context is replayed from an empty state, one token at a time through the sessions and in blocks
+through the reference, which carries its own states: errors may pile up, as they would in use. The
+reference runs once for all sessions. Memory is bounded by one block of logits.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +21,17 @@ from retnet_edge.runtime.state_values import state_values
 
 Tokens = NDArray[np.int64]
 States = list[NDArray[np.float64]]
+
+
+BLOCK = 256  # positions whose logits are held at once
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a session gave over all contexts, position after position, beside the reference."""
+
+    trace: Trace
+    states: list[StateSample]
 
 
 class Reference(Protocol):
@@ -62,21 +74,50 @@ def run_steps(session: Session, tokens: Tokens) -> NDArray[np.float32]:
 
 
 def replay(
-    session: Session,
+    sessions: Sequence[Session],
+    reference: Reference,
+    contexts: Sequence[Tokens],
+    *,
+    block: int = BLOCK,
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> list[Replayed]:
+    """What each session gives over contexts (int64 [T] each).
+
+    advance(n): called after n more tokens of one session.
+    """
+    parts = [
+        part
+        for tokens in contexts
+        for part in _replay_one(sessions, reference, tokens, block, advance)
+    ]
+    return [
+        Replayed(Trace.join([trace for trace, _ in found]), [sample for _, sample in found])
+        for found in zip(*parts, strict=True)
+    ]
+
+
+def _replay_one(
+    sessions: Sequence[Session],
     reference: Reference,
     tokens: Tokens,
     block: int,
     advance: Callable[[int], None],
-) -> Iterator[tuple[Trace, StateSample]]:
+) -> Iterator[list[tuple[Trace, StateSample]]]:
     """One context [T] from an empty state; states are compared at the end of every block."""
-    session.reset()
+    for session in sessions:
+        session.reset()
     states: States | None = None
     targets = np.append(tokens[1:], NO_TARGET)
     for start, stop in spans(len(tokens), block):
         expected, states = reference.run(tokens[start:stop], states, start)
-        got = run_steps(session, tokens[start:stop])
-        trace = compare(expected, got, targets=targets[start:stop], first=start, length=len(tokens))
-        max_abs, relative = state_distance(states, state_values(session.states()))
         second_half = 2 * (stop - 1) >= len(tokens)
-        yield trace, StateSample(stop - 1, second_half, max_abs, relative)
-        advance(stop - start)
+        found = []
+        for session in sessions:
+            got = run_steps(session, tokens[start:stop])
+            trace = compare(
+                expected, got, targets=targets[start:stop], first=start, length=len(tokens)
+            )
+            distance = state_distance(states, state_values(session.states()))
+            found.append((trace, StateSample(stop - 1, second_half, *distance)))
+            advance(stop - start)
+        yield found

@@ -22,6 +22,7 @@ from retnet_edge.runtime.memory import Memory, measure_memory, memory_supported
 from retnet_edge.runtime.parity import BlockError, Reference, measure_parity
 from retnet_edge.runtime.probes import LONG_PREFIX
 from retnet_edge.runtime.profile import profile
+from retnet_edge.runtime.replay import Replayed
 from retnet_edge.runtime.report import render_report
 from retnet_edge.runtime.session import choose_backend, open_session
 from retnet_edge.runtime.verdict import Check, Measured, Verdict, checks, reasons_of
@@ -49,6 +50,7 @@ def verify(
     backend: str | None = None,
     more_checks: Mapping[Backend, Sequence[Check]] | None = None,
     block_errors: Mapping[Backend, Sequence[BlockError]] | None = None,
+    replayed: Mapping[Backend, Replayed] | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Verdict:
     """Measure parity and memory of every backend of the bundle; write reports and verdict into it.
@@ -56,8 +58,8 @@ def verify(
     contexts: held-out text, int64 [T] each. baseline: what `measure_baseline` gave, shown beside.
     text_bytes: see `measure_parity`. threads: for parity; memory is measured on one. backend: only
     this one, which leaves a bundle of several unverified. more_checks: figures of the caller's,
-    judged and shown with the others. block_errors: shown. advance(n): called after n more tokens or
-    steps.
+    judged and shown with the others. block_errors: shown. replayed: of backends whose contexts were
+    replayed already. advance(n): called after n more tokens or steps.
 
     A figure out of tolerance is no error: the verdict says so, and the manifest "unverified".
     An interrupted call leaves a bundle that opens: as it was, or without reports and unverified.
@@ -78,6 +80,7 @@ def verify(
             threads=threads,
             more_checks=(more_checks or {}).get(name, ()),
             block_errors=(block_errors or {}).get(name, ()),
+            replayed=(replayed or {}).get(name),
             advance=advance,
         )
         for name in chosen
@@ -141,6 +144,7 @@ def _measure(
     threads: int | None,
     more_checks: Sequence[Check],
     block_errors: Sequence[BlockError],
+    replayed: Replayed | None,
     advance: Callable[[int], None],
 ) -> Measured:
     """One backend of the bundle."""
@@ -160,6 +164,7 @@ def _measure(
         places=not growing,
         prefill_tokens=LONG_PREFIX if "prefill" in graphs else None,
         decode=partial(bundle.tokenizer().decode, skip_special_tokens=False),
+        replayed=replayed,
         advance=advance,
     )
     parity = msgspec.structs.replace(parity, golden=golden, blocks=tuple(block_errors))

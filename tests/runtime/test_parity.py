@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgspec
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from retnet_edge.errors import InputError
 from retnet_edge.runtime.agreement import compare, log_softmax, state_distance, summarise
 from retnet_edge.runtime.parity import Parity, measure_parity
 from retnet_edge.runtime.probes import measure_places, measure_prefill
-from retnet_edge.runtime.replay import bucket_edges, spans
+from retnet_edge.runtime.replay import bucket_edges, replay, spans
 
 
 def measure(session: NetSession, *lengths: int, **options: object) -> Parity:
@@ -37,6 +39,37 @@ def test_a_faithful_float32_session_agrees() -> None:
     assert parity.nonfinite_tokens == 0
     assert parity.prefill is not None
     assert parity.prefill.max_abs_logit_error == 0
+
+
+class CountedReference(NetReference):
+    """Adds up the tokens that it was given."""
+
+    tokens = 0
+
+    def run(
+        self, tokens: NDArray[np.int64], states: list[NDArray[np.float64]] | None, position: int
+    ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+        self.tokens += len(tokens)
+        return super().run(tokens, states, position)
+
+
+def test_sessions_replayed_together_give_what_each_gives_alone() -> None:
+    contexts = [text(300, 0), text(90, 1)]
+    reference = CountedReference()
+    advanced: list[int] = []
+    sessions = [NetSession(), NetSession(state_scale=1.01)]
+    together = replay(sessions, reference, contexts, block=50, advance=advanced.append)
+    assert reference.tokens == 390
+    assert sum(advanced) == 2 * 390
+    for session, found in zip(sessions, together, strict=True):
+        (alone,) = replay([session], NetReference(), contexts, block=50)
+        assert found.states == alone.states
+        for field in dataclasses.fields(alone.trace):
+            ours, theirs = getattr(found.trace, field.name), getattr(alone.trace, field.name)
+            np.testing.assert_array_equal(ours, theirs)
+        given = measure_parity(session, NetReference(), contexts, replayed=found)
+        assert given == measure_parity(session, NetReference(), contexts, block=50)
+    assert together[0].states != together[1].states
 
 
 @pytest.mark.parametrize("delta", [0.01, 0.5, -2.0])
