@@ -178,6 +178,10 @@ def _write_quantized_onnx(
         models[file] = model
     save_models(models, folder)
     specs = [graph_spec(file, kind, models[file]) for file, kind in kinds.items()]
+    before = {graph.file: graph.needs for graph in source.manifest.graphs}
+    for spec in specs:
+        if spec.needs != before[spec.file]:
+            say(f"{spec.file} needed {before[spec.file]}; with {recipe.name} it needs {spec.needs}")
     return specs, list(applied.values())
 
 

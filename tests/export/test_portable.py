@@ -94,6 +94,18 @@ def test_sessions_run_it_quantized_too(made: tuple[Path, Path], tmp_path: Path) 
     assert 0 < difference.max() < 1.0
 
 
+def test_a_recipe_that_takes_a_newer_runtime_says_so(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    for recipe in ("int8-dynamic", "int8"):
+        quantize(made[1], tmp_path / recipe, recipe=recipe, say=said.append)
+    assert [line for line in said if "needs" in line] == [
+        f"{kind}.onnx needed onnxruntime 1.15; with int8 it needs onnxruntime 1.32"
+        for kind in ("step", "prefill")
+    ]
+
+
 def test_the_other_flavour_says_what_it_needs(tmp_path: Path) -> None:
     checkpoint = write_variant("base", tmp_path)
     bundle = Bundle.open(export(checkpoint, tmp_path / "o.edge", say=lambda _: None))
