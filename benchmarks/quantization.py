@@ -31,7 +31,7 @@ from retnet_edge.contexts import text_contexts
 from retnet_edge.export.export import export
 from retnet_edge.model import RetNet
 from retnet_edge.progress import progress
-from retnet_edge.quantize.built_in import find_recipe
+from retnet_edge.quantize.built_in import OUTER, TAIL, TAILED, find_recipe
 from retnet_edge.quantize.exposed import ExposedStep
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipe import Recipe, Rule, with_state
@@ -168,9 +168,13 @@ def recipes() -> dict[str, Recipe]:
         ("int4 without zero points", "symmetric", True),
     ):
         found[name] = rewritten(name, "int4", without(field, value))
-    found["int8-dynamic, tails of 1.5 everywhere"] = Recipe(
+    found["int8-dynamic, tails where int8 has them"] = Recipe(
         "int8-dynamic",
-        (Rule("*", DynamicInt8(tail=1.5)),),
+        (
+            Rule(TAILED, DynamicInt8(tail=TAIL)),
+            Rule(OUTER, DynamicInt8(tail=TAIL)),
+            Rule("*", DynamicInt8()),
+        ),
         find_recipe("int8-dynamic").tolerance,
     )
     everywhere = (
