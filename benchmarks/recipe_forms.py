@@ -5,7 +5,8 @@
 Each built-in recipe, and `int8` with both smaller states, is applied to the `ort` graphs, the
 `portable` graphs and the ExecuTorch programs of a checkpoint, and the bundle verified: steps
 against float64, the prefill against steps, kernels against NumPy, memory. A form that cannot take
-a recipe has to say so before any work. Results go to benchmarks/results/recipe-forms.json.
+a recipe has to say so before any work. Results go to benchmarks/results/recipe-forms.json, and a
+row that is there already is not measured again.
 """
 
 from __future__ import annotations
