@@ -3,8 +3,8 @@
     python benchmarks/quantization.py checkpoints/edge-15m --calibration CALIBRATION.txt
 
 Every bundle steps through the same contexts, many at once where none changes another, beside the
-checkpoint in float64:
-ratio of perplexities, mean KL(float64 ‖ bundle), share of positions whose best token is the same.
+checkpoint in float64: ratio of perplexities, mean KL(float64 ‖ bundle), share of positions whose
+best token is the same.
 Results go to benchmarks/results/quantization.json, and a recipe that is there already for the same
 tokens, weights and version of its row is not measured again.
 """
@@ -31,13 +31,14 @@ from retnet_edge.contexts import text_contexts
 from retnet_edge.export.export import export
 from retnet_edge.model import RetNet
 from retnet_edge.progress import progress
-from retnet_edge.quantize.built_in import OUTER, TAIL, TAILED, find_recipe
+from retnet_edge.quantize.built_in import find_recipe
 from retnet_edge.quantize.exposed import ExposedStep
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipe import Recipe, Rule, with_state
 from retnet_edge.quantize.recipe_file import STATES, read_recipe
 from retnet_edge.quantize.schemes import BlockInt4, DynamicInt8, Scheme, StaticInt8Qdq
 from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.ort_graph import rows_share_scales
 
 RESULTS = Path(__file__).parent / "results" / "quantization.json"
 PLAIN = "int8+int8-state, plainly rounded"
@@ -87,10 +88,9 @@ class Stepped:
         model = ir.load(bundle.file(bundle.manifest.graph("step").file))
         if plain:
             plainly_rounded(model)
-        # one scale for all that a call gets: sequences in it would change each other
-        alone = any(node.op_type == "DynamicQuantizeLinear" for node in model.graph)
+        groups = sequences if rows_share_scales(bundle.manifest) else 1
         self._graph = ExposedStep(bundle, model, ())
-        self._groups = np.array_split(np.arange(sequences), sequences if alone else 1)
+        self._groups = np.array_split(np.arange(sequences), groups)
         self._states = [self._graph.zero_states(len(group)) for group in self._groups]
 
     def log_odds(self, tokens: NDArray[np.int64], position: int) -> NDArray[np.float32]:
@@ -168,15 +168,8 @@ def recipes() -> dict[str, Recipe]:
         ("int4 without zero points", "symmetric", True),
     ):
         found[name] = rewritten(name, "int4", without(field, value))
-    found["int8-dynamic, tails where int8 has them"] = Recipe(
-        "int8-dynamic",
-        (
-            Rule(TAILED, DynamicInt8(tail=TAIL)),
-            Rule(OUTER, DynamicInt8(tail=TAIL)),
-            Rule("*", DynamicInt8()),
-        ),
-        find_recipe("int8-dynamic").tolerance,
-    )
+    name = "int8-dynamic, tails where int8 has them"
+    found[name] = rewritten(name, "int8", lambda s: DynamicInt8(tail=getattr(s, "tail", None)))
     everywhere = (
         Rule("*.out.weight", BlockInt4(32, tail=2.0, symmetric=False, gptq=True)),
         *find_recipe("int4").rules[1:],

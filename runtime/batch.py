@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.ort_graph import load_graph, main_graph, run_bound
+from retnet_edge.runtime.ort_graph import load_graph, main_graph, rows_share_scales, run_bound
 from retnet_edge.runtime.session import PREFILL_SPAN, check_states, check_tokens, state_shape
 from retnet_edge.runtime.snapshot import Snapshot
-
-_ACROSS_ROWS = "int8-dynamic"  # one scale for all activations of a call
 
 
 class Batch:
@@ -38,7 +36,7 @@ class Batch:
         manifest = bundle.manifest
         if any(state.growing_axis is not None for state in manifest.states):
             raise InputError(f"{bundle.path}: a batch needs states of constant size")
-        if any(tensor.scheme.startswith(_ACROSS_ROWS) for tensor in manifest.quantization.tensors):
+        if rows_share_scales(manifest):
             raise InputError(
                 f"{bundle.path}: its recipe, {manifest.quantization.recipe}, quantizes the "
                 "activations of a whole batch with one scale, so that sequences would change each "

@@ -51,6 +51,11 @@ def has_wide_activations(manifest: Manifest) -> bool:
     return any(t.scheme.startswith("int8-qdq16") for t in manifest.quantization.tensors)
 
 
+def rows_share_scales(manifest: Manifest) -> bool:
+    """True where activations get one scale a call: sequences in one would change each other."""
+    return any(t.scheme.startswith("int8-dynamic") for t in manifest.quantization.tensors)
+
+
 def default_threads() -> int:
     """One a physical core that other work leaves free, at most 4; it looks for 50 ms.
 

@@ -82,7 +82,12 @@ def test_nearest_recipe_is_applied(graphs: dict[str, Path], name: str, tmp_path:
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ("int8", r"rule '\[eh\]\*.weight' \(int8-block128-tail2\) .*: it has one scale"),
+        (
+            "int8",
+            r"rule '\[eh\]\*.weight' \(int8-block128-tail2\) for embedding.weight: "
+            "it has one scale",
+        ),
+        ("int8-dynamic", r"rule '\*' \(int8-dynamic-tail1.5\) for embedding.weight: .* tail"),
         (
             Recipe("plain", (Rule("*", DynamicInt8()),), TOLERANCE),
             r"rule '\*' \(int8-dynamic\) for embedding.weight: .* looked up",
@@ -105,6 +110,17 @@ def test_what_optimum_cannot_express_is_refused(
         quantize_step(recipe, graphs["tied"], tmp_path / "out")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_rules_that_only_tails_told_apart_become_one() -> None:
+    """One of them would decide about no matrix of a tied model."""
+    rules = (
+        Rule("*.out.weight", DynamicInt8(tail=2.0)),
+        Rule("[eh]*.weight", DynamicInt8(tail=1.5)),
+        Rule("*", DynamicInt8()),
+    )
+    found = nearest_recipe(Recipe("tails", rules, TOLERANCE))
+    assert found.rules == (Rule("embedding.weight", Float32()), Rule("*", DynamicInt8()))
 
 
 def test_nearest_recipe_of_blocks_is_refused() -> None:
