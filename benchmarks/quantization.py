@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from retnet_edge.checkpoint import Checkpoint, load_checkpoint
 from retnet_edge.contexts import text_contexts
@@ -55,15 +56,12 @@ class Sums:
     kl: float = 0.0
     agrees: int = 0
 
-    def add(
-        self, p: NDArray[np.float32], q: NDArray[np.float32], targets: NDArray[np.int64]
-    ) -> None:
-        """Log probabilities [B, vocab] of the reference and of the bundle."""
-        rows = np.arange(len(targets))
+    def add(self, p: Tensor, q: Tensor, targets: Tensor) -> None:
+        """Log probabilities [B, vocab], float64, of the reference and of the bundle; tokens [B]."""
         self.tokens += len(targets)
-        self.surprise -= float(q[rows, targets].sum(dtype=np.float64))
-        self.surprise_reference -= float(p[rows, targets].sum(dtype=np.float64))
-        self.kl += float((np.exp(p) * (p - q)).sum(dtype=np.float64))
+        self.surprise -= float(q.gather(-1, targets[:, None]).sum())
+        self.surprise_reference -= float(p.gather(-1, targets[:, None]).sum())
+        self.kl += float((p.exp() * (p - q)).sum())
         self.agrees += int((p.argmax(-1) == q.argmax(-1)).sum())
 
     def figures(self) -> dict[str, float]:
@@ -82,32 +80,26 @@ class Sums:
 class Stepped:
     """A bundle's step graph beside some sequences, which all are at one position."""
 
-    def __init__(self, path: Path, sequences: int, *, plain: bool) -> None:
+    def __init__(self, path: Path, sequences: int, *, plain: bool, threads: int) -> None:
         """plain: a graph with int8 states, without its dither."""
         bundle = Bundle.open(path)
         model = ir.load(bundle.file(bundle.manifest.graph("step").file))
         if plain:
             plainly_rounded(model)
         groups = sequences if rows_share_scales(bundle.manifest) else 1
-        self._graph = ExposedStep(bundle, model, ())
+        self._graph = ExposedStep(bundle, model, (), threads)
         self._groups = np.array_split(np.arange(sequences), groups)
         self._states = [self._graph.zero_states(len(group)) for group in self._groups]
 
-    def log_odds(self, tokens: NDArray[np.int64], position: int) -> NDArray[np.float32]:
-        """Tokens [B] at a position -> log probabilities [B, vocab] of those that follow."""
+    def logits(self, tokens: NDArray[np.int64], position: int) -> NDArray[np.float32]:
+        """Tokens [B] at a position -> logits [B, vocab] of those that follow."""
         found = []
         for i, group in enumerate(self._groups):
             values, self._states[i] = self._graph.run(
                 tokens[group, None], position, self._states[i]
             )
-            found.append(log_softmax(values["logits"]))
+            found.append(values["logits"])
         return np.concatenate(found)
-
-
-def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:
-    """In float32: its rounding, 1e-7 of a log probability, cancels in the mean."""
-    shifted = (logits - logits.max(axis=-1, keepdims=True)).astype(np.float32)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
 def measure(
@@ -115,15 +107,22 @@ def measure(
     source: Checkpoint,
     contexts: Sequence[NDArray[np.int64]],
     device: str = "cpu",
+    threads: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Figures of each bundle over all contexts, which run side by side; device: the reference's."""
+    """Figures of each bundle over all contexts, which run side by side.
+
+    device: of the reference, and where both are compared. threads: of a bundle's products.
+    """
     assert isinstance(source.model, RetNet)
     reference = RetNet(source.model.config)
     reference.load_state_dict(source.model.state_dict())
     reference.to(torch.float64).to(device).eval()
     tokens = np.stack(contexts)
     sequences, length = tokens.shape
-    stepped = {n: Stepped(path, sequences, plain=n == PLAIN) for n, path in bundles.items()}
+    stepped = {
+        n: Stepped(path, sequences, plain=n == PLAIN, threads=threads)
+        for n, path in bundles.items()
+    }
     sums = {name: Sums() for name in bundles}
     past = None
     with progress("held-out positions", length - 1) as advance, torch.no_grad():
@@ -132,11 +131,12 @@ def measure(
             position = torch.full((sequences,), start, device=device)
             ids = torch.from_numpy(span).to(device)
             logits, past = reference(ids, states=past, position=position)
-            p = log_softmax(logits.cpu().numpy())
-            for name, graph in stepped.items():
-                for t in range(span.shape[1]):
-                    q = graph.log_odds(span[:, t], start + t)
-                    sums[name].add(p[:, t], q, tokens[:, start + t + 1])
+            p = logits.log_softmax(-1)
+            for t in range(span.shape[1]):
+                targets = torch.from_numpy(tokens[:, start + t + 1]).to(device)
+                for name, graph in stepped.items():
+                    found = torch.from_numpy(graph.logits(span[:, t], start + t)).to(device)
+                    sums[name].add(p[:, t], found.double().log_softmax(-1), targets)
             advance(span.shape[1])
     return {name: found.figures() for name, found in sums.items()}
 
@@ -260,6 +260,7 @@ def main() -> None:
     parser.add_argument("--recipes", type=Path, nargs="*", default=[], help="files of more rows")
     parser.add_argument("--bundles", type=Path, nargs="*", default=[], help="ready: a row each")
     parser.add_argument("--device", default="cpu", help="of the float64 model")
+    parser.add_argument("--threads", type=int, default=0, help="of a bundle [one a core]")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     source = load_checkpoint(args.checkpoint)
@@ -278,7 +279,9 @@ def main() -> None:
             bundles = make_bundles(Path(folder), missing, source, args.calibration)
             bundles |= missing_bundles
             bits = {name: bits_a_weight(Bundle.open(path)) for name, path in bundles.items()}
-            for name, figures in measure(bundles, source, contexts, args.device).items():
+            for name, figures in measure(
+                bundles, source, contexts, args.device, args.threads
+            ).items():
                 known[name] = {**figures, "bits_a_weight": bits[name]}
         args.out.parent.mkdir(exist_ok=True)
         args.out.write_text(json.dumps(results, indent=2) + "\n")

@@ -21,12 +21,19 @@ Array = NDArray[Any]
 class ExposedStep:
     """A step graph in ONNX Runtime that also returns some inner values, token after token."""
 
-    def __init__(self, bundle: Bundle, model: ir.Model, values: Iterable[ir.Value]) -> None:
-        """`model` is the bundle's step graph, loaded; `values` of it become outputs."""
+    def __init__(
+        self, bundle: Bundle, model: ir.Model, values: Iterable[ir.Value], threads: int = 0
+    ) -> None:
+        """`model` is the bundle's step graph, loaded; `values` of it become outputs.
+
+        threads: 0 is one a core.
+        """
         known = {id(value) for value in model.graph.outputs}
         model.graph.outputs.extend(v for v in dict.fromkeys(values) if id(v) not in known)
         self._states = bundle.manifest.states
-        self._session = _session(model, literal=has_wide_activations(bundle.manifest))
+        self._session = _session(
+            model, literal=has_wide_activations(bundle.manifest), threads=threads
+        )
         self._names = [value.name for value in self._session.get_outputs()]
 
     def zero_states(self, sequences: int = 1) -> dict[str, Array]:
@@ -69,10 +76,11 @@ def step_feeds(tokens: int | Array, position: int, states: dict[str, Array]) -> 
     return {"tokens": ids, "position": np.full(len(ids), position, dtype=np.int64), **states}
 
 
-def _session(model: ir.Model, *, literal: bool) -> onnxruntime.InferenceSession:
+def _session(model: ir.Model, *, literal: bool, threads: int) -> onnxruntime.InferenceSession:
     """A session whose weights are handed over in memory: a graph may not hold 2 GiB of them."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others want the core
     if literal:
         options.add_session_config_entry(*LITERAL)
