@@ -1,12 +1,13 @@
-"""What llama.cpp's Q8_0 and Q4_0 cost the Transformer baseline, beside what our recipes cost.
+"""What llama.cpp's Q8_0, Q4_0 and Q4_K cost the Transformer baseline, beside our recipes.
 
     .venv/bin/python benchmarks/gguf_quantization.py reference CHECKPOINT --text TEXT --folder F
     .venv-peers/bin/python benchmarks/gguf_quantization.py measure F [--out RESULTS.json]
 
 `reference` writes the checkpoint's weights and its float64 log probabilities on held-out text;
 `measure` writes GGUF files of the weights, runs them in llama.cpp and prints ratio of perplexities,
-mean KL and top-1 agreement. F32 shows that file and runtime compute the model. Embedding and
-head, one matrix, are Q8_0 in both, as our 4-bit recipes have them.
+mean KL and top-1 agreement. F32 shows that file and runtime compute the model. In Q4_0 the
+embedding and head, one matrix, are Q8_0, as our 4-bit recipes have them; Q4_K_S and Q4_K_M are the
+mixtures that llama.cpp's own quantizer makes of the F32 file.
 """
 
 from __future__ import annotations
@@ -114,6 +115,19 @@ def write_gguf(path: Path, config: dict[str, Any], weights: Any, matrices: str) 
     return size
 
 
+def llama_quantized(source: Path, path: Path, kind: str) -> int:
+    """The F32 file in one of llama.cpp's own mixtures; bytes of its matrices."""
+    import gguf
+    import llama_cpp
+
+    how = llama_cpp.llama_model_quantize_default_params()
+    how.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), how):
+        raise RuntimeError(f"llama.cpp does not make {kind} of {source}")
+    matrices = [t for t in gguf.GGUFReader(path).tensors if len(t.shape) == 2]
+    return sum(int(t.n_bytes) for t in matrices)
+
+
 class Llama:
     """A GGUF file in llama.cpp, with the logits of every token."""
 
@@ -163,9 +177,12 @@ def measure(args: argparse.Namespace) -> None:
     reference = np.load(args.folder / "log_odds.npy", mmap_mode="r")
     elements = sum(w.size for n, w in weights.items() if w.ndim == 2 and n != "head.weight")
     rows = []
-    for kind in ("F32", "Q8_0", "Q4_0"):
+    for kind in ("F32", "Q8_0", "Q4_0", "Q4_K_S", "Q4_K_M"):
         path = args.folder / f"{kind}.gguf"
-        size = write_gguf(path, config, weights, kind)
+        if kind.startswith("Q4_K"):
+            size = llama_quantized(args.folder / "F32.gguf", path, kind)
+        else:
+            size = write_gguf(path, config, weights, kind)
         llama = Llama(path, tokens.shape[1], config["vocab_size"])
         surprise = kl = agrees = 0.0
         for ids, p in zip(tokens, reference, strict=True):

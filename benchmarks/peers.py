@@ -96,7 +96,7 @@ def spread(values: list[float]) -> list[float]:
 def measure(args: argparse.Namespace) -> None:
     """All rows, to `--out`."""
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # ReadBandwidth makes its own threads
-    from retnet_edge.runtime.machine import ReadBandwidth
+    from retnet_edge.runtime.read_bandwidth import ReadBandwidth
 
     rows: list[Row] = []
     read: dict[int, list[float]] = {}

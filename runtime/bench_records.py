@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -19,9 +19,7 @@ class Spread(msgspec.Struct, frozen=True):
 
 def spread(values: Sequence[float]) -> Spread:
     """Of at least one value."""
-    if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
-    return Spread(*statistics.quantiles(values, n=4, method="inclusive"))
+    return Spread(*np.quantile(values, (0.25, 0.5, 0.75)).tolist())
 
 
 class Row(msgspec.Struct, frozen=True):

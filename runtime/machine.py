@@ -1,16 +1,12 @@
-"""The machine under a measurement: its name, its read bandwidth, and what else runs on it."""
+"""The machine under a measurement: its name, and what else runs on it."""
 
 from __future__ import annotations
 
 import os
 import platform
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
-READ_BYTES = 256 << 20  # several times a last-level cache
 _STAT = Path("/proc/stat")
 _IDLE_FIELDS = (3, 4)  # idle, iowait
 _GUEST_FIELDS = (8, 9)  # counted in user and nice already
@@ -25,29 +21,6 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-class ReadBandwidth:
-    """Reads one array that no cache holds, by a dot product with itself, on some threads.
-
-    Set OPENBLAS_NUM_THREADS=1 before NumPy is imported: the threads are made here.
-    """
-
-    def __init__(self, threads: int, size: int = READ_BYTES) -> None:
-        """Allocate and touch `size` bytes."""
-        array = np.ones(size // 4, dtype=np.float32)
-        self._size = array.nbytes
-        self._parts = np.array_split(array, threads)
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-
-    def gigabytes(self) -> float:
-        """GB (10^9 bytes) a second of one pass."""
-        began = time.perf_counter()
-        if self._pool is None:
-            np.dot(self._parts[0], self._parts[0])
-        else:
-            list(self._pool.map(lambda part: np.dot(part, part), self._parts))
-        return self._size / (time.perf_counter() - began) / 1e9
 
 
 class OtherLoad:

@@ -15,6 +15,7 @@ from retnet_edge.runtime.heap import trim_heap
 from retnet_edge.runtime.huge_pages import huge_pages
 from retnet_edge.runtime.machine import OtherLoad
 from retnet_edge.runtime.manifest import GraphSpec, Manifest
+from retnet_edge.runtime.prepared import find_prepared
 
 _MAX_DEFAULT_THREADS = 4  # more wait for memory, and for each other
 LITERAL = ("session.disable_quant_qdq", "1")
@@ -86,8 +87,6 @@ def load_graph(
     Raises InputError where the bundle has no such graph, threads is below 1, ONNX Runtime refuses
     the file, or the file's inputs and outputs are not those of the manifest.
     """
-    from retnet_edge.runtime.prepare import find_prepared
-
     graph = find_graph(bundle, kind)
     if graph is None:
         has = ", ".join(f"{g.kind} for {g.backend}" for g in bundle.manifest.graphs)

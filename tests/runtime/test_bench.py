@@ -29,10 +29,11 @@ from retnet_edge.runtime.bench_output import (
 )
 from retnet_edge.runtime.bench_records import Bench, spread
 from retnet_edge.runtime.huge_pages import huge_pages, large_regions
-from retnet_edge.runtime.machine import OtherLoad, ReadBandwidth, processor
+from retnet_edge.runtime.machine import OtherLoad, processor
 from retnet_edge.runtime.memory import memory_supported
 from retnet_edge.runtime.ort_profile import BETWEEN, by_operator
 from retnet_edge.runtime.profile import OperatorTime, profile
+from retnet_edge.runtime.read_bandwidth import ReadBandwidth
 from retnet_edge.runtime.traffic import step_bytes, step_weight_bytes
 
 

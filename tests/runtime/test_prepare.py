@@ -15,11 +15,11 @@ from retnet_edge import cli
 from retnet_edge.errors import InputError
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.prepare import (
+from retnet_edge.runtime.prepare import prepare
+from retnet_edge.runtime.prepared import (
     PACKED_FILE,
     RECORD_FILE,
     find_prepared,
-    prepare,
     prepared_folder,
 )
 from retnet_edge.runtime.session import open_session
