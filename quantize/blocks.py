@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -10,31 +10,29 @@ from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
 from retnet_edge.quantize.gptq import gptq_blocks
-from retnet_edge.quantize.graph_blocks import CODES, LOOKUP_SCALES, SCALES, ZEROS
+from retnet_edge.quantize.graph_blocks import LOOKUP_SCALES, SCALES, kernel_parts
 from retnet_edge.quantize.graph_edit import Weight, add_initializer, replace
-from retnet_edge.quantize.rounding import Blocks, pack_nibbles, round_blocks
-from retnet_edge.quantize.schemes import BlockInt4, BlockInt8
+from retnet_edge.quantize.rounding import Blocks, pack, round_blocks
+from retnet_edge.quantize.schemes import InBlocks
 from retnet_edge.quantize.tails import split_tail
 
 CONTRIB = "com.microsoft"
 INT8_COMPUTE = 4  # MatMulNBits' accuracy_level; without it 8-bit weights run 70 times slower
 
 
-def quantize_weight(
-    weight: Weight, scheme: BlockInt8 | BlockInt4, gram: NDArray[np.floating] | None
-) -> Blocks:
+def quantize_weight(weight: Weight, scheme: InBlocks, gram: NDArray[np.floating] | None) -> Blocks:
     """Codes and scales of a matrix; gram: second moments of its inputs, which GPTQ needs."""
-    bits = 8 if isinstance(scheme, BlockInt8) else 4
+    matrix, symmetric = weight.matrix(), scheme.symmetric
     if not scheme.gptq:
-        return round_blocks(weight.matrix(), scheme.block, bits, symmetric=scheme.symmetric)
+        return round_blocks(matrix, scheme.block, scheme.bits, symmetric=symmetric)
     assert gram is not None
-    return gptq_blocks(weight.matrix(), gram, scheme.block, bits, symmetric=scheme.symmetric)
+    return gptq_blocks(matrix, gram, scheme.block, scheme.bits, symmetric=symmetric)
 
 
 def apply_blocks(
     model: ir.Model,
     weight: Weight,
-    scheme: BlockInt8 | BlockInt4,
+    scheme: InBlocks,
     blocks: Blocks,
     input_rms: Mapping[str, float],
 ) -> None:
@@ -42,59 +40,101 @@ def apply_blocks(
 
     input_rms: see `activations.py`. Raises InputError for a lookup of codes with zero points.
     """
-    outputs, inputs = weight.matrix().shape
-    symmetric = scheme.symmetric
-    if weight.lookups and not symmetric:
+    if weight.lookups and not scheme.symmetric:
         raise InputError(
             f"{weight.name} is looked up in, which needs symmetric codes; {scheme.name} has zero "
             "points"
         )
-    codes = blocks.codes if blocks.bits == 8 else pack_nibbles(blocks.codes)
-    code_value = add_initializer(model, weight.name + CODES, codes)
-    scales = blocks.scales
-
-    def multiply(x: ir.Value | None) -> ir.Node:
-        scale_value = add_initializer(model, weight.name + SCALES, scales)
-        attributes = {
-            "K": inputs,
-            "N": outputs,
-            "bits": blocks.bits,
-            "block_size": blocks.block,
-            "accuracy_level": INT8_COMPUTE,
-        }
-        sources = [x, code_value, scale_value]
-        if not symmetric:
-            zeros = blocks.zeros if blocks.bits == 8 else pack_nibbles(blocks.zeros)
-            sources.append(add_initializer(model, weight.name + ZEROS, zeros))
-        return ir.node("MatMulNBits", sources, attributes, domain=CONTRIB)
-
     for product in weight.all_products:
         x = product.inputs[0]
         if scheme.tail is None:
-            nodes = [multiply(x)]
+            nodes = _multiplied(model, x, weight, scheme, blocks)
         else:
             # body and tail are rows of one product, which reads the weights once
             parts = split_tail(model, x, weight.name, scheme.tail * input_rms[weight.name])
             rows = ir.node("Concat", [part.outputs[0] for part in parts], {"axis": -2})
-            both = multiply(rows.outputs[0])
-            halves = ir.node("Split", both.outputs, {"axis": -2, "num_outputs": 2}, num_outputs=2)
-            nodes = [*parts, rows, both, halves, ir.node("Add", halves.outputs)]
+            both = _multiplied(model, rows.outputs[0], weight, scheme, blocks)
+            halves = ir.node(
+                "Split", both[-1].outputs, {"axis": -2, "num_outputs": 2}, num_outputs=2
+            )
+            nodes = [*parts, rows, *both, halves, ir.node("Add", halves.outputs)]
         replace(model, product, nodes)
     for lookup in weight.lookups:
-        # the same scales with the rank of the codes, which this operator asks for
-        scales3 = add_initializer(model, weight.name + LOOKUP_SCALES, scales[..., None])
-        found = ir.node(
-            "GatherBlockQuantized",
-            [code_value, lookup.inputs[1], scales3],
-            {"bits": blocks.bits, "block_size": blocks.block, "gather_axis": 0, "quantize_axis": 2},
-            domain=CONTRIB,
-        )
-        nodes = [found, _joined(model, found.outputs[0])]
-        if blocks.codes.shape[1] * blocks.block != inputs:
-            nodes.append(_shortened(model, nodes[-1].outputs[0], inputs))
-        _describe(lookup, blocks.codes.shape, nodes)
-        replace(model, lookup, nodes)
+        replace(model, lookup, _looked_up(model, lookup, weight, blocks))
     model.opset_imports[CONTRIB] = 1
+
+
+def _multiplied(
+    model: ir.Model, x: ir.Value | None, weight: Weight, scheme: InBlocks, blocks: Blocks
+) -> list[ir.Node]:
+    """The nodes that multiply `x` with `blocks`; the last one has the result."""
+    outputs, inputs = weight.matrix().shape
+
+    def product(x: ir.Value | None, part: Blocks, codes: str, zeros: str) -> ir.Node:
+        sources = [
+            x,
+            add_initializer(model, weight.name + codes, pack(part.codes, part.bits)),
+            add_initializer(model, weight.name + SCALES, part.scales),
+        ]
+        if not scheme.symmetric:
+            packed = pack(part.zeros, part.bits)
+            sources.append(add_initializer(model, weight.name + zeros, packed))
+        attributes = {
+            "K": inputs,
+            "N": outputs,
+            "bits": part.bits,
+            "block_size": part.block,
+            "accuracy_level": INT8_COMPUTE,
+        }
+        return ir.node("MatMulNBits", sources, attributes, domain=CONTRIB)
+
+    high, *low = kernel_parts(blocks)
+    nodes = [product(x, *high)]
+    for part in low:
+        # of x and not of the product: it is shorter, and a power of two changes none of its codes
+        quarter = ir.node("Mul", [x, _quarter(model)])
+        nodes += [quarter, product(quarter.outputs[0], *part)]
+        nodes.append(ir.node("Add", [nodes[0].outputs[0], nodes[-1].outputs[0]]))
+    return nodes
+
+
+def _looked_up(model: ir.Model, lookup: ir.Node, weight: Weight, blocks: Blocks) -> list[ir.Node]:
+    """The nodes that take the rows of `blocks` that `lookup` takes; the last one has the result."""
+
+    def rows(part: Blocks, codes: str, _: str) -> ir.Node:
+        sources = [
+            add_initializer(model, weight.name + codes, pack(part.codes, part.bits)),
+            lookup.inputs[1],
+            # the same scales with the rank of the codes, which this operator asks for
+            add_initializer(model, weight.name + LOOKUP_SCALES, part.scales[..., None]),
+        ]
+        attributes = {
+            "bits": part.bits,
+            "block_size": part.block,
+            "gather_axis": 0,
+            "quantize_axis": 2,
+        }
+        return ir.node("GatherBlockQuantized", sources, attributes, domain=CONTRIB)
+
+    high, *low = kernel_parts(blocks)
+    nodes = [rows(*high)]
+    for part in low:
+        found = rows(*part)
+        quarter = ir.node("Mul", [found.outputs[0], _quarter(model)])
+        total = ir.node("Add", [nodes[0].outputs[0], quarter.outputs[0]])
+        nodes += [found, quarter, total]
+    _, count, block = blocks.codes.shape
+    _describe(lookup, nodes, count, block)
+    nodes.append(_joined(model, nodes[-1].outputs[0]))
+    _describe(lookup, nodes[-1:], count * block)
+    inputs = weight.matrix().shape[1]
+    if count * block != inputs:
+        nodes.append(_shortened(model, nodes[-1].outputs[0], inputs))
+    return nodes
+
+
+def _quarter(model: ir.Model) -> ir.Value:
+    return add_initializer(model, "quarter", np.array(0.25, dtype=np.float32))
 
 
 def _joined(model: ir.Model, blocks: ir.Value) -> ir.Node:
@@ -113,13 +153,11 @@ def _shortened(model: ir.Model, x: ir.Value, width: int) -> ir.Node:
     return ir.node("Slice", [x, *bounds, constant("block_axis", 2)])
 
 
-def _describe(lookup: ir.Node, codes: tuple[int, ...], nodes: list[ir.Node]) -> None:
-    """Types and shapes of the intermediate values, which shape inference cannot know."""
+def _describe(lookup: ir.Node, nodes: Iterable[ir.Node], *dims: int) -> None:
+    """Types and shapes [B, T, *dims] of results, which shape inference cannot know."""
     ids = lookup.inputs[1]
     assert ids is not None
     assert ids.shape is not None
-    batch, tokens = ids.shape[0], ids.shape[1]
-    shapes = [[batch, tokens, codes[1], codes[2]], [batch, tokens, codes[1] * codes[2]]]
-    for node, shape in zip(nodes, shapes, strict=False):
+    for node in nodes:
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        node.outputs[0].shape = ir.Shape(shape)
+        node.outputs[0].shape = ir.Shape([ids.shape[0], ids.shape[1], *dims])

@@ -23,7 +23,7 @@ def block_int8_product(
 ) -> NDArray[np.float64]:
     """MatMulNBits at accuracy level 4: activations get a symmetric int8 scale for every block.
 
-    codes [N, blocks, block] (one a byte, of 8 bits or 4), scales and zeros [N, blocks] -> [..., N].
+    codes [N, blocks, block] (one a byte), scales and zeros [N, blocks] -> [..., N].
     """
     _, blocks, block = codes.shape
     padded = np.zeros((*x.shape[:-1], blocks * block), dtype=np.float32)

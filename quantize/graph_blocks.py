@@ -1,31 +1,63 @@
-"""Matrices in blocks as a quantized graph holds them: read from its constants, and put back."""
+"""Matrices in blocks as a quantized graph holds them: read from its constants, and put back.
+
+Kernels read 8, 4 or 2 bits. A matrix of 6 is two of theirs, which share their scales:
+
+    q = 4 q4 + q2,   (q - z) · s = (q4 - z4) · 4s + (q2 - z2) · 4s / 4
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from retnet_edge.quantize.rounding import Blocks, pack_nibbles, unpack_nibbles
+from retnet_edge.quantize.rounding import Blocks, middle, pack, unpack
 
-CODES, SCALES, ZEROS = ".codes", ".scales", ".zeros"
+CODES, LOW_CODES = ".codes", ".low_codes"
+ZEROS, LOW_ZEROS = ".zeros", ".low_zeros"
+SCALES = ".scales"
 LOOKUP_SCALES = ".scales3"  # the scales with the rank of the codes
+
+_TWO, _LOW = np.uint8(2), np.uint8(3)
+
+
+def kernel_parts(blocks: Blocks) -> Iterator[tuple[Blocks, str, str]]:
+    """What the kernels read, one or two, with the names' ends of their codes and zeros.
+
+    The second, 2 bits of 6, stands for a quarter of what its scales say.
+    """
+    if blocks.bits != 6:
+        yield blocks, CODES, ZEROS
+        return
+    scales = blocks.scales * np.float32(4)
+    yield Blocks(blocks.codes >> _TWO, scales, blocks.zeros >> _TWO, 4), CODES, ZEROS
+    yield Blocks(blocks.codes & _LOW, scales, blocks.zeros & _LOW, 2), LOW_CODES, LOW_ZEROS
 
 
 def read_blocks(model: ir.Model) -> dict[str, Blocks]:
     """Every matrix that a MatMulNBits multiplies with, by the weight's name."""
-    found = {}
+    found, low = {}, {}
     for node in model.graph:
         if node.op_type != "MatMulNBits":
             continue
         codes = node.inputs[1]
         assert codes is not None
         assert codes.name is not None
-        found[codes.name.removesuffix(CODES)] = blocks_of(node)
-    return found
+        if codes.name.endswith(LOW_CODES):
+            low[codes.name.removesuffix(LOW_CODES)] = blocks_of(node)
+        else:
+            found[codes.name.removesuffix(CODES)] = blocks_of(node)
+    return found | {name: _six_bits(found[name], part) for name, part in low.items()}
+
+
+def _six_bits(high: Blocks, low: Blocks) -> Blocks:
+    """What `kernel_parts` took apart."""
+    codes = high.codes << _TWO | low.codes
+    zeros = high.zeros << _TWO | low.zeros
+    return Blocks(codes, high.scales / np.float32(4), zeros, 6)
 
 
 def blocks_of(node: ir.Node) -> Blocks:
@@ -43,23 +75,21 @@ def unpacked(
     zeros: NDArray[np.uint8] | None,
 ) -> Blocks:
     """The constants with a code a byte, and a zero for every block."""
-    if bits == 4:
-        codes = unpack_nibbles(codes)
-        if zeros is not None:
-            zeros = unpack_nibbles(zeros)[:, : scales.shape[1]]
     if zeros is None:
-        zeros = np.full(scales.shape, 1 << (bits - 1), dtype=np.uint8)
-    return Blocks(codes, scales, zeros, bits)
+        zeros = np.full(scales.shape, middle(bits), dtype=np.uint8)
+    else:
+        zeros = unpack(zeros, bits)[:, : scales.shape[1]]
+    return Blocks(unpack(codes, bits), scales, zeros, bits)
 
 
 def write_blocks(model: ir.Model, matrices: Mapping[str, Blocks]) -> None:
     """Put codes and scales in the place of those in the graph; zeros stay as they are."""
     for name, blocks in matrices.items():
-        codes = blocks.codes if blocks.bits == 8 else pack_nibbles(blocks.codes)
-        _set(model, name + CODES, codes)
-        _set(model, name + SCALES, blocks.scales)
-        if name + LOOKUP_SCALES in model.graph.initializers:
-            _set(model, name + LOOKUP_SCALES, blocks.scales[..., None])
+        for part, codes, _ in kernel_parts(blocks):
+            _set(model, name + codes, pack(part.codes, part.bits))
+            _set(model, name + SCALES, part.scales)
+            if name + LOOKUP_SCALES in model.graph.initializers:
+                _set(model, name + LOOKUP_SCALES, part.scales[..., None])
 
 
 def constant(node: ir.Node, index: int) -> NDArray[Any]:

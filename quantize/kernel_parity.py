@@ -25,7 +25,7 @@ from retnet_edge.quantize.fake_quantized import (
     static_int8_product,
 )
 from retnet_edge.quantize.graph_blocks import blocks_of, constant, unpacked
-from retnet_edge.quantize.rounding import Blocks, dequantize, unpack_nibbles
+from retnet_edge.quantize.rounding import Blocks, dequantize, middle, unpack
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.ort_graph import has_wide_activations
 
@@ -171,7 +171,7 @@ def _reader(node: ir.Node) -> ir.Node:
 
 
 class MatMulNBits(OpRun):
-    """com.microsoft.MatMulNBits, 8 and 4 bits, accuracy level 4."""
+    """com.microsoft.MatMulNBits, 8, 4 and 2 bits, accuracy level 4."""
 
     op_domain = "com.microsoft"
 
@@ -198,8 +198,8 @@ class GatherBlockQuantized(OpRun):
     def _run(
         self, codes: Array, ids: Array, scales: Array, *, bits: int = 4, **_: Any
     ) -> tuple[Array]:
-        rows = codes[ids] if bits == 8 else unpack_nibbles(codes[ids])
-        return (dequantize(rows, scales[ids][..., 0], 1 << (bits - 1)),)
+        rows = unpack(codes[ids], bits)
+        return (dequantize(rows, scales[ids][..., 0], middle(bits)),)
 
 
 class LinearAttention(OpRun):

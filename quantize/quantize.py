@@ -31,11 +31,10 @@ from retnet_edge.quantize.recipe import (
 from retnet_edge.quantize.recipe_file import named_recipe
 from retnet_edge.quantize.rounding import Blocks
 from retnet_edge.quantize.schemes import (
-    BlockInt4,
-    BlockInt8,
     DynamicInt8,
     Float32,
     Half,
+    InBlocks,
     StateScheme,
     StaticInt8Qdq,
 )
@@ -223,7 +222,7 @@ def apply_recipe(
     for weight in weight_matrices(model, where):
         rule = recipe.rule_for(weight.name)
         shape = tuple(int(dim) for dim in weight.matrix().shape)
-        if isinstance(rule.scheme, BlockInt8 | BlockInt4):
+        if isinstance(rule.scheme, InBlocks):
             blocks = rounded.get(weight.name)
             if blocks is None:
                 blocks = quantize_weight(weight, rule.scheme, grams.get(weight.name))

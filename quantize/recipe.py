@@ -10,13 +10,12 @@ import msgspec
 
 from retnet_edge.errors import InputError
 from retnet_edge.quantize.schemes import (
-    BlockInt4,
-    BlockInt8,
     ChannelInt8,
     DynamicInt8,
     Float32,
     GroupInt4,
     Half,
+    InBlocks,
     Scheme,
     StateScheme,
     StaticInt8,
@@ -77,11 +76,11 @@ class Recipe:
     def tail_of(self, weight: str) -> float | None:
         """The tail of the scheme that a weight gets, in multiples of its input's rms."""
         scheme = self.rule_for(weight).scheme
-        return scheme.tail if isinstance(scheme, BlockInt8 | BlockInt4 | DynamicInt8) else None
+        return scheme.tail if isinstance(scheme, InBlocks | DynamicInt8) else None
 
 
 SCHEMES_OF: dict[Backend, tuple[type[Scheme], ...]] = {
-    "onnxruntime": (BlockInt8, BlockInt4, DynamicInt8, StaticInt8Qdq, Half, Float32),
+    "onnxruntime": (InBlocks, DynamicInt8, StaticInt8Qdq, Half, Float32),
     "executorch": (ChannelInt8, GroupInt4, StaticInt8, Float32),
 }
 

@@ -36,7 +36,9 @@ from retnet_edge.errors import InputError
 from retnet_edge.quantize.built_in import find_recipe
 from retnet_edge.quantize.recipe import Recipe, Rule, check_backend
 from retnet_edge.quantize.schemes import (
+    BLOCKS,
     BlockInt4,
+    BlockInt6,
     BlockInt8,
     ChannelInt8,
     DynamicInt8,
@@ -52,6 +54,7 @@ from retnet_edge.runtime.manifest import Backend, Tolerance
 
 SCHEMES: dict[str, type[Scheme]] = {
     "int8-block": BlockInt8,
+    "int6-block": BlockInt6,
     "int4-block": BlockInt4,
     "int8-dynamic": DynamicInt8,
     "int8-qdq": StaticInt8Qdq,
@@ -62,7 +65,6 @@ SCHEMES: dict[str, type[Scheme]] = {
     "float32": Float32,
 }
 STATES: tuple[StateScheme, ...] = get_args(StateScheme)
-BLOCKS = (16, 32, 64, 128, 256)
 
 
 def named_recipe(name: str, backend: Backend) -> Recipe:
@@ -138,8 +140,9 @@ def _rule(raw: Any, where: str) -> Rule:
     except msgspec.ValidationError as error:
         raise InputError(f"{where}: {error}") from error
     block = getattr(made, "block", getattr(made, "group", BLOCKS[0]))
-    if block not in BLOCKS:
-        raise InputError(f"{where}: blocks of {block}; allowed: {', '.join(map(str, BLOCKS))}")
+    allowed = getattr(made, "blocks", BLOCKS)
+    if block not in allowed:
+        raise InputError(f"{where}: blocks of {block}; allowed: {', '.join(map(str, allowed))}")
     if (tail := getattr(made, "tail", None)) is not None and tail <= 0:
         raise InputError(f"{where}: tail is {tail}; give a number above 0")
     if (smooth := getattr(made, "smooth", None)) is not None and not 0 < smooth < 1:

@@ -1,7 +1,7 @@
 """Round-to-nearest quantization of weight matrices, in NumPy.
 
 A matrix is given as W [outputs, inputs]. Codes are unsigned around a zero point, so that every
-kernel reads them alike: w ≈ (code - zero) · scale. Symmetric: zero = 2^(bits-1), everywhere.
+kernel reads them alike: w ≈ (code - zero) · scale. Symmetric: zero = `middle(bits)`, everywhere.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ class Blocks:
         return np.ascontiguousarray(whole.reshape(len(whole), -1)[:, :inputs])
 
 
+def middle(bits: int) -> int:
+    """The zero of symmetric codes, 2^(bits-1); of 6 bits, stored as 4 and 2, 4 · 8 + 2."""
+    return 34 if bits == 6 else 1 << (bits - 1)
+
+
 def quantize_blocks(weight: Floats, block: int) -> tuple[Codes, Floats]:
     """8 bits, one scale for every `block` inputs of an output.
 
@@ -71,7 +76,7 @@ def search_scales(
     groups [N, blocks, block]; importance [blocks, block]: of each input. Scales are float32 values.
     """
     top = 2**bits - 1
-    half = 2.0 ** (bits - 1)
+    half = float(middle(bits))
     low, high = np.minimum(groups.min(-1), 0.0), np.maximum(groups.max(-1), 0.0)
     if symmetric:
         full = np.maximum(high / (top - half), -low / half).astype(np.float64)
@@ -111,17 +116,23 @@ def in_blocks(weight: NDArray[np.floating], block: int) -> Floats:
     return padded.reshape(outputs, blocks, block)
 
 
-def pack_nibbles(codes: Codes) -> Codes:
-    """Two 4-bit codes a byte along the last axis, the first in the low half; odd ends get a 0."""
-    if codes.shape[-1] % 2:
-        codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
-    return np.asarray(codes[..., ::2] | (codes[..., 1::2] << 4), dtype=np.uint8)
+def pack(codes: Codes, bits: int) -> Codes:
+    """8 / bits codes a byte along the last axis, the first in the lowest bits; ends get zeros."""
+    each = 8 // bits
+    short = -codes.shape[-1] % each
+    padded = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, short)])
+    groups = padded.reshape(*codes.shape[:-1], -1, each)
+    return np.asarray(np.bitwise_or.reduce(groups << _shifts(bits), axis=-1), dtype=np.uint8)
 
 
-def unpack_nibbles(packed: Codes) -> Codes:
-    """The codes that `pack_nibbles` packed."""
-    pairs = np.stack([packed & 15, packed >> 4], axis=-1)
-    return pairs.reshape(*packed.shape[:-1], -1)
+def unpack(packed: Codes, bits: int) -> Codes:
+    """The codes that `pack` packed, and the zeros at the end."""
+    groups = (packed[..., None] >> _shifts(bits)) & np.uint8((1 << bits) - 1)
+    return groups.reshape(*packed.shape[:-1], -1)
+
+
+def _shifts(bits: int) -> Codes:
+    return np.arange(0, 8, bits, dtype=np.uint8)
 
 
 def quantize_channels(weight: Floats) -> tuple[Codes, Floats]:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+BLOCKS = (16, 32, 64, 128, 256)
+"""Sizes of blocks and groups."""
 
 
 @dataclass(frozen=True)
-class BlockInt8:
-    """8-bit weights with a scale for every `block` inputs of an output, int8 compute.
+class InBlocks:
+    """Weights with a scale for every `block` inputs of an output, int8 compute.
 
     `MatMulNBits` (accuracy level 4: activations are quantized to int8 in the same blocks inside
-    the kernel) and `GatherBlockQuantized` for an embedding; a tied head shares its matrix.
+    the kernel) and `GatherBlockQuantized` for an embedding; a tied head shares its matrix. What is
+    looked up in has to be symmetric.
     tail: see `tails.py`; symmetric: no zero point of a block's own; gptq: see `gptq.py`.
     """
 
+    bits: ClassVar[int]
+    blocks: ClassVar[tuple[int, ...]] = BLOCKS
     block: int = 128
     tail: float | None = None
     symmetric: bool = True
@@ -23,26 +29,34 @@ class BlockInt8:
     @property
     def name(self) -> str:
         """As the manifest records it."""
-        return _block_name("int8", self)
+        name = f"int{self.bits}-block{self.block}{'' if self.symmetric else '-asymmetric'}"
+        return f"{name}{'-gptq' if self.gptq else ''}{_tail_name(self.tail)}"
 
 
 @dataclass(frozen=True)
-class BlockInt4:
-    """4-bit weights with a scale for every `block` inputs of an output, int8 compute.
+class BlockInt8(InBlocks):
+    """8-bit weights in blocks."""
 
-    As for BlockInt8. What is looked up in has to be symmetric.
-    tail: see `tails.py`; gptq: see `gptq.py`.
+    bits = 8
+
+
+@dataclass(frozen=True)
+class BlockInt6(InBlocks):
+    """6-bit weights in blocks, of which the kernels read 4 bits and 2 (`graph_blocks.py`).
+
+    Those of 2 bits know three sizes of blocks.
     """
 
-    block: int = 32
-    tail: float | None = None
-    symmetric: bool = True
-    gptq: bool = False
+    bits = 6
+    blocks = (32, 64, 128)
 
-    @property
-    def name(self) -> str:
-        """As the manifest records it."""
-        return _block_name("int4", self)
+
+@dataclass(frozen=True)
+class BlockInt4(InBlocks):
+    """4-bit weights in blocks."""
+
+    bits = 4
+    block: int = 32
 
 
 @dataclass(frozen=True)
@@ -136,11 +150,6 @@ class Float32:
         return "float32"
 
 
-def _block_name(kind: str, scheme: BlockInt8 | BlockInt4) -> str:
-    name = f"{kind}-block{scheme.block}{'' if scheme.symmetric else '-asymmetric'}"
-    return f"{name}{'-gptq' if scheme.gptq else ''}{_tail_name(scheme.tail)}"
-
-
 def _smooth_name(smooth: float | None) -> str:
     return "" if smooth is None else f"-smooth{smooth:g}"
 
@@ -153,15 +162,7 @@ StateScheme = Literal["float32", "float16", "int8"]
 """What a state is rounded to between two calls; see `states.py`."""
 
 Scheme = (
-    BlockInt8
-    | BlockInt4
-    | DynamicInt8
-    | StaticInt8Qdq
-    | ChannelInt8
-    | GroupInt4
-    | StaticInt8
-    | Half
-    | Float32
+    InBlocks | DynamicInt8 | StaticInt8Qdq | ChannelInt8 | GroupInt4 | StaticInt8 | Half | Float32
 )
 
 

@@ -31,7 +31,7 @@ from retnet_edge.quantize.observed import input_grams
 from retnet_edge.quantize.quantize import apply_recipe, check_unquantized, contexts_of
 from retnet_edge.quantize.recipe import Recipe, Rule
 from retnet_edge.quantize.recipe_file import recipe_toml
-from retnet_edge.quantize.schemes import BlockInt4, BlockInt8, Float32, Scheme
+from retnet_edge.quantize.schemes import BlockInt4, BlockInt6, BlockInt8, Float32, InBlocks, Scheme
 from retnet_edge.runtime.agreement import log_softmax
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import Tolerance
@@ -39,12 +39,19 @@ from retnet_edge.runtime.writer import replace_file
 
 SPAN = 8  # tokens of a call; the logits of the last are compared
 TOKENS = 512  # of each context
-LADDER: tuple[BlockInt8 | BlockInt4, ...] = (
+LADDER: tuple[InBlocks, ...] = (
     BlockInt8(128),
+    BlockInt6(128, gptq=True),
     BlockInt4(32, symmetric=False, gptq=True),
+    BlockInt4(64, symmetric=False, gptq=True),
     BlockInt4(128, symmetric=False, gptq=True),
 )
-OUTER_LADDER: tuple[BlockInt8 | BlockInt4, ...] = (BlockInt8(128), BlockInt4(32), BlockInt4(128))
+OUTER_LADDER: tuple[InBlocks, ...] = (
+    BlockInt8(128),
+    BlockInt6(128),
+    BlockInt4(32),
+    BlockInt4(128),
+)
 """Of embedding and head: lookups need symmetric codes, and a head sees too few tokens for GPTQ."""
 UNITS = 20_000
 _SUFFIXES = {"bits": 1.0, "KB": 1e3, "MB": 1e6, "B": 1.0}
@@ -86,7 +93,7 @@ class Matrix:
     shape: tuple[int, ...]
 
     @property
-    def ladder(self) -> tuple[BlockInt8 | BlockInt4, ...]:
+    def ladder(self) -> tuple[InBlocks, ...]:
         """The schemes that it may get, most bits first."""
         return LADDER if self.name.startswith("blocks.") else OUTER_LADDER
 
@@ -95,12 +102,11 @@ class Matrix:
         """Its weights."""
         return math.prod(self.shape)
 
-    def bits(self, scheme: BlockInt8 | BlockInt4) -> float:
+    def bits(self, scheme: InBlocks) -> float:
         """Of codes, float32 scales and zero points."""
-        width = 8 if isinstance(scheme, BlockInt8) else 4
         blocks = self.shape[0] * -(-self.shape[1] // scheme.block)
-        zeros = 0 if scheme.symmetric else width
-        return blocks * (scheme.block * width + 32 + zeros)
+        zeros = 0 if scheme.symmetric else scheme.bits
+        return blocks * (scheme.block * scheme.bits + 32 + zeros)
 
 
 class Measured(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""GPTQ and rounding in blocks of 4 and 8 bits, on matrices whose best answer is known."""
+"""GPTQ and rounding in blocks of 4, 6 and 8 bits, on matrices whose best answer is known."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from retnet_edge.quantize.gptq import gptq_blocks
-from retnet_edge.quantize.rounding import pack_nibbles, round_blocks, unpack_nibbles
+from retnet_edge.quantize.rounding import middle, pack, round_blocks, unpack
 
 EACH = pytest.mark.parametrize(
-    ("bits", "symmetric"), [(4, True), (4, False), (8, True), (8, False)]
+    ("bits", "symmetric"), [(4, True), (4, False), (6, True), (6, False), (8, True), (8, False)]
 )
 RNG = np.random.default_rng(7)
 
@@ -43,7 +43,7 @@ def test_weights_that_have_codes_keep_them(bits: int, symmetric: bool) -> None:
     """Codes that use the whole range come back exactly, whatever the inputs were."""
     codes = RNG.integers(0, 2**bits, size=(5, 64))
     codes[:, ::32], codes[:, 1::32] = 0, 2**bits - 1
-    zero = 2 ** (bits - 1) if symmetric else 5
+    zero = middle(bits) if symmetric else 5
     weight = ((codes - zero) * 0.25).astype(np.float32)
     x = correlated(64)
     found = gptq_blocks(weight, x.T @ x, 32, bits, symmetric=symmetric)
@@ -57,13 +57,16 @@ def test_inputs_that_are_always_zero_are_rounded_to_the_nearest() -> None:
     assert np.abs(found.matrix(32) - weight).max() <= found.scales.max()
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("width", [6, 7])
-def test_nibbles_are_packed_low_half_first(width: int) -> None:
-    codes = RNG.integers(0, 16, size=(3, width)).astype(np.uint8)
-    packed = pack_nibbles(codes)
-    assert packed.shape == (3, 4 if width == 7 else 3)
-    assert packed[0, 0] == codes[0, 0] + 16 * codes[0, 1]
-    np.testing.assert_array_equal(unpack_nibbles(packed)[:, :width], codes)
+def test_codes_are_packed_lowest_bits_first(bits: int, width: int) -> None:
+    codes = RNG.integers(0, 2**bits, size=(3, width)).astype(np.uint8)
+    packed, each = pack(codes, bits), 8 // bits
+    assert packed.dtype == np.uint8
+    assert packed.shape == (3, -(-width // each))
+    assert packed[0, 0] == sum(int(codes[0, i]) << bits * i for i in range(each))
+    np.testing.assert_array_equal(unpack(packed, bits)[:, :width], codes)
+    assert not unpack(packed, bits)[:, width:].any()
 
 
 def test_a_block_of_zeros_stays_zero() -> None:

@@ -23,8 +23,8 @@ from retnet_edge.quantize.built_in import find_recipe
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipe import Recipe, Rule
-from retnet_edge.quantize.rounding import quantize_blocks, quantize_channels, unpack_nibbles
-from retnet_edge.quantize.schemes import BlockInt4, BlockInt8, Float32
+from retnet_edge.quantize.rounding import quantize_blocks, quantize_channels, unpack
+from retnet_edge.quantize.schemes import BlockInt4, BlockInt6, BlockInt8, Float32, InBlocks
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import Tolerance
 from retnet_edge.runtime.replay import run_steps
@@ -190,13 +190,14 @@ def test_kernel_parity_of_weight_recipes(quantized: Quantized, variant: str, rec
     assert found.logit_error_median <= KERNEL_BOUND
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("block", [16, 32, 64, 128])
+@pytest.mark.parametrize(
+    ("scheme", "block"),
+    [(s, b) for s in (BlockInt8, BlockInt6, BlockInt4) for b in s.blocks if b <= 128],
+)
 def test_kernel_parity_of_zero_points(
-    exported: dict[str, Exported], tmp_path: Path, bits: int, block: int
+    exported: dict[str, Exported], tmp_path: Path, scheme: type[InBlocks], block: int
 ) -> None:
-    scheme = (BlockInt8 if bits == 8 else BlockInt4)(block, symmetric=False)
-    rules = (Rule("blocks.*", scheme), Rule("*", BlockInt8(128)))
+    rules = (Rule("blocks.*", scheme(block, symmetric=False)), Rule("*", BlockInt8(128)))
     recipe = Recipe("zeros", rules, find_recipe("int8").tolerance)
     out = quantize(exported["base"].bundle, tmp_path / "q", recipe=recipe, say=lambda text: None)
     found = measure_kernel_parity(Bundle.open(out), TOKENS[:16])
@@ -235,22 +236,27 @@ def test_an_embedding_with_zero_points_is_refused(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_an_embedding_of_four_bits(
-    exported: dict[str, Exported], tmp_path: Path, variant: str
+@pytest.mark.parametrize("scheme", [BlockInt4(), BlockInt6(32)])
+def test_an_embedding_of_few_bits(
+    exported: dict[str, Exported], tmp_path: Path, variant: str, scheme: InBlocks
 ) -> None:
-    """Looked up in and, where it is tied, multiplied with: the same nibbles."""
-    recipe = Recipe("four", (Rule("*", BlockInt4()),), find_recipe("int8").tolerance)
+    """Looked up in and, where it is tied, multiplied with: the same codes."""
+    recipe = Recipe("few", (Rule("*", scheme),), find_recipe("int8").tolerance)
     out = quantize(exported[variant].bundle, tmp_path / "q", recipe=recipe, say=lambda _: None)
     found = measure_kernel_parity(Bundle.open(out), TOKENS)
     assert found.product_error <= KERNEL_BOUND
     assert found.logit_error_median <= KERNEL_BOUND
     assert found.steps_within > 0.5
     constants = arrays(out, "step")
-    codes = unpack_nibbles(constants["embedding.weight.codes"]).astype(np.float32) - 8
-    rows = (codes * constants["embedding.weight.scales3"]).reshape(len(codes), -1)
+    levels = unpack(constants["embedding.weight.codes"], 4).astype(np.float32) - 8
+    scales = constants["embedding.weight.scales3"]
+    if scheme.bits == 6:
+        levels = 4 * levels + unpack(constants["embedding.weight.low_codes"], 2) - 2
+        scales = scales / 4
+    rows = (levels * scales).reshape(len(levels), -1)
     weight = load_checkpoint(exported[variant].checkpoint).model.get_parameter("embedding.weight")
     away = np.abs(rows[:, : weight.shape[1]] - weight.detach().numpy())
-    assert 0 < away.max() <= constants["embedding.weight.scales3"].max()
+    assert 0 < away.max() <= scales.max()
 
 
 def test_kernel_parity_of_an_fp32_bundle_has_no_products(exported: dict[str, Exported]) -> None:

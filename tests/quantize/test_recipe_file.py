@@ -48,6 +48,10 @@ def test_a_rule_takes_the_fields_of_its_scheme(tmp_path: Path) -> None:
             "blocks of 48; allowed: 16, 32, 64, 128, 256",
         ),
         (
+            HEAD + "[[rules]]\npattern = '*'\nscheme = 'int6-block'\nblock = 16",
+            "blocks of 16; allowed: 32, 64, 128",
+        ),
+        (
             HEAD + "[[rules]]\npattern = '*'\nscheme = 'int4-block'\ngptq = 1",
             "rule 1: Expected `bool`",
         ),

@@ -77,7 +77,7 @@ def kl_of(exported: Exported, bundle: Path) -> float:
         return float(divergence(model, weights, tokens))
 
 
-@pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (4, False), (8, True)])
+@pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (4, False), (6, True), (8, True)])
 @pytest.mark.parametrize("inputs", [64, 52])
 def test_it_starts_as_the_bundle_is(bits: int, symmetric: bool, inputs: int) -> None:
     """With latents inside the cells of the codes, also of codes that are not the nearest."""
