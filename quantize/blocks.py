@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +13,7 @@ from retnet_edge.errors import InputError
 from retnet_edge.quantize.gptq import gptq_blocks
 from retnet_edge.quantize.graph_blocks import LOOKUP_SCALES, SCALES, kernel_parts
 from retnet_edge.quantize.graph_edit import Weight, add_initializer, replace
-from retnet_edge.quantize.rounding import Blocks, pack, round_blocks
+from retnet_edge.quantize.rounding import Blocks, Codes, Floats, pack, round_blocks
 from retnet_edge.quantize.schemes import InBlocks
 from retnet_edge.quantize.tails import split_tail
 
@@ -45,50 +46,81 @@ def apply_blocks(
             f"{weight.name} is looked up in, which needs symmetric codes; {scheme.name} has zero "
             "points"
         )
+    stored = _Stored.of(model, weight, blocks, zeros=not scheme.symmetric)
     for product in weight.all_products:
         x = product.inputs[0]
         if scheme.tail is None:
-            nodes = _multiplied(model, x, weight, scheme, blocks)
+            nodes = _multiplied(model, x, stored)
         else:
             # body and tail are rows of one product, which reads the weights once
             parts = split_tail(model, x, weight.name, scheme.tail * input_rms[weight.name])
             rows = ir.node("Concat", [part.outputs[0] for part in parts], {"axis": -2})
-            both = _multiplied(model, rows.outputs[0], weight, scheme, blocks)
+            both = _multiplied(model, rows.outputs[0], stored)
             halves = ir.node(
                 "Split", both[-1].outputs, {"axis": -2, "num_outputs": 2}, num_outputs=2
             )
             nodes = [*parts, rows, *both, halves, ir.node("Add", halves.outputs)]
         replace(model, product, nodes)
     for lookup in weight.lookups:
-        replace(model, lookup, _looked_up(model, lookup, weight, blocks))
+        replace(model, lookup, _looked_up(model, lookup, stored))
     model.opset_imports[CONTRIB] = 1
 
 
-def _multiplied(
-    model: ir.Model, x: ir.Value | None, weight: Weight, scheme: InBlocks, blocks: Blocks
-) -> list[ir.Node]:
-    """The nodes that multiply `x` with `blocks`; the last one has the result."""
-    outputs, inputs = weight.matrix().shape
+@dataclass(frozen=True)
+class _Stored:
+    """A matrix [outputs, inputs] in blocks as constants of a graph.
 
-    def product(x: ir.Value | None, part: Blocks, codes: str, zeros: str) -> ir.Node:
-        sources = [
-            x,
-            add_initializer(model, weight.name + codes, pack(part.codes, part.bits)),
-            add_initializer(model, weight.name + SCALES, part.scales),
-        ]
-        if not scheme.symmetric:
-            packed = pack(part.zeros, part.bits)
-            sources.append(add_initializer(model, weight.name + zeros, packed))
+    parts: what the kernels read, as bits, codes and zero points (none where they are symmetric).
+    """
+
+    name: str
+    shape: tuple[int, int]
+    blocks: Blocks
+    scales: Floats
+    parts: tuple[tuple[int, ir.Value, ir.Value | None], ...]
+
+    @classmethod
+    def of(cls, model: ir.Model, weight: Weight, blocks: Blocks, *, zeros: bool) -> _Stored:
+        """`blocks` of a weight, whose constants are added to the graph."""
+        parts = list(kernel_parts(blocks))
+
+        def constant(end: str, codes: Codes, bits: int) -> ir.Value:
+            return add_initializer(model, weight.name + end, pack(codes, bits))
+
+        outputs, inputs = weight.matrix().shape
+        return cls(
+            weight.name,
+            (outputs, inputs),
+            blocks,
+            parts[0][0].scales,
+            tuple(
+                (
+                    part.bits,
+                    constant(codes_end, part.codes, part.bits),
+                    constant(zeros_end, part.zeros, part.bits) if zeros else None,
+                )
+                for part, codes_end, zeros_end in parts
+            ),
+        )
+
+
+def _multiplied(model: ir.Model, x: ir.Value | None, stored: _Stored) -> list[ir.Node]:
+    """The nodes that multiply `x` with a matrix; the last one has the result."""
+    scales = add_initializer(model, stored.name + SCALES, stored.scales)
+    outputs, inputs = stored.shape
+
+    def product(x: ir.Value | None, bits: int, codes: ir.Value, zeros: ir.Value | None) -> ir.Node:
         attributes = {
             "K": inputs,
             "N": outputs,
-            "bits": part.bits,
-            "block_size": part.block,
+            "bits": bits,
+            "block_size": stored.blocks.block,
             "accuracy_level": INT8_COMPUTE,
         }
+        sources = [x, codes, scales] if zeros is None else [x, codes, scales, zeros]
         return ir.node("MatMulNBits", sources, attributes, domain=CONTRIB)
 
-    high, *low = kernel_parts(blocks)
+    high, *low = stored.parts
     nodes = [product(x, *high)]
     for part in low:
         # of x and not of the product: it is shorter, and a power of two changes none of its codes
@@ -98,36 +130,28 @@ def _multiplied(
     return nodes
 
 
-def _looked_up(model: ir.Model, lookup: ir.Node, weight: Weight, blocks: Blocks) -> list[ir.Node]:
-    """The nodes that take the rows of `blocks` that `lookup` takes; the last one has the result."""
+def _looked_up(model: ir.Model, lookup: ir.Node, stored: _Stored) -> list[ir.Node]:
+    """The nodes that take the rows that `lookup` takes; the last one has the result."""
+    # the same scales with the rank of the codes, which this operator asks for
+    scales = add_initializer(model, stored.name + LOOKUP_SCALES, stored.scales[..., None])
+    _, count, block = stored.blocks.codes.shape
 
-    def rows(part: Blocks, codes: str, _: str) -> ir.Node:
-        sources = [
-            add_initializer(model, weight.name + codes, pack(part.codes, part.bits)),
-            lookup.inputs[1],
-            # the same scales with the rank of the codes, which this operator asks for
-            add_initializer(model, weight.name + LOOKUP_SCALES, part.scales[..., None]),
-        ]
-        attributes = {
-            "bits": part.bits,
-            "block_size": part.block,
-            "gather_axis": 0,
-            "quantize_axis": 2,
-        }
+    def rows(bits: int, codes: ir.Value, _: ir.Value | None) -> ir.Node:
+        attributes = {"bits": bits, "block_size": block, "gather_axis": 0, "quantize_axis": 2}
+        sources = [codes, lookup.inputs[1], scales]
         return ir.node("GatherBlockQuantized", sources, attributes, domain=CONTRIB)
 
-    high, *low = kernel_parts(blocks)
+    high, *low = stored.parts
     nodes = [rows(*high)]
     for part in low:
         found = rows(*part)
         quarter = ir.node("Mul", [found.outputs[0], _quarter(model)])
         total = ir.node("Add", [nodes[0].outputs[0], quarter.outputs[0]])
         nodes += [found, quarter, total]
-    _, count, block = blocks.codes.shape
     _describe(lookup, nodes, count, block)
     nodes.append(_joined(model, nodes[-1].outputs[0]))
     _describe(lookup, nodes[-1:], count * block)
-    inputs = weight.matrix().shape[1]
+    inputs = stored.shape[1]
     if count * block != inputs:
         nodes.append(_shortened(model, nodes[-1].outputs[0], inputs))
     return nodes

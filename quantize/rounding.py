@@ -118,6 +118,8 @@ def in_blocks(weight: NDArray[np.floating], block: int) -> Floats:
 
 def pack(codes: Codes, bits: int) -> Codes:
     """8 / bits codes a byte along the last axis, the first in the lowest bits; ends get zeros."""
+    if bits == 8:
+        return codes
     each = 8 // bits
     short = -codes.shape[-1] % each
     padded = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, short)])
@@ -127,6 +129,8 @@ def pack(codes: Codes, bits: int) -> Codes:
 
 def unpack(packed: Codes, bits: int) -> Codes:
     """The codes that `pack` packed, and the zeros at the end."""
+    if bits == 8:
+        return packed
     groups = (packed[..., None] >> _shifts(bits)) & np.uint8((1 << bits) - 1)
     return groups.reshape(*packed.shape[:-1], -1)
 
