@@ -81,7 +81,8 @@ def command(name: str, args: argparse.Namespace, threads: int) -> list[str]:
         here = ROOT / "benchmarks" / "peers_llama.py"
         context = max(*args.depths, *args.prompts) + 1024
         file = args.gguf / f"{name}.gguf"
-        return [str(args.peers_python), str(here), str(file), str(threads), str(context)]
+        numbers = [threads, context, args.fill_threads or threads]
+        return [str(args.peers_python), str(here), str(file), *map(str, numbers)]
     here = ROOT / "benchmarks" / "peers_ours.py"
     return [sys.executable, str(here), str(args.bundles / f"{name}-onnx"), str(threads)]
 
@@ -134,6 +135,7 @@ def measure(args: argparse.Namespace) -> None:
                 read[threads].append(bandwidth.gigabytes())
             for one in running:
                 used = one.ask("memory")
+                timed = depth > before and not (args.fill_threads and one.name in PEERS)
                 rows.append(
                     {
                         "contender": one.name,
@@ -144,7 +146,7 @@ def measure(args: argparse.Namespace) -> None:
                         "resident MB": round(used["resident"] / 1e6, 1),
                         "anonymous MB": round(used["anonymous"] / 1e6, 1),
                         "prompt tokens/s from the depth before": (
-                            round((depth - before) / filled[one.name]) if depth > before else None
+                            round((depth - before) / filled[one.name]) if timed else None
                         ),
                     }
                 )
@@ -194,6 +196,9 @@ def main() -> None:
     parser.add_argument("--depths", nargs="+", type=int, default=DEPTHS)
     parser.add_argument("--prompts", nargs="*", type=int, default=PROMPTS)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument(
+        "--fill-threads", type=int, help="llama.cpp's between depths, whose rate is not kept then"
+    )
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--prompt-rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULT)

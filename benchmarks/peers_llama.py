@@ -1,4 +1,4 @@
-"""A GGUF file in llama.cpp, for `peers.py`: `peers_llama.py FILE THREADS CONTEXT`.
+"""A GGUF file in llama.cpp, for `peers.py`: `peers_llama.py FILE THREADS CONTEXT [FILL_THREADS]`.
 
 llama.cpp's C interface, so that Python's part of a step is a call. Flash attention is on, prompts
 go in batches of 512, the KV cache is float16 and as long as the deepest test.
@@ -16,7 +16,7 @@ from peers_process import FILL, serve
 class GGUF:
     """One sequence in one context."""
 
-    def __init__(self, path: str, threads: int, context: int) -> None:
+    def __init__(self, path: str, threads: int, context: int, fill_threads: int) -> None:
         """Load and allocate. Raises RuntimeError where llama.cpp refuses."""
         self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
@@ -34,6 +34,7 @@ class GGUF:
         if not self._context:
             raise RuntimeError(f"llama.cpp makes no context for {path}")
         self._memory = llama_cpp.llama_get_memory(self._context)
+        self._threads, self._fill_threads = threads, fill_threads
 
     def clear(self) -> None:
         """Back to depth 0."""
@@ -50,6 +51,12 @@ class GGUF:
                 raise RuntimeError("llama_decode failed")
         llama_cpp.llama_get_logits_ith(self._context, -1)
 
+    def fill(self, tokens: list[int]) -> None:
+        """A prompt on the threads for filling."""
+        llama_cpp.llama_set_n_threads(self._context, self._threads, self._fill_threads)
+        self.feed(tokens)
+        llama_cpp.llama_set_n_threads(self._context, self._threads, self._threads)
+
     def decode(self, token: int) -> None:
         """One token: its logits."""
         self.feed([token])
@@ -60,4 +67,5 @@ class GGUF:
 
 
 if __name__ == "__main__":
-    serve(GGUF(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    path, threads, context, *fill_threads = sys.argv[1:]
+    serve(GGUF(path, int(threads), int(context), int(fill_threads[0] if fill_threads else threads)))

@@ -25,6 +25,8 @@ class Ours:
         """A prompt: its last logits."""
         self._session.prefill(tokens)
 
+    fill = feed
+
     def decode(self, token: int) -> None:
         """One token: its logits."""
         self._session.step(token)

@@ -124,7 +124,7 @@ def filling(rows: list[Row]) -> list[str]:
         for name, words in IN_WORDS.items():
             found = [find(rows, name, threads, "decode", depth) for depth in depths]
             if any(found):
-                cells = [f"{row[key]:,}" if row else "–" for row in found]
+                cells = [f"{row[key]:,}" if row and row[key] else "–" for row in found]
                 body.append([words, str(threads), *cells])
     head = ["", "threads", *(f"to {depth:,}" for depth in depths)]
     words = "Tokens a second of the prompt that leads from one depth to the next, once:"

@@ -22,6 +22,9 @@ class Model(Protocol):
     def feed(self, tokens: list[int]) -> None:
         """A prompt (any length): its last logits."""
 
+    def fill(self, tokens: list[int]) -> None:
+        """Come to a depth, by whatever is quickest."""
+
     def decode(self, token: int) -> None:
         """One token: its logits."""
 
@@ -69,7 +72,7 @@ def serve(model: Model) -> None:
         elif command == "advance":
             answer = {"seconds": 0.0}
             if count > depth:
-                answer = timed(lambda: model.feed(tokens(count - depth)))  # noqa: B023
+                answer = timed(lambda: model.fill(tokens(count - depth)))  # noqa: B023
                 depth = count
         elif command == "decode":
             steps = tokens(count)

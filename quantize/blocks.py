@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from retnet_edge.errors import InputError
 from retnet_edge.quantize.gptq import gptq_blocks
 from retnet_edge.quantize.graph_blocks import LOOKUP_SCALES, SCALES, kernel_parts
-from retnet_edge.quantize.graph_edit import Weight, add_initializer, replace
-from retnet_edge.quantize.rounding import Blocks, Codes, Floats, pack, round_blocks
+from retnet_edge.quantize.graph_edit import Weight, add_initializer, cast_to_float32, replace
+from retnet_edge.quantize.rounding import Blocks, Codes, Floats, pack, round_blocks, scale_type
 from retnet_edge.quantize.schemes import InBlocks
 from retnet_edge.quantize.tails import split_tail
 
@@ -106,7 +106,7 @@ class _Stored:
 
 def _multiplied(model: ir.Model, x: ir.Value | None, stored: _Stored) -> list[ir.Node]:
     """The nodes that multiply `x` with a matrix; the last one has the result."""
-    scales = add_initializer(model, stored.name + SCALES, stored.scales)
+    scales = _float32_scales(model, stored, SCALES, stored.scales)
     outputs, inputs = stored.shape
 
     def product(x: ir.Value | None, bits: int, codes: ir.Value, zeros: ir.Value | None) -> ir.Node:
@@ -133,7 +133,7 @@ def _multiplied(model: ir.Model, x: ir.Value | None, stored: _Stored) -> list[ir
 def _looked_up(model: ir.Model, lookup: ir.Node, stored: _Stored) -> list[ir.Node]:
     """The nodes that take the rows that `lookup` takes; the last one has the result."""
     # the same scales with the rank of the codes, which this operator asks for
-    scales = add_initializer(model, stored.name + LOOKUP_SCALES, stored.scales[..., None])
+    scales = _float32_scales(model, stored, LOOKUP_SCALES, stored.scales[..., None])
     _, count, block = stored.blocks.codes.shape
 
     def rows(bits: int, codes: ir.Value, _: ir.Value | None) -> ir.Node:
@@ -155,6 +155,14 @@ def _looked_up(model: ir.Model, lookup: ir.Node, stored: _Stored) -> list[ir.Nod
     if count * block != inputs:
         nodes.append(_shortened(model, nodes[-1].outputs[0], inputs))
     return nodes
+
+
+def _float32_scales(model: ir.Model, stored: _Stored, end: str, scales: Floats) -> ir.Value:
+    name = stored.name + end
+    constant = add_initializer(model, name, scales.astype(scale_type(stored.blocks.bits)))
+    if constant.dtype == ir.DataType.FLOAT:
+        return constant
+    return cast_to_float32(model, constant, f"{name}.float32")
 
 
 def _quarter(model: ir.Model) -> ir.Value:

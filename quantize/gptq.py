@@ -19,6 +19,7 @@ from retnet_edge.quantize.rounding import (
     in_blocks,
     round_to,
     search_scales,
+    stored_scales,
 )
 
 DAMPING = 0.02  # of the mean of H's diagonal
@@ -40,7 +41,7 @@ def gptq_blocks(
     scales, zeros = search_scales(in_blocks(weight, block), importance, bits, symmetric=symmetric)
     target = weight.astype(np.float64)
     codes = round_codes(target, hessian, scales, zeros, block, bits)
-    scales = fit_scales(target, hessian, codes, scales, zeros, block)
+    scales = stored_scales(fit_scales(target, hessian, codes, scales, zeros, block), bits)
     codes = round_codes(target, hessian, scales, zeros, block, bits)
     whole = np.repeat(zeros[..., None], block, axis=2).reshape(outputs, -1)
     whole[:, :inputs] = codes

@@ -1,6 +1,8 @@
 """Matrices in blocks as a quantized graph holds them: read from its constants, and put back.
 
-Kernels read 8, 4 or 2 bits. A matrix of 6 is two of theirs, which share their scales:
+Below 8 bits, scales are stored in float16 and cast to float32, which ONNX Runtime does once, when
+it loads the graph. Kernels read 8, 4 or 2 bits. A matrix of 6 is two of theirs, which share their
+scales:
 
     q = 4 q4 + q2,   (q - z) · s = (q4 - z4) · 4s + (q2 - z2) · 4s / 4
 """
@@ -93,9 +95,13 @@ def write_blocks(model: ir.Model, matrices: Mapping[str, Blocks]) -> None:
 
 
 def constant(node: ir.Node, index: int) -> NDArray[Any]:
-    """The array that an input of a node is."""
+    """The array that an input of a node is, or that is cast to it from a smaller type."""
     value = node.inputs[index]
     assert value is not None
+    cast = value.producer()
+    if cast is not None:
+        assert cast.op_type == "Cast"
+        return constant(cast, 0).astype(np.float32)
     assert value.const_value is not None
     return value.const_value.numpy()
 
@@ -103,5 +109,6 @@ def constant(node: ir.Node, index: int) -> NDArray[Any]:
 def _set(model: ir.Model, name: str, array: NDArray[Any]) -> None:
     value = model.graph.initializers[name]
     assert value.const_value is not None
-    assert tuple(value.const_value.shape.numpy()) == array.shape, (name, array.shape)
-    value.const_value = ir.tensor(np.ascontiguousarray(array), name=name)
+    old = value.const_value.numpy()
+    assert old.shape == array.shape, (name, array.shape)
+    value.const_value = ir.tensor(array.astype(old.dtype, order="C"), name=name)

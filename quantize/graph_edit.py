@@ -107,6 +107,18 @@ def add_initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value
     return model.graph.initializers[name]
 
 
+def cast_to_float32(model: ir.Model, halves: ir.Value, name: str) -> ir.Value:
+    """A constant of 16 bits as float32, made once for a name: ONNX Runtime casts it at load."""
+    for node in model.graph:
+        if node.outputs[0].name == name:
+            return node.outputs[0]
+    cast = ir.node("Cast", [halves], {"to": ir.DataType.FLOAT})
+    whole = cast.outputs[0]
+    whole.name, whole.shape, whole.type = name, halves.shape, ir.TensorType(ir.DataType.FLOAT)
+    model.graph.insert_before(model.graph[0], cast)
+    return whole
+
+
 def replace(model: ir.Model, old: ir.Node, nodes: Sequence[ir.Node]) -> None:
     """Put `nodes` in the place of `old`; the last one's first output takes over its name."""
     result, replaced = nodes[-1].outputs[0], old.outputs[0]

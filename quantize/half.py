@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from retnet_edge.quantize.graph_edit import Weight, add_initializer, replace
+from retnet_edge.quantize.graph_edit import Weight, add_initializer, cast_to_float32, replace
 from retnet_edge.quantize.schemes import Half
 
 _TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
@@ -23,14 +23,8 @@ def apply_half(model: ir.Model, weight: Weight, scheme: Half) -> None:
         rows = ir.node("Gather", [halves, lookup.inputs[1]], {"axis": 0})
         rows.outputs[0].shape = lookup.outputs[0].shape
         rows.outputs[0].type = halves.type
-        replace(model, lookup, [rows, _cast(rows.outputs[0])])
+        cast = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT})
+        replace(model, lookup, [rows, cast])
     if weight.value.uses():
-        whole = _cast(halves)
-        whole.outputs[0].shape, whole.outputs[0].type = weight.value.shape, weight.value.type
-        whole.outputs[0].name = f"{weight.name}.float32"
-        model.graph.insert_before(model.graph[0], whole)
-        ir.convenience.replace_all_uses_with(weight.value, whole.outputs[0])
-
-
-def _cast(x: ir.Value) -> ir.Node:
-    return ir.node("Cast", [x], {"to": ir.DataType.FLOAT})
+        whole = cast_to_float32(model, halves, f"{weight.name}.float32")
+        ir.convenience.replace_all_uses_with(weight.value, whole)

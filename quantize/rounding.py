@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 ZERO_POINT = 128
 LEVELS = 127
 GRID = np.linspace(0.6, 1.05, 19)  # of the scale that reaches the largest weight of a block
+HALF_SCALES = (2.0**-24, 65504.0 / 4)
+"""The least and the largest scale in float16, four times which is a float16 too (6 bits)."""
 
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -23,7 +25,8 @@ Floats = NDArray[np.float32]
 class Blocks:
     """W in blocks: codes uint8 [N, ⌈K/block⌉, block], a float32 scale and a uint8 zero for each.
 
-    Padding of a last block that is not full has the code of its zero.
+    Below 8 bits, scales are values of float16 (`scale_type`). Padding of a last block that is not
+    full has the code of its zero.
     """
 
     codes: Codes
@@ -41,6 +44,18 @@ class Blocks:
         levels = self.codes.astype(np.float32) - self.zeros[..., None]
         whole = levels * self.scales[..., None]
         return np.ascontiguousarray(whole.reshape(len(whole), -1)[:, :inputs])
+
+
+def scale_type(bits: int) -> type[np.floating]:
+    """What a file holds scales in: float32 would be up to a quarter of all its bits below 8."""
+    return np.float32 if bits == 8 else np.float16
+
+
+def stored_scales(scales: NDArray[np.floating], bits: int) -> NDArray[np.float64]:
+    """The nearest scales that a file can hold."""
+    if bits < 8:
+        scales = np.clip(scales, *HALF_SCALES)
+    return scales.astype(scale_type(bits)).astype(np.float64)
 
 
 def middle(bits: int) -> int:
@@ -73,7 +88,7 @@ def search_scales(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Scales and zeros [N, blocks] of the least weighted square error of plain rounding.
 
-    groups [N, blocks, block]; importance [blocks, block]: of each input. Scales are float32 values.
+    groups [N, blocks, block]; importance [blocks, block]: of each input. Scales are stored ones.
     """
     top = 2**bits - 1
     half = float(middle(bits))
@@ -84,9 +99,9 @@ def search_scales(
         full = ((high - low) / top).astype(np.float64)
     full[full <= 0] = 1.0
     best = np.full(full.shape, np.inf)
-    scales, zeros = full.copy(), np.full(full.shape, half)
+    scales, zeros = stored_scales(full, bits), np.full(full.shape, half)
     for factor in GRID:
-        tried = (full * factor).astype(np.float32).astype(np.float64)
+        tried = stored_scales(full * factor, bits)
         zero = np.full(full.shape, half) if symmetric else np.clip(np.rint(-low / tried), 0, top)
         codes = round_to(groups, tried[..., None], zero[..., None], bits)
         wrong = (codes - zero[..., None]) * tried[..., None] - groups

@@ -31,6 +31,7 @@ from retnet_edge.quantize.observed import input_grams
 from retnet_edge.quantize.quantize import apply_recipe, check_unquantized, contexts_of
 from retnet_edge.quantize.recipe import Recipe, Rule
 from retnet_edge.quantize.recipe_file import recipe_toml
+from retnet_edge.quantize.rounding import scale_type
 from retnet_edge.quantize.schemes import BlockInt4, BlockInt6, BlockInt8, Float32, InBlocks, Scheme
 from retnet_edge.runtime.agreement import log_softmax
 from retnet_edge.runtime.bundle import Bundle
@@ -103,10 +104,11 @@ class Matrix:
         return math.prod(self.shape)
 
     def bits(self, scheme: InBlocks) -> float:
-        """Of codes, float32 scales and zero points."""
+        """Of codes, scales and zero points."""
         blocks = self.shape[0] * -(-self.shape[1] // scheme.block)
         zeros = 0 if scheme.symmetric else scheme.bits
-        return blocks * (scheme.block * scheme.bits + 32 + zeros)
+        scale = np.finfo(scale_type(scheme.bits)).bits
+        return blocks * (scheme.block * scheme.bits + scale + zeros)
 
 
 class Measured(msgspec.Struct, frozen=True):

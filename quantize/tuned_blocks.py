@@ -1,6 +1,6 @@
 """A matrix in blocks whose codes and scales are trained: the grid of the kernel, to the bit.
 
-    w = (q - z) · s,    q = clip(round(u), 0, 2^bits - 1),    s = s_0 · exp(t)
+    w = (q - z) · s,    q = clip(round(u), 0, 2^bits - 1),    s = round(s_0 · exp(t))
 
 u (in codes) and t are trained; gradients pass straight through the rounding. Zeros z stay. At the
 start u lies where the float weight lies, but inside the cell of the code that the recipe chose.
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retnet_edge.int8_aware import pass_through
-from retnet_edge.quantize.rounding import Blocks
+from retnet_edge.quantize.rounding import HALF_SCALES, Blocks
 
 INSIDE = 0.49  # of a cell, half as wide as a code
 
@@ -52,4 +52,7 @@ class TunedBlocks(nn.Module):
         return Blocks(stored, self._scales().cpu().numpy(), zeros, self.bits)
 
     def _scales(self) -> Tensor:
-        return self.scales * self.log_scale.exp()
+        scales = self.scales * self.log_scale.exp()
+        if self.bits == 8:
+            return scales
+        return pass_through(scales, scales.clamp(*HALF_SCALES).half().float())

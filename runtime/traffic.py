@@ -10,7 +10,6 @@ from retnet_edge.runtime.manifest import Backend, GraphSpec
 from retnet_edge.runtime.onnx_external import external_data
 
 _EMBEDDING = "embedding.weight"
-_SCALE_BYTES = 4
 
 
 def step_weight_bytes(bundle: Bundle, backend: Backend) -> int:
@@ -43,12 +42,17 @@ def _step(bundle: Bundle, backend: Backend) -> GraphSpec:
 
 
 def _embedding_bytes(bundle: Bundle) -> int:
-    """Codes and scales of the embedding, from its scheme's name (such as int8-block128)."""
+    """Codes and scales of the embedding, from its scheme's name (such as int8-block128).
+
+    Scales of blocks of fewer than 8 bits take two bytes.
+    """
     for tensor in bundle.manifest.quantization.tensors:
         if tensor.weight == _EMBEDDING and (found := re.match(r"int(\d+)", tensor.scheme)):
             rows, width = tensor.shape
-            block = re.search(r"(?:block|group)(\d+)", tensor.scheme)
-            scales = math.ceil(width / int(block[1])) if block else 1
-            return rows * (width * int(found[1]) // 8 + scales * _SCALE_BYTES)
+            bits = int(found[1])
+            block = re.search(r"(block|group)(\d+)", tensor.scheme)
+            scales = math.ceil(width / int(block[2])) if block else 1
+            scale_bytes = 2 if bits < 8 and block and block[1] == "block" else 4
+            return rows * (width * bits // 8 + scales * scale_bytes)
     config = bundle.manifest.model.config
     return int(bundle.manifest.model.vocab_size * config.get("d_model", 0) * 4)

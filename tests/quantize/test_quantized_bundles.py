@@ -6,11 +6,14 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+import onnxruntime
 import pytest
 from micro_checkpoint import Exported, export_variant
 from numpy.typing import NDArray
@@ -20,6 +23,7 @@ from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.errors import InputError
 from retnet_edge.quantize import kernel_parity
 from retnet_edge.quantize.built_in import find_recipe
+from retnet_edge.quantize.graph_blocks import read_blocks, write_blocks
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipe import Recipe, Rule
@@ -249,7 +253,9 @@ def test_an_embedding_of_few_bits(
     assert found.steps_within > 0.5
     constants = arrays(out, "step")
     levels = unpack(constants["embedding.weight.codes"], 4).astype(np.float32) - 8
-    scales = constants["embedding.weight.scales3"]
+    halves = constants["embedding.weight.scales3"]
+    assert halves.dtype == np.float16
+    scales: NDArray[Any] = halves.astype(np.float32)
     if scheme.bits == 6:
         levels = 4 * levels + unpack(constants["embedding.weight.low_codes"], 2) - 2
         scales = scales / 4
@@ -257,6 +263,45 @@ def test_an_embedding_of_few_bits(
     weight = load_checkpoint(exported[variant].checkpoint).model.get_parameter("embedding.weight")
     away = np.abs(rows[:, : weight.shape[1]] - weight.detach().numpy())
     assert 0 < away.max() <= scales.max()
+
+
+def test_scales_in_float16_are_cast_when_the_graph_is_loaded(
+    quantized: Quantized, tmp_path: Path
+) -> None:
+    """Kernels pack constants alone: a Cast at every step would take them twice the time."""
+    bundle = quantized("base", "int4-weight")
+    stored = arrays(bundle.path, "step")
+    products = [n for n in stored if n.startswith("blocks.") and n.endswith(".scales")]
+    assert products
+    assert all(stored[name].dtype == np.float16 for name in products)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    onnxruntime.InferenceSession(str(bundle.file("step.onnx")), options)
+    loaded = onnx.load(str(tmp_path / "loaded.onnx"), load_external_data=False)
+    scales = {node.input[2] for node in loaded.graph.node if node.op_type == "MatMulNBits"}
+    constants = {t.name: t.data_type for t in loaded.graph.initializer}
+    assert {constants[name] for name in scales} == {TensorProto.FLOAT}
+
+
+def test_blocks_of_an_older_bundle_are_read(quantized: Quantized) -> None:
+    """Those with float32 scales, which no Cast follows."""
+    model = ir.load(quantized("base", "int4-weight").file("step.onnx"))
+    wanted = read_blocks(model)
+    for name, value in model.graph.initializers.items():
+        if value.dtype == ir.DataType.FLOAT16:
+            assert value.const_value is not None
+            ((cast, _),) = value.uses()
+            ir.convenience.replace_all_uses_with(cast.outputs[0], value)
+            model.graph.remove(cast, safe=True)
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=name)
+    found = read_blocks(model)
+    assert found.keys() == wanted.keys()
+    for name, blocks in found.items():
+        np.testing.assert_array_equal(blocks.scales, wanted[name].scales)
+    write_blocks(model, {n: replace(b, scales=b.scales * 2) for n, b in found.items()})
+    doubled = read_blocks(model)
+    for name, blocks in doubled.items():
+        np.testing.assert_array_equal(blocks.scales, 2 * wanted[name].scales)
 
 
 def test_kernel_parity_of_an_fp32_bundle_has_no_products(exported: dict[str, Exported]) -> None:

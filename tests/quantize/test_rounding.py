@@ -10,11 +10,14 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from retnet_edge.quantize.rounding import (
+    HALF_SCALES,
     LEVELS,
     ZERO_POINT,
     dequantize,
     quantize_blocks,
     quantize_channels,
+    round_blocks,
+    stored_scales,
 )
 
 Floats = NDArray[np.float32]
@@ -118,3 +121,25 @@ def test_one_block_over_all_inputs_is_a_channel() -> None:
     by_channel, channel_scales = quantize_channels(weight)
     assert (codes[:, 0] == by_channel).all()
     assert (scales[:, 0] == channel_scales).all()
+
+
+@pytest.mark.parametrize("bits", [4, 6])
+@pytest.mark.parametrize("symmetric", [True, False])
+@given(matrix=matrices, block=blocks)
+def test_scales_below_8_bits_are_those_of_float16(
+    bits: int, symmetric: bool, matrix: Floats, block: int
+) -> None:
+    """Of weights of any size: none is 0 or infinite, and 6 bits' survive a factor of 4."""
+    found = round_blocks(matrix, block, bits, symmetric=symmetric).scales
+    least, most = HALF_SCALES
+    assert ((found >= least) & (found <= most)).all()
+    for factor in (1, 4):
+        np.testing.assert_array_equal((factor * found).astype(np.float16), factor * found)
+
+
+@given(st.floats(2.0**-14, HALF_SCALES[1]))
+def test_a_stored_scale_is_the_nearest(scale: float) -> None:
+    (half,) = stored_scales(np.array([scale]), 4)
+    assert abs(half - scale) <= scale * 2.0**-11
+    assert stored_scales(np.array([half]), 6) == half
+    assert stored_scales(np.array([scale]), 8) == np.float32(scale)

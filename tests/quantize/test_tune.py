@@ -104,8 +104,18 @@ def test_what_the_graph_stores_is_what_was_trained() -> None:
         matrix.log_scale.add_(0.1)
     after = matrix.blocks()
     assert (after.codes != before.codes).mean() > 0.1
-    np.testing.assert_allclose(after.scales, before.scales * np.exp(0.1), rtol=1e-6)
+    np.testing.assert_allclose(after.scales, before.scales * np.exp(0.1), rtol=2.0**-11)
+    np.testing.assert_array_equal(after.scales, after.scales.astype(np.float16))
     np.testing.assert_allclose(after.matrix(52), matrix().detach().numpy(), atol=1e-6)
+
+
+def test_scales_of_8_bits_are_not_rounded() -> None:
+    weight = torch.randn(24, 52, generator=torch.Generator().manual_seed(2))
+    matrix = TunedBlocks(round_blocks(weight.numpy(), 32, 8, symmetric=True), weight)
+    before = matrix.blocks()
+    with torch.no_grad():
+        matrix.log_scale.add_(0.1)
+    np.testing.assert_allclose(matrix.blocks().scales, before.scales * np.exp(0.1), rtol=1e-6)
 
 
 def test_gradients_reach_codes_and_scales() -> None:

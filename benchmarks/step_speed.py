@@ -1,0 +1,72 @@
+"""Milliseconds a step of several bundles, in turns in one process, and over the first one's.
+
+    python benchmarks/step_speed.py INT8.edge INT4.edge MIXED.edge --threads 1
+
+Median (quartiles) of rounds; every round steps each bundle for about `--seconds`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from retnet_edge.runtime.bench_records import spread
+from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.machine import OtherLoad
+from retnet_edge.runtime.session import Session, open_session
+
+WARM_UP = 10
+
+
+def milliseconds(session: Session, steps: int) -> float:
+    """Of one step."""
+    session.reset()
+    began = time.perf_counter()
+    for token in range(steps):
+        session.step(token)
+    return 1e3 * (time.perf_counter() - began) / steps
+
+
+def measure(sessions: dict[str, Session], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Milliseconds a step of each, round by round."""
+    steps = {
+        n: max(1, round(seconds * 1e3 / milliseconds(s, WARM_UP))) for n, s in sessions.items()
+    }
+    found: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(rounds):
+        for name, session in sessions.items():
+            found[name].append(milliseconds(session, steps[name]))
+    return found
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundles", type=Path, nargs="+")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--seconds", type=float, default=0.2)
+    args = parser.parse_args()
+    watch = OtherLoad()
+    sessions = {
+        path.name: open_session(Bundle.open(path), threads=args.threads) for path in args.bundles
+    }
+    found = measure(sessions, args.rounds, args.seconds)
+    first = found[args.bundles[0].name]
+    table = Table("bundle", "ms a step", f"of {args.bundles[0].name}'s")
+    for name, values in found.items():
+        of = spread(values)
+        ratio = statistics.median(a / b for a, b in zip(values, first, strict=True))
+        table.add_row(name, f"{of.median:.3f} ({of.low:.3f} – {of.high:.3f})", f"{ratio:.2f}")
+    console = Console(width=100)
+    console.print(table)
+    console.print(f"other processes kept {watch.cores() or 0:.1f} cores busy meanwhile")
+
+
+if __name__ == "__main__":
+    main()
