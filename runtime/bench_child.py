@@ -27,7 +27,6 @@ LATER_LOADS = 3
 MEMORY_STEPS = 64
 SCATTER = 7919  # a prime
 FILL_TOKENS = 1024  # fed to a session between two looks at the clock while it gets to its depth
-_LIBRARIES = {"onnxruntime": "onnxruntime", "executorch": "retnet_edge.runtime.et_session"}
 
 
 class Test(msgspec.Struct, frozen=True):
@@ -186,11 +185,11 @@ def _peak() -> int:
 
 def main() -> None:
     """The child: its work is the one argument, as JSON."""
-    from retnet_edge.runtime.memory_child import guard
+    from retnet_edge.runtime.memory_child import LIBRARIES, guard
 
     work = msgspec.json.decode(sys.argv[1], type=Work)
     guard(work.parent, huge_pages=True)
-    import_module(_LIBRARIES[work.backend])
+    import_module(LIBRARIES[work.backend])
     try:
         result = measure_use(work) if work.memory else measure_times(work)
     except InputError as error:

@@ -27,10 +27,11 @@ PR_SET_PDEATHSIG = 1
 PR_SET_THP_DISABLE = 41
 PROGRESS_LINES = 50
 SPARE_BYTES = 2 * 2**30
-_LIBRARIES = {
+LIBRARIES = {
     "onnxruntime": "onnxruntime",
     "executorch": "retnet_edge.runtime.et_session",
 }
+"""What a process imports for a backend before a model is loaded."""
 
 
 class Stepper(Protocol):
@@ -171,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     guard(args.parent)
 
     # the base is the process with its libraries, before the model
-    import_module(_LIBRARIES[args.backend])
+    import_module(LIBRARIES[args.backend])
 
     from retnet_edge.errors import InputError
     from retnet_edge.runtime.bundle import Bundle
