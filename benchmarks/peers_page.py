@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from results_plots import COLOURS, STYLE
 from results_text import table
 
 Row = dict[str, Any]
+DEEP = "peers-32k.json"
 IN_WORDS = {
     "int8": "ours, `int8`",
     "int8-weight": "ours, `int8-weight`",
@@ -102,14 +104,34 @@ def page(data: dict[str, Any]) -> str:
         "cache for the deepest test at the start. Ours are not `prepare`d.",
         "",
     ]
+    lines += by_depth(rows, held)
+    return "\n".join(lines) + "\n"
+
+
+def by_depth(rows: list[Row], cell: Callable[[Row | None], str]) -> list[str]:
+    """A table of decoding on the fewest threads, a column a depth."""
     least = min(row["threads"] for row in rows)
     depths = sorted({row["depth"] for row in rows if row["test"] == "decode"})
     body = []
     for name, words in IN_WORDS.items():
         found = [find(rows, name, least, "decode", depth) for depth in depths]
         if any(found):
-            body.append([words, *(held(row) for row in found)])
-    lines += table(["", *(f"{depth:,}" for depth in depths)], body)
+            body.append([words, *map(cell, found)])
+    return table(["", *(f"{depth:,}" for depth in depths)], body)
+
+
+def deep_section(data: dict[str, Any]) -> str:
+    """The section of a run to greater depths, on another machine."""
+    rows: list[Row] = data["rows"]
+    lines = [
+        "",
+        "## To 32,768 tokens",
+        "",
+        f"{data['machine']}; `{data['command']}`. This CPU has no",
+    ]
+    lines[-1] += " VNNI, and other work kept its second core busy. Ours is `prepare`d."
+    lines += ["", *by_depth(rows, rate), "", "MB resident (anonymous):", "", *by_depth(rows, held)]
+    lines += ["", "![Tokens a second and memory to 32,768 tokens](peers-32k.svg)"]
     return "\n".join(lines) + "\n"
 
 
@@ -161,6 +183,8 @@ def plot(data: dict[str, Any]) -> bytes:
                 for r in rows
                 if (r["contender"], r["threads"], r["test"]) == (name, least, "decode")
             ]
+            if not mine:
+                continue
             x = [r["depth"] for r in mine]
             style = {"color": colour, "marker": "o", "markersize": 3}
             speed.plot(x, [r["tokens/s"][1] for r in mine], label=words.replace("`", ""), **style)
@@ -174,9 +198,14 @@ def plot(data: dict[str, Any]) -> bytes:
 
 
 def write_page(result: Path, docs: Path) -> Path:
-    """docs/peers.md and docs/peers.svg."""
+    """docs/peers.md and its plots; of the deep run beside `result`, where there is one."""
     data = json.loads(result.read_text())
     (docs / "peers.svg").write_bytes(plot(data))
+    text, deep = page(data), result.with_name(DEEP)
+    if deep.exists():
+        further = json.loads(deep.read_text())
+        (docs / "peers-32k.svg").write_bytes(plot(further))
+        text += deep_section(further)
     path = docs / "peers.md"
-    path.write_text(page(data))
+    path.write_text(text)
     return path
