@@ -25,7 +25,8 @@ settings_of = st.builds(
     Sampling,
     temperature=st.floats(0.05, 5),
     top_k=st.integers(0, 500),
-    top_p=st.floats(0.01, 1),
+    # nearer to 1, rounding of a sum of shares decides about all that are smaller than it
+    top_p=st.one_of(st.just(1.0), st.floats(0.01, 1 - 1e-9)),
     min_p=st.floats(0, 1),
     seed=st.integers(0, 2**63),
 )
@@ -60,7 +61,9 @@ def reference(logits: Logits, settings: Sampling) -> dict[int, float]:
     weights = np.exp(scores[order] - scores[order[0]])
     shares = weights / weights.sum()
     before = np.concatenate(([0.0], np.cumsum(shares)[:-1]))
-    kept = (before < settings.top_p) & (weights >= settings.min_p)
+    # a sum of shares rounds to 1 while some are still to come, and 1 keeps all
+    reached = (before >= settings.top_p) & (settings.top_p < 1)
+    kept = ~reached & (weights >= settings.min_p)
     kept[0] = True
     total = weights[kept].sum()
     return {int(t): float(w / total) for t, w in zip(order[kept], weights[kept], strict=True)}
@@ -76,6 +79,14 @@ def test_candidates_are_those_of_the_definition(logits: Logits, settings: Sampli
     assert len(different) <= 1
     if not different:
         assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_top_p_1_keeps_what_is_too_unlikely_to_change_a_sum() -> None:
+    logits = np.array([0.0, -90.0, -100.0], dtype=np.float32)
+    settings = Sampling(temperature=1, top_k=0, top_p=1.0)
+    ids, _ = _candidates(logits, settings)
+    assert ids.tolist() == [0, 1, 2]
+    assert list(reference(logits, settings)) == [0, 1, 2]
 
 
 @given(logits_of, settings_of)
