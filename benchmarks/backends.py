@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from step_speed import in_turns
 from tokenizers import Tokenizer
 
 from retnet_edge.checkpoint import build_model, load_checkpoint, write_checkpoint
@@ -57,14 +58,6 @@ SHOWN = 10  # operators of a profile
 PROFILE_STEPS = 100
 
 Key = tuple[str, Backend]
-
-
-def step_milliseconds(session: Session, steps: int) -> float:
-    """Of one step, averaged over `steps`."""
-    began = time.perf_counter()
-    for token in range(steps):
-        session.step(token)
-    return (time.perf_counter() - began) / steps * 1e3
 
 
 def prompt_speed(session: Session) -> float:
@@ -146,14 +139,7 @@ def one_pass(made: dict[Key, Path], threads: int) -> None:
         loaded[key] = time.perf_counter() - began
         sessions[key].step(0)
         grown[key] = anonymous_bytes() - before
-    steps = {
-        key: max(3, int(1e3 * ROUND_SECONDS / step_milliseconds(s, 5)))
-        for key, s in sessions.items()
-    }
-    times: dict[Key, list[float]] = {key: [] for key in sessions}
-    for _ in range(ROUNDS):
-        for key, session in sessions.items():
-            times[key].append(step_milliseconds(session, steps[key]))
+    times = in_turns(sessions, ROUNDS, ROUND_SECONDS)
     base = statistics.median(times["int8", "onnxruntime"])
     for (recipe, backend), taken in times.items():
         key = (recipe, backend)

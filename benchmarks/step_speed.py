@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -20,27 +21,28 @@ from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.machine import OtherLoad
 from retnet_edge.runtime.session import Session, open_session
 
-WARM_UP = 10
+WARM_UP = 5
+Key = TypeVar("Key")
 
 
-def milliseconds(session: Session, steps: int) -> float:
-    """Of one step."""
-    session.reset()
+def step_milliseconds(session: Session, steps: int) -> float:
+    """Of one step, averaged over `steps`."""
     began = time.perf_counter()
     for token in range(steps):
         session.step(token)
     return 1e3 * (time.perf_counter() - began) / steps
 
 
-def measure(sessions: dict[str, Session], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds a step of each, round by round."""
+def in_turns(sessions: dict[Key, Session], rounds: int, seconds: float) -> dict[Key, list[float]]:
+    """Milliseconds a step of each, round by round; a round takes each for about `seconds`."""
     steps = {
-        n: max(1, round(seconds * 1e3 / milliseconds(s, WARM_UP))) for n, s in sessions.items()
+        key: max(3, int(1e3 * seconds / step_milliseconds(session, WARM_UP)))
+        for key, session in sessions.items()
     }
-    found: dict[str, list[float]] = {name: [] for name in sessions}
+    found: dict[Key, list[float]] = {key: [] for key in sessions}
     for _ in range(rounds):
-        for name, session in sessions.items():
-            found[name].append(milliseconds(session, steps[name]))
+        for key, session in sessions.items():
+            found[key].append(step_milliseconds(session, steps[key]))
     return found
 
 
@@ -56,7 +58,7 @@ def main() -> None:
     sessions = {
         path.name: open_session(Bundle.open(path), threads=args.threads) for path in args.bundles
     }
-    found = measure(sessions, args.rounds, args.seconds)
+    found = in_turns(sessions, args.rounds, args.seconds)
     first = found[args.bundles[0].name]
     table = Table("bundle", "ms a step", f"of {args.bundles[0].name}'s")
     for name, values in found.items():

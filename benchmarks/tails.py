@@ -12,11 +12,11 @@ import argparse
 import dataclasses
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from step_speed import step_milliseconds
 
 from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.contexts import text_contexts
@@ -28,7 +28,7 @@ from retnet_edge.quantize.schemes import BlockInt8, DynamicInt8
 from retnet_edge.reference import Float64Reference
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.parity import measure_parity
-from retnet_edge.runtime.session import Session, open_session
+from retnet_edge.runtime.session import open_session
 
 ROUNDS = 15
 STEPS = 200
@@ -46,14 +46,6 @@ def without_tails(recipe: Recipe) -> Recipe:
         for rule in recipe.rules
     )
     return dataclasses.replace(recipe, name=f"{recipe.name} without tails", rules=rules)
-
-
-def milliseconds(session: Session) -> float:
-    """Of one step, averaged over a round."""
-    began = time.perf_counter()
-    for token in range(STEPS):
-        session.step(token)
-    return (time.perf_counter() - began) / STEPS * 1e3
 
 
 def main() -> None:
@@ -90,7 +82,7 @@ def main() -> None:
         rounds: dict[str, list[float]] = {name: [] for name in sessions}
         for _ in range(ROUNDS):
             for name, session in sessions.items():
-                rounds[name].append(milliseconds(session))
+                rounds[name].append(step_milliseconds(session, STEPS))
     fastest = min(statistics.median(times) for times in rounds.values())
     table = Table("recipe", "mean KL", "top-1", "perplexity", "ms a step", "of the fastest")
     for name, times in rounds.items():
