@@ -123,11 +123,10 @@ def by_depth(rows: list[Row], cell: Callable[[Row | None], str]) -> list[str]:
 def deep_section(data: dict[str, Any]) -> str:
     """The section of a run to greater depths, on another machine."""
     rows: list[Row] = data["rows"]
-    about = f"{data['machine']}; `{data['command']}`."
-    about += " A CPU without VNNI, its second core busy with other work. Ours is `prepare`d."
-    lines = ["", "## To 32,768 tokens", "", about]
+    about = f"{data['machine']}; `{data['command']}`. {data['conditions']}"
+    lines = ["", f"## To {max(row['depth'] for row in rows):,} tokens", "", about]
     lines += ["", *by_depth(rows, rate), "", "MB resident (anonymous):", "", *by_depth(rows, held)]
-    lines += ["", "![Tokens a second and memory to 32,768 tokens](peers-32k.svg)"]
+    lines += ["", "![Tokens a second and memory of the deep run](peers-32k.svg)"]
     return "\n".join(lines) + "\n"
 
 

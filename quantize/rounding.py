@@ -53,9 +53,10 @@ def scale_type(bits: int) -> type[np.floating]:
 
 def stored_scales(scales: NDArray[np.floating], bits: int) -> NDArray[np.float64]:
     """The nearest scales that a file can hold."""
-    if bits < 8:
+    kind = scale_type(bits)
+    if kind is np.float16:
         scales = np.clip(scales, *HALF_SCALES)
-    return scales.astype(scale_type(bits)).astype(np.float64)
+    return scales.astype(kind).astype(np.float64)
 
 
 def middle(bits: int) -> int:

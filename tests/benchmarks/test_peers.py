@@ -61,6 +61,7 @@ def test_the_page_and_its_plot_show_every_contender_measured(tmp_path: Path) -> 
 
 def test_a_deeper_run_gets_a_section_and_a_plot_of_its_own(tmp_path: Path) -> None:
     about = {"machine": "a CPU", "command": "c", "bandwidth GB/s": {"1": [19, 20, 21]}}
+    about["conditions"] = "On a quiet Sunday."
     for name, rows in (
         ("peers.json", [row("int8", 150.0)]),
         (peers_page.DEEP, [row("int8", 140.0), row("int8", 130.0, depth=32_768)]),
@@ -68,6 +69,7 @@ def test_a_deeper_run_gets_a_section_and_a_plot_of_its_own(tmp_path: Path) -> No
         (tmp_path / name).write_text(json.dumps({**about, "rows": rows}))
     text = peers_page.write_page(tmp_path / "peers.json", tmp_path).read_text()
     _, deep = text.split("## To 32,768 tokens")
+    assert "On a quiet Sunday." in deep
     assert "| ours, `int8` | 140 (126 – 154) | 130 (117 – 143) |" in deep
     assert "| ours, `int8` | 200 (100) | 200 (100) |" in deep
     assert "<svg" in (tmp_path / "peers-32k.svg").read_text()

@@ -268,7 +268,7 @@ def test_an_embedding_of_few_bits(
 def test_scales_in_float16_are_cast_when_the_graph_is_loaded(
     quantized: Quantized, tmp_path: Path
 ) -> None:
-    """Kernels pack constants alone: a Cast at every step would take them twice the time."""
+    """Once, and not at every step: kernels pack constants alone."""
     bundle = quantized("base", "int4-weight")
     stored = arrays(bundle.path, "step")
     products = [n for n in stored if n.startswith("blocks.") and n.endswith(".scales")]
