@@ -76,7 +76,7 @@ clean:  ## remove the venvs, caches, build leftovers and the demo's bundle
 	find retnet_edge export quantize runtime tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Only this file is watched, not pip's state: after a hand-made change in .venv, `make clean`.
-$(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/pip
+$(STAMP): pyproject.toml constraints.txt $(wildcard native/*) | $(VENV)/bin/pip
 	@echo 'Installing retnet-edge and its tools into $(VENV); the first time takes some minutes.'
 	@{ $(PIP) install -c constraints.txt setuptools && \
 	  $(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'; } > $(PIP_LOG) 2>&1 || { \

@@ -20,6 +20,7 @@ from retnet_edge.quantize.blocks import apply_blocks, quantize_weight
 from retnet_edge.quantize.dynamic_int8 import apply_dynamic_int8
 from retnet_edge.quantize.graph_edit import drop_unused, weight_matrices
 from retnet_edge.quantize.half import apply_half
+from retnet_edge.quantize.native import check_native, write_native_plan
 from retnet_edge.quantize.observed import Inputs, input_grams, input_samples, sampled_contexts
 from retnet_edge.quantize.recipe import (
     Recipe,
@@ -59,6 +60,7 @@ def quantize(
     checkpoint: str | Path | None = None,
     calibration: str | Path | None = None,
     state: StateScheme = "float32",
+    native: bool = False,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Apply `recipe` to an fp32 bundle, into a new bundle at `out`; `bundle` is only read.
@@ -66,7 +68,8 @@ def quantize(
     A name stands for the recipe of that name of each backend in the bundle, or, where it ends in
     .toml, for a file (`recipe_file.py`). checkpoint: what the bundle was made from, which
     ExecuTorch programs need. calibration: text for the recipes that are calibrated on it. state:
-    what states are rounded to between calls, where the recipe does not say. Raises InputError for a
+    what states are rounded to between calls, where the recipe does not say. native: plan the
+    weights of the ONNX graphs for the native backend too. Raises InputError for a
     bundle that does not open or is quantized already, an unknown recipe or one that a graph cannot
     take, a matrix that a rule names and no pass can quantize, a rule that names no matrix, and an
     `out` that exists.
@@ -79,7 +82,7 @@ def quantize(
         for backend in source.manifest.backends
     }
     with new_bundle(out) as folder:
-        write_quantized(source, recipes, folder, say, checkpoint, calibration)
+        write_quantized(source, recipes, folder, say, checkpoint, calibration, native=native)
     return out
 
 
@@ -90,9 +93,13 @@ def write_quantized(
     say: Callable[[str], None],
     checkpoint: str | Path | None = None,
     calibration: str | Path | None = None,
+    *,
+    native: bool = False,
 ) -> None:
     """Write every file of the quantized bundle into an existing folder."""
     manifest = source.manifest
+    if native:
+        check_native(recipes)
     for backend, recipe in recipes.items():
         check_backend(recipe, backend)
         check_calibration(recipe, calibration)
@@ -107,7 +114,9 @@ def write_quantized(
 
             written = write_quantized_programs(source, checkpoint, recipe, folder, say, calibration)
         else:
-            written = _write_quantized_onnx(source, recipe, folder, say, calibration)
+            written = _write_quantized_onnx(
+                source, recipe, folder, say, calibration, native=native
+            )
             states = state_specs(manifest.states, recipe.state)
         graphs += written[0]
         applied += written[1]
@@ -156,6 +165,8 @@ def _write_quantized_onnx(
     folder: Path,
     say: Callable[[str], None],
     calibration: str | Path | None = None,
+    *,
+    native: bool = False,
 ) -> tuple[list[GraphSpec], list[QuantizedTensor]]:
     rms = input_rms(source, lambda weight: recipe.tail_of(weight) is not None)
     grams: dict[str, NDArray[np.float64]] = {}
@@ -181,6 +192,8 @@ def _write_quantized_onnx(
     for spec in specs:
         if spec.needs != before[spec.file]:
             say(f"{spec.file} needed {before[spec.file]}; with {recipe.name} it needs {spec.needs}")
+    if native:
+        specs += write_native_plan(models, specs, source.manifest.model, folder)
     return specs, list(applied.values())
 
 

@@ -29,11 +29,12 @@ from retnet_edge.errors import CheckFailed, InputError
 from retnet_edge.onnx_files import graph_spec, save_models
 from retnet_edge.progress import progress
 from retnet_edge.quantize.graph_blocks import read_blocks, write_blocks
+from retnet_edge.quantize.native import write_native_plan
 from retnet_edge.quantize.quantize import copy_unchanged
 from retnet_edge.quantize.rounding import Blocks
 from retnet_edge.quantize.tuned_blocks import TunedBlocks
 from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import NOT_VERIFIED, Quantization
+from retnet_edge.runtime.manifest import NOT_VERIFIED, GraphSpec, Quantization
 from retnet_edge.runtime.writer import check_target, new_bundle, write_manifest
 from retnet_edge.schedule import warmup_cosine
 from retnet_edge.shards import write_shards
@@ -72,7 +73,7 @@ def tune(
     """Tune a bundle of ONNX graphs on text, into a new bundle at `out`; `bundle` is only read.
 
     checkpoint: what the bundle was made from. data: as for training, not what `verify` replays.
-    Raises InputError for a bundle with no matrix in blocks or with programs of another backend,
+    Raises InputError for a bundle with no matrix in blocks or with programs of ExecuTorch,
     one that was not made from the checkpoint, and text that is too short; CheckFailed where the KL
     is not finite.
     """
@@ -82,11 +83,12 @@ def tune(
     paths = [Path(path) for path in data]
     for path in paths:
         check_readable(path, text_field)
-    if source.manifest.backends != ("onnxruntime",):
-        raise InputError(f"{bundle}: tuning needs a bundle with ONNX graphs alone")
+    if "executorch" in source.manifest.backends:
+        raise InputError(f"{bundle}: ExecuTorch programs cannot be tuned; make a bundle without any")
     loaded = load_checkpoint(checkpoint)
     loaded.check_made(source)
-    models = {graph.file: ir.load(source.file(graph.file)) for graph in source.manifest.graphs}
+    graphs = [graph for graph in source.manifest.graphs if graph.backend == "onnxruntime"]
+    models = {graph.file: ir.load(source.file(graph.file)) for graph in graphs}
     blocks = read_blocks(next(iter(models.values())))
     if not blocks:
         raise InputError(
@@ -104,7 +106,10 @@ def tune(
             write_blocks(model, tuned)
         save_models(models, folder)
         copy_unchanged(source, folder)
-        _write_manifest(source, folder, models, set(tuned))
+        specs = [graph_spec(graph.file, graph.kind, models[graph.file]) for graph in graphs]
+        if "native" in source.manifest.backends:
+            specs += write_native_plan(models, specs, source.manifest.model, folder)
+        _write_manifest(source, folder, specs, set(tuned))
     return out
 
 
@@ -171,7 +176,7 @@ def share_of_rate(step: int, steps: int) -> float:
 
 
 def _write_manifest(
-    source: Bundle, folder: Path, models: dict[str, ir.Model], tuned: set[str]
+    source: Bundle, folder: Path, graphs: Sequence[GraphSpec], tuned: set[str]
 ) -> None:
     manifest = source.manifest
     done = manifest.quantization
@@ -183,7 +188,7 @@ def _write_manifest(
         folder,
         msgspec.structs.replace(
             manifest,
-            graphs=tuple(graph_spec(g.file, g.kind, models[g.file]) for g in manifest.graphs),
+            graphs=tuple(graphs),
             quantization=Quantization(f"{done.recipe}{TUNED}", tuple(tensors)),
             verification=NOT_VERIFIED,
         ),

@@ -11,6 +11,7 @@ from retnet_edge.config import RetNetConfig
 from retnet_edge.contexts import text_contexts
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import BACKENDS, check_backends, export
+from retnet_edge.quantize.native import check_native
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipe import check_backend, check_calibration, with_state
 from retnet_edge.quantize.recipe_file import named_recipe
@@ -31,6 +32,7 @@ def build(
     to: Sequence[str] = ("onnx",),
     calibration: str | Path | None = None,
     state: StateScheme = "float32",
+    native: bool = False,
     tokens: int = 24_576,
     context: int = 2048,
     memory_steps: int = 40_000,
@@ -40,7 +42,7 @@ def build(
 ) -> Verdict:
     """Make the bundle `out` from a checkpoint with `recipe` ("fp32": none) and verify it on `text`.
 
-    `to`: keys of `export.BACKENDS`; each is verified. calibration, state: see `quantize`.
+    `to`: keys of `export.BACKENDS`; each is verified. calibration, state, native: see `quantize`.
 
     The bundle stays when a figure is out of tolerance, and its manifest says unverified; when
     verification is interrupted or cannot be done, nothing is left. Raises InputError for bad input,
@@ -50,11 +52,15 @@ def build(
     check_backends(to)
     if recipe == FP32 and state != "float32":
         raise InputError(f"--state {state} needs a recipe; fp32 leaves everything as it is")
+    if recipe == FP32 and native:
+        raise InputError("--native needs a recipe of 4 or 8 bits; fp32 has neither")
     if recipe != FP32:
-        for name in to:
-            found = with_state(named_recipe(recipe, BACKENDS[name]), state)
-            check_backend(found, BACKENDS[name])
+        recipes = {BACKENDS[n]: with_state(named_recipe(recipe, BACKENDS[n]), state) for n in to}
+        for backend, found in recipes.items():
+            check_backend(found, backend)
             check_calibration(found, calibration)
+        if native:
+            check_native(recipes)
     if out.exists():
         raise InputError(f"{out} exists already: name a new directory or remove it first")
     if not out.absolute().parent.is_dir():
@@ -77,6 +83,7 @@ def build(
                 checkpoint=checkpoint,
                 calibration=calibration,
                 state=state,
+                native=native,
                 say=say,
             )
     try:

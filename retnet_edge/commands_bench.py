@@ -53,7 +53,7 @@ def prepare(bundle: Path) -> None:
 @click.option("--repetitions", type=int, default=5, show_default=True)
 @click.option(
     "--backend",
-    type=click.Choice(["onnxruntime", "executorch"]),
+    type=click.Choice(["onnxruntime", "executorch", "native"]),
     help="Of those that BUNDLE has [default: the first].",
 )
 @click.option("--memory/--no-memory", default=True, show_default=True, help="Measure memory too.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from retnet_edge.verify import Verdicts
 
 _PATH = click.Path(path_type=Path)
-_BACKEND = click.Choice(["onnxruntime", "executorch"])
+_BACKEND = click.Choice(["onnxruntime", "executorch", "native"])
 _CALIBRATION = "Text for recipes that are calibrated; not what is verified on."
 _state = click.option(
     "--state",
@@ -26,6 +26,11 @@ _state = click.option(
     default="float32",
     show_default=True,
     help="What states are kept in between calls.",
+)
+_native = click.option(
+    "--native",
+    is_flag=True,
+    help="Plan the weights of the ONNX graphs for the native backend too.",
 )
 _TO = "onnx, executorch, or both with a comma between."
 
@@ -88,6 +93,7 @@ def export(checkpoint: Path, out: Path, to: str, flavour: Literal["ort", "portab
 @click.option("--checkpoint", type=_PATH, help="What BUNDLE was made from; ExecuTorch needs it.")
 @click.option("--calibration", type=_PATH, help=_CALIBRATION)
 @_state
+@_native
 @click.option(
     "--search",
     "found",
@@ -171,6 +177,7 @@ def verify(
 @click.option("--to", default="onnx", show_default=True, help=_TO)
 @click.option("--calibration", type=_PATH, help=_CALIBRATION)
 @_state
+@_native
 @_verification
 def build(checkpoint: Path, out: Path, as_json: bool, to: str, **options: Any) -> None:
     """Export CHECKPOINT, quantize it, verify it: a bundle at OUT; status 1 if a figure fails."""

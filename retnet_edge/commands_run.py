@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=int, help="Computing threads [default: for this machine].")
 @click.option(
     "--backend",
-    type=click.Choice(["onnxruntime", "executorch"]),
+    type=click.Choice(["onnxruntime", "executorch", "native"]),
     help="Of those that BUNDLE has [default: the first].",
 )
 def generate(

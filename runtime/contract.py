@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.manifest import GraphSpec, Manifest, StateSpec, TensorSpec
+from retnet_edge.runtime.manifest import Backend, GraphSpec, Manifest, StateSpec, TensorSpec
 
 _STATE_BYTES = 4 << 30  # of one sequence; a growing state counts with one token
 _Shape = tuple[int | str, ...]
@@ -26,14 +26,12 @@ def check_contract(manifest: Manifest, where: Path) -> None:
         raise InputError(f"{where}: graphs is empty: a bundle has at least one step graph")
     for graph in manifest.graphs:
         tokens: _Shape = ("batch", 1 if graph.kind == "step" else "T")
-        one = graph.backend == "executorch"
         _compare(
             graph,
             "inputs",
             [("tokens", "int64", tokens), ("position", "int64", ("batch",))]
             + [(s.input, s.dtype, s.shape) for s in manifest.states],
             where,
-            one_sequence=one,
         )
         _compare(
             graph,
@@ -41,7 +39,6 @@ def check_contract(manifest: Manifest, where: Path) -> None:
             [("logits", "float32", ("batch", manifest.model.vocab_size))]
             + [(s.output, s.dtype, s.shape) for s in manifest.states],
             where,
-            one_sequence=one,
         )
 
 
@@ -69,13 +66,8 @@ def _compare(
     side: str,
     expected: list[tuple[str, str, _Shape]],
     where: Path,
-    *,
-    one_sequence: bool,
 ) -> None:
-    """The graph's inputs or outputs, in their order, are those of the contract.
-
-    one_sequence: batch is 1 and a prefill's T a number, as ExecuTorch programs have them.
-    """
+    """The graph's inputs or outputs, in their order, are those of the contract."""
     specs: tuple[TensorSpec, ...] = getattr(graph, side)
     found = [spec.name for spec in specs]
     names = [name for name, *_ in expected]
@@ -85,8 +77,7 @@ def _compare(
             f"says {', '.join(names)}"
         )
     for spec, (name, dtype, shape) in zip(specs, expected, strict=True):
-        if one_sequence:
-            shape = _fixed(shape)
+        shape = _known(shape, graph.backend)
         if spec.dtype != dtype or not _fits(spec.shape, shape):
             raise InputError(
                 f"{where}: {graph.file} has {name} as {spec.dtype} {_show(spec.shape)}; the step "
@@ -94,8 +85,13 @@ def _compare(
             )
 
 
-def _fixed(shape: _Shape) -> _Shape:
-    return tuple(1 if dim == "batch" else "T > 1" if dim == "T" else dim for dim in shape)
+def _known(shape: _Shape, backend: Backend) -> _Shape:
+    """A shape of the contract as graphs of a backend have it: elsewhere than in ONNX Runtime batch
+    is 1, and in ExecuTorch a prefill's T is a number."""
+    known: dict[int | str, int | str] = {} if backend == "onnxruntime" else {"batch": 1}
+    if backend == "executorch":
+        known["T"] = "T > 1"
+    return tuple(known.get(dim, dim) for dim in shape)
 
 
 def _fits(found: _Shape, expected: _Shape) -> bool:

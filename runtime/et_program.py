@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.ort_graph import default_threads, one_line
+from retnet_edge.runtime.ort_graph import one_line
+from retnet_edge.runtime.threads import checked_threads
 
 
 class _silent:  # noqa: N801 - reads as a statement
@@ -37,9 +38,7 @@ def set_threads(threads: int | None) -> None:
 
     The number belongs to the process. Raises InputError where it is below 1.
     """
-    wanted = default_threads() if threads is None else threads
-    if wanted < 1:
-        raise InputError(f"threads is {wanted}; at least 1 is needed")
+    wanted = checked_threads(threads)
     with _silent():
         if portable_lib._threadpool_get_thread_count() != wanted:
             portable_lib._unsafe_reset_threadpool(wanted)

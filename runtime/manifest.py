@@ -20,7 +20,7 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Dtype = Literal["float32", "float16", "int64", "int8", "uint8"]
 
-Backend = Literal["onnxruntime", "executorch"]
+Backend = Literal["onnxruntime", "executorch", "native"]
 
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "int64": 8, "int8": 1, "uint8": 1}
 
@@ -58,7 +58,7 @@ class GraphSpec(_Frozen, frozen=True):
     """One graph file of the step contract; `kind` "step" takes T = 1, "prefill" more.
 
     For ONNX Runtime, batch and a prefill's T are dynamic. An ExecuTorch program runs one sequence,
-    and its prefill exactly the T of its `tokens`; planned_bytes: what its own memory plan takes
+    and its prefill exactly the T of its `tokens`; a native plan one sequence and any T; planned_bytes: what its own memory plan takes
     for inputs, outputs and what lies between (None: the file has no such plan).
 
     operators: of an ONNX graph, sorted, those outside ONNX itself with their domain. needs: the

@@ -30,6 +30,7 @@ SPARE_BYTES = 2 * 2**30
 LIBRARIES = {
     "onnxruntime": "onnxruntime",
     "executorch": "retnet_edge.runtime.et_session",
+    "native": "retnet_edge.runtime.native_session",
 }
 """What a process imports for a backend before a model is loaded."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +11,13 @@ from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.heap import trim_heap
 from retnet_edge.runtime.huge_pages import huge_pages
-from retnet_edge.runtime.machine import OtherLoad
 from retnet_edge.runtime.manifest import GraphSpec, Manifest
 from retnet_edge.runtime.prepared import find_prepared
+from retnet_edge.runtime.threads import checked_threads
 
-_MAX_DEFAULT_THREADS = 4  # more wait for memory, and for each other
 LITERAL = ("session.disable_quant_qdq", "1")
 """Run QuantizeLinear and DequantizeLinear as they are written. ONNX Runtime would join a MatMul and
 its 8-bit weights to an operator that rounds the activations to int8, whatever they were."""
-_LOOK_SECONDS = 0.05
 _FATAL = 4  # every error is also raised, and the caller says it in a sentence
 
 
@@ -57,22 +53,6 @@ def rows_share_scales(manifest: Manifest) -> bool:
     return any(t.scheme.startswith("int8-dynamic") for t in manifest.quantization.tensors)
 
 
-def default_threads() -> int:
-    """One a physical core that other work leaves free, at most 4; it looks for 50 ms.
-
-    A step ends when its slowest thread does: one that waits for a core that something else keeps
-    busy holds up all.
-    """
-    watch = OtherLoad()
-    time.sleep(_LOOK_SECONDS)
-    return threads_for(physical_cores(), watch.cores())
-
-
-def threads_for(cores: int, busy: float | None) -> int:
-    """Threads for a machine of `cores` of which `busy` (None: unknown) are taken."""
-    return max(1, min(cores - round(busy or 0.0), _MAX_DEFAULT_THREADS))
-
-
 def load_graph(
     bundle: Bundle,
     kind: Literal["step", "prefill"],
@@ -91,13 +71,11 @@ def load_graph(
     if graph is None:
         has = ", ".join(f"{g.kind} for {g.backend}" for g in bundle.manifest.graphs)
         raise InputError(f"{bundle.path} has no {kind} graph for onnxruntime (it has: {has})")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}; at least 1 is needed")
     packed = find_prepared(bundle, graph.file)
     path = packed or bundle.file(graph.file)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
-    options.intra_op_num_threads = threads or default_threads()
+    options.intra_op_num_threads = checked_threads(threads)
     options.inter_op_num_threads = 1
     # Threads that spin between two nodes take the cores of everything else on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -150,17 +128,6 @@ def one_line(error: BaseException) -> str:
     """An exception's text without line breaks, and without ONNX Runtime's prefix of codes."""
     text = " ".join(str(error).split())
     return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
-
-
-def physical_cores() -> int:
-    """Physical cores that this process may run on (logical ones where the system does not say)."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    cores = set()
-    for cpu in os.sched_getaffinity(0):
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(siblings.read_text() if siblings.exists() else str(cpu))
-    return len(cores)
 
 
 def _numpy_name(onnx_type: str) -> str:

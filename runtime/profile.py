@@ -15,6 +15,7 @@ WARMUP = 10  # steps that are not counted
 _MODULES = {
     "onnxruntime": "retnet_edge.runtime.ort_profile",
     "executorch": "retnet_edge.runtime.et_profile",
+    "native": "retnet_edge.runtime.native_profile",
 }
 
 
@@ -27,7 +28,7 @@ class OperatorTime(msgspec.Struct, frozen=True):
 
 
 class ProfileSteps(Protocol):
-    """What a backend's module (`ort_profile`, `et_profile`) offers under the name profile_steps."""
+    """What a backend's module (such as `ort_profile`) offers under the name profile_steps."""
 
     def __call__(self, bundle: Bundle, *, steps: int, threads: int | None) -> list[OperatorTime]:
         """Time by operator of `steps` steps, after WARMUP that are not counted."""

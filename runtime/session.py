@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any, Protocol
 
 import numpy as np
@@ -86,6 +87,10 @@ def open_session(bundle: Bundle, threads: int | None = None, backend: str | None
             ) from error
 
         return EtSession(bundle, threads=threads)
+    if chosen == "native":
+        from retnet_edge.runtime.native_session import NativeSession
+
+        return NativeSession(bundle, threads=threads)
     from retnet_edge.runtime.ort_session import OrtSession
 
     return OrtSession(bundle, threads=threads)
@@ -101,6 +106,11 @@ def choose_backend(bundle: Bundle, backend: str | None) -> Backend:
         if backend in (None, known):
             return known
     raise InputError(f"{bundle.path} has no graphs for {backend}; it has: {', '.join(has)}")
+
+
+def backend_version(backend: Backend) -> str:
+    """The version of what runs a backend; the native one is part of this package."""
+    return version("retnet-edge" if backend == "native" else backend)
 
 
 def check_tokens(tokens: Sequence[int], vocab_size: int) -> NDArray[np.int64]:

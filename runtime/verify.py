@@ -24,7 +24,7 @@ from retnet_edge.runtime.probes import LONG_PREFIX
 from retnet_edge.runtime.profile import profile
 from retnet_edge.runtime.replay import Replayed
 from retnet_edge.runtime.report import render_report
-from retnet_edge.runtime.session import choose_backend, open_session
+from retnet_edge.runtime.session import backend_version, choose_backend, open_session
 from retnet_edge.runtime.verdict import Check, Measured, Verdict, checks, reasons_of
 from retnet_edge.runtime.writer import replace_file, update_manifest
 
@@ -93,7 +93,8 @@ def verify(
         measured_with={
             "python": platform.python_version(),
             "system": f"{platform.system()} {platform.machine()}",
-            **{name: version(name) for name in ("numpy", *chosen)},
+            "numpy": version("numpy"),
+            **{name: backend_version(name) for name in chosen},
         },
     )
     write_verdict(bundle, verdict)

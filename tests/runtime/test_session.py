@@ -16,7 +16,7 @@ from tiny_bundle import rewrite_manifest
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.kv_session import KvSession
-from retnet_edge.runtime.ort_graph import default_threads, physical_cores, threads_for
+from retnet_edge.runtime.threads import default_threads, physical_cores, threads_for
 from retnet_edge.runtime.ort_session import OrtSession
 from retnet_edge.runtime.session import Session, open_session
 

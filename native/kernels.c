@@ -1,0 +1,80 @@
+#include "kernels.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+enum {
+    AHEAD = 4096, /* bytes */
+    TILE_ROWS = 4,
+    TILE_TOKENS = 2,
+};
+
+#define UNROLLED _Pragma("GCC unroll 8")
+
+/* Of a block of a row. */
+static inline int zero_point(const Matrix *m, size_t row, int block) {
+    if (!m->zeros) return 1 << (m->bits - 1);
+    const size_t blocks = (size_t)(m->columns / m->block), last = (size_t)m->rows - 1;
+    row = row < last ? row : last; /* a tile may reach past it */
+    if (m->bits == 8) return m->zeros[row * blocks + block];
+    const uint8_t pair = m->zeros[row * ((blocks + 1) / 2) + block / 2];
+    return block % 2 ? pair >> 4 : pair & 15;
+}
+
+static inline Activations of_token(const Matrix *m, const Activations *x, int token) {
+    const size_t at = (size_t)token;
+    return (Activations){x->codes + at * m->columns, x->sums + at * (m->columns / m->block),
+                         x->scales + at};
+}
+
+#define TABLE(isa, check)                                                                        \
+    {                                                                                            \
+        #isa, check, rows_##isa, rows_by_tokens_##isa, quantize_##isa, lookup_##isa,             \
+            rms_norm_##isa, activate_##isa, retain_##isa                                         \
+    }
+
+#if defined(__x86_64__)
+#include "isa_avx512.h"
+#include "kernels_of.h"
+#include "isa_avx2.h"
+#include "kernels_of.h"
+
+static int has_avx512(void) {
+    return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+}
+static int has_avx2(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+#elif defined(__aarch64__)
+#include "isa_neon.h"
+#include "kernels_of.h"
+#endif
+#include "isa_plain.h"
+#include "kernels_of.h"
+
+static int always(void) { return 1; }
+
+static const Kernels ALL[] = {
+#if defined(__x86_64__)
+    TABLE(avx512, has_avx512),
+    TABLE(avx2, has_avx2),
+#elif defined(__aarch64__)
+    TABLE(neon, always),
+#endif
+    TABLE(plain, always),
+};
+enum { COUNT = sizeof ALL / sizeof ALL[0] };
+
+const Kernels *find_kernels(const char *name) {
+    for (int i = 0; i < COUNT; i++)
+        if (ALL[i].supported() && (!name || !strcmp(name, ALL[i].name))) return &ALL[i];
+    return NULL;
+}

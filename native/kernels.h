@@ -1,0 +1,41 @@
+/* Kernels by instruction set, chosen when the program runs. */
+#ifndef RETNET_KERNELS_H
+#define RETNET_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "model.h"
+
+enum {
+    GROUP = 32,      /* values that share an order: even ones, then odd ones, for 4-bit weights */
+    CHUNK_ROWS = 16, /* rows that a thread multiplies by several tokens at a time */
+};
+
+/* Tokens as int16, x = scales[token] * codes[token][k]; sums of codes in each block of the matrix
+ * that they are multiplied with. */
+typedef struct {
+    int16_t *codes;
+    int32_t *sums;
+    float *scales;
+} Activations;
+
+/* What each does is written in kernels_of.h. */
+typedef struct {
+    const char *name;
+    int (*supported)(void);
+    void (*rows)(const Matrix *m, int first, int last, const Activations *x, float *y, int add,
+                 void *scratch);
+    void (*rows_by_tokens)(const Matrix *m, int first, int last, const Activations *x, int tokens,
+                           float *y, int add, void *scratch);
+    void (*quantize)(const Matrix *m, const float *x, Activations *out, int token);
+    void (*lookup)(const Matrix *m, size_t row, float *out, void *scratch);
+    void (*rms_norm)(const float *x, const float *weight, int n, float eps, float *y);
+    void (*activate)(const float *gate, const float *y, int n, int gelu, float *out);
+    void (*retain)(float *state, const float *q, const float *k, const float *v, float gamma,
+                   int keys, int values, float *o);
+} Kernels;
+
+const Kernels *find_kernels(const char *name); /* NULL: the best; NULL where there are none */
+
+#endif

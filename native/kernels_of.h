@@ -1,0 +1,261 @@
+/* What one thread does with rows of numbers, for one instruction set: the header isa_*.h that was
+ * included before gives NAME, TARGET, LANES and the vectors. */
+
+#define Ints NAME(Ints)
+#define Floats NAME(Floats)
+
+/* Scales of a row as float32: where they lie, or widened into `buffer`. */
+TARGET static const float *NAME(row_scales)(const Matrix *m, size_t row, float *buffer) {
+    int blocks = m->columns / m->block;
+    if (!m->half_scales) return (const float *)m->scales + row * blocks;
+    NAME(widen_halves)((const uint16_t *)m->scales + row * blocks, buffer, blocks);
+    return buffer;
+}
+
+TARGET static inline Ints NAME(group)(Ints sum, const uint8_t *codes, const int16_t *x, int bits) {
+    if (bits == 8) {
+        for (int i = 0; i < GROUP; i += LANES)
+            sum = NAME(dot)(sum, NAME(wide8)(codes + i), NAME(load)(x + i));
+    } else {
+        Ints v[GROUP / LANES];
+        NAME(wide4)(codes, v);
+        for (int i = 0; i < GROUP / LANES; i++)
+            sum = NAME(dot)(sum, v[i], NAME(load)(x + i * LANES));
+    }
+    return sum;
+}
+
+/* Two rows times one token, y[i] = scale * sum over blocks of s (code - zero) . x.
+ * Two rows share what is read of x. */
+TARGET static inline __attribute__((always_inline)) void NAME(two_rows)(
+    const Matrix *m, size_t row, size_t other, const Activations *x, float *y, int bits,
+    float *buffer) {
+    const int block = m->block, blocks = m->columns / block, bytes = GROUP * bits / 8;
+    const size_t row_bytes = (size_t)m->columns * bits / 8;
+    const uint8_t *a = m->codes + row * row_bytes, *b = m->codes + other * row_bytes;
+    const float *scale_a = NAME(row_scales)(m, row, buffer);
+    const float *scale_b = NAME(row_scales)(m, other, buffer + blocks);
+    const int16_t *codes = x->codes;
+    Floats sum_a = NAME(none)(), sum_b = sum_a;
+    for (int i = 0; i < blocks; i++) {
+        Ints block_a = NAME(first)(-zero_point(m, row, i) * x->sums[i]);
+        Ints block_b = NAME(first)(-zero_point(m, other, i) * x->sums[i]);
+        for (int j = 0; j < block; j += GROUP, a += bytes, b += bytes, codes += GROUP) {
+            __builtin_prefetch(a + AHEAD);
+            __builtin_prefetch(b + AHEAD);
+            block_a = NAME(group)(block_a, a, codes, bits);
+            block_b = NAME(group)(block_b, b, codes, bits);
+        }
+        sum_a = NAME(scaled)(sum_a, block_a, scale_a[i]);
+        sum_b = NAME(scaled)(sum_b, block_b, scale_b[i]);
+    }
+    y[0] = x->scales[0] * NAME(total)(sum_a);
+    y[1] = x->scales[0] * NAME(total)(sum_b);
+}
+
+/* Rows first … last - 1 times one token, two at a time from far places: each place is read straight
+ * on, which is what the memory's own reading ahead follows. Two rows side by side, or one, take
+ * up to twice as long. */
+TARGET static void NAME(rows)(const Matrix *m, int first, int last, const Activations *x, float *y,
+                              int add, void *scratch) {
+    const int half = (last - first + 1) / 2;
+    for (int row = first; row < first + half; row++) {
+        float pair[2];
+        int other = row + half < last ? row + half : row;
+        if (m->bits == 8) NAME(two_rows)(m, row, other, x, pair, 8, scratch);
+        else NAME(two_rows)(m, row, other, x, pair, 4, scratch);
+        y[row] = pair[0] + (add ? y[row] : 0);
+        if (other > row) y[other] = pair[1] + (add ? y[other] : 0);
+    }
+}
+
+/* Codes of a row as int16, in the order of the activations. */
+TARGET static void NAME(expand)(const Matrix *m, size_t row, int16_t *out) {
+    const uint8_t *codes = m->codes + row * ((size_t)m->columns * m->bits / 8);
+    for (int i = 0; i < m->columns; i += GROUP, codes += GROUP * m->bits / 8) {
+        Ints v[GROUP / LANES];
+        if (m->bits == 8)
+            for (int j = 0; j < GROUP / LANES; j++) v[j] = NAME(wide8)(codes + j * LANES);
+        else NAME(wide4)(codes, v);
+        for (int j = 0; j < GROUP / LANES; j++) NAME(store)(out + i + j * LANES, v[j]);
+    }
+}
+
+/* TILE_ROWS expanded rows (`row` and after) times TILE_TOKENS tokens: out[i] is of row
+ * i / TILE_TOKENS and token i % TILE_TOKENS. Every sum is made as `two_rows` makes it, so that a
+ * token gives the same bits alone and among others. */
+TARGET static inline void NAME(tile)(const Matrix *m, size_t row, const int16_t *w,
+                                     const float *scales, const Activations x[TILE_TOKENS],
+                                     float out[TILE_ROWS * TILE_TOKENS]) {
+    const int columns = m->columns, block = m->block, blocks = columns / block;
+    Floats sums[TILE_ROWS * TILE_TOKENS];
+    UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) sums[i] = NAME(none)();
+    for (int b = 0; b < blocks; b++) {
+        Ints parts[TILE_ROWS * TILE_TOKENS];
+        UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++)
+            parts[i] = NAME(first)(-zero_point(m, row + i / TILE_TOKENS, b) *
+                                   x[i % TILE_TOKENS].sums[b]);
+        for (int k = b * block; k < (b + 1) * block; k += LANES) {
+            Ints v[TILE_TOKENS];
+            UNROLLED for (int t = 0; t < TILE_TOKENS; t++) v[t] = NAME(load)(x[t].codes + k);
+            UNROLLED for (int r = 0; r < TILE_ROWS; r++) {
+                Ints of_row = NAME(load)(w + r * columns + k);
+                UNROLLED for (int t = 0; t < TILE_TOKENS; t++) {
+                    Ints *part = &parts[r * TILE_TOKENS + t];
+                    *part = NAME(dot)(*part, of_row, v[t]);
+                }
+            }
+        }
+        UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++)
+            sums[i] = NAME(scaled)(sums[i], parts[i], scales[i / TILE_TOKENS * blocks + b]);
+    }
+    UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++)
+        out[i] = x[i % TILE_TOKENS].scales[0] * NAME(total)(sums[i]);
+}
+
+/* Rows first … last - 1 times `tokens` tokens; y [tokens, rows]. */
+TARGET static void NAME(rows_by_tokens)(const Matrix *m, int first, int last, const Activations *x,
+                                        int tokens, float *y, int add, void *scratch) {
+    const int columns = m->columns, blocks = columns / m->block;
+    int16_t *w = scratch;
+    float *scales = (float *)(w + (size_t)CHUNK_ROWS * columns);
+    for (int row = first; row < first + CHUNK_ROWS; row++) {
+        int from = row < last ? row : last - 1;
+        float *to = scales + (size_t)(row - first) * blocks;
+        const float *found = NAME(row_scales)(m, from, to);
+        if (found != to) memcpy(to, found, sizeof(float) * blocks);
+        NAME(expand)(m, from, w + (size_t)(row - first) * columns);
+    }
+    for (int token = 0; token < tokens; token += TILE_TOKENS) {
+        Activations some[TILE_TOKENS];
+        for (int t = 0; t < TILE_TOKENS; t++)
+            some[t] = of_token(m, x, token + t < tokens ? token + t : token);
+        for (int row = first; row < last; row += TILE_ROWS) {
+            float out[TILE_ROWS * TILE_TOKENS];
+            NAME(tile)(m, row, w + (size_t)(row - first) * columns,
+                       scales + (size_t)(row - first) * blocks, some, out);
+            for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) {
+                const int of = row + i / TILE_TOKENS, t = token + i % TILE_TOKENS;
+                float *to = y + (size_t)t * m->rows + of;
+                if (of < last && t < tokens) *to = out[i] + (add ? *to : 0);
+            }
+        }
+    }
+}
+
+/* One token as int16: codes * scale = x, in the order that the matrix's bits ask for. What is not
+ * finite makes the scale, and so every product, not finite. */
+TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *out, int token) {
+    const int columns = m->columns, block = m->block;
+    const Activations to = of_token(m, out, token);
+    int16_t *codes = to.codes;
+    int32_t *sums = to.sums;
+    float sizes[GROUP] = {0}, zeros[GROUP] = {0}, largest = 0, spoiled = 0;
+    for (int i = 0; i < columns; i += GROUP)
+        for (int j = 0; j < GROUP; j++) {
+            float size = fabsf(x[i + j]);
+            sizes[j] = size > sizes[j] ? size : sizes[j];
+            zeros[j] += x[i + j] * 0.0f;
+        }
+    for (int j = 0; j < GROUP; j++) {
+        largest = sizes[j] > largest ? sizes[j] : largest;
+        spoiled += zeros[j];
+    }
+    const float inverse = largest > 0 ? 32767.0f / largest : 0;
+    to.scales[0] = largest / 32767.0f + spoiled;
+    if (!(to.scales[0] < INFINITY)) {
+        memset(codes, 0, sizeof(int16_t) * columns);
+        memset(sums, 0, sizeof(int32_t) * (columns / block));
+        return;
+    }
+    for (int b = 0; b < columns / block; b++) {
+        int32_t sum = 0;
+        for (int i = b * block; i < (b + 1) * block; i += GROUP) {
+            int16_t group[GROUP];
+            for (int j = 0; j < GROUP; j++) {
+                float scaled = x[i + j] * inverse;
+                group[j] = (int16_t)(int32_t)(scaled + copysignf(0.5f, scaled));
+                sum += group[j];
+            }
+            if (m->bits == 8) memcpy(codes + i, group, sizeof group);
+            else
+                for (int j = 0; j < GROUP / 2; j++) {
+                    codes[i + j] = group[2 * j];
+                    codes[i + GROUP / 2 + j] = group[2 * j + 1];
+                }
+        }
+        sums[b] = sum;
+    }
+}
+
+/* The row of an embedding. */
+TARGET static void NAME(lookup)(const Matrix *m, size_t row, float *out, void *scratch) {
+    int16_t *w = scratch;
+    const float *scales = NAME(row_scales)(m, row, (float *)(w + m->columns));
+    NAME(expand)(m, row, w);
+    for (int i = 0; i < m->columns; i++) {
+        int in_group = i % GROUP;
+        int place = m->bits == 8 ? i : i - in_group + in_group % 2 * (GROUP / 2) + in_group / 2;
+        out[i] = scales[i / m->block] * (float)(w[place] - zero_point(m, row, i / m->block));
+    }
+}
+
+/* x / rms(x) * weight, rms with eps under the root. */
+TARGET static void NAME(rms_norm)(const float *x, const float *weight, int n, float eps, float *y) {
+    float lanes[16] = {0}, squares = 0;
+    int whole = n / 16 * 16;
+    for (int i = 0; i < whole; i += 16)
+        for (int j = 0; j < 16; j++) lanes[j] += x[i + j] * x[i + j];
+    for (int i = whole; i < n; i++) squares += x[i] * x[i];
+    for (int j = 0; j < 16; j++) squares += lanes[j];
+    const float factor = 1.0f / sqrtf(squares / (float)n + eps);
+    for (int i = 0; i < n; i++) y[i] = x[i] * factor * weight[i];
+}
+
+/* e^x to 2 ulp for x in [-87, 88], clamped outside: 2^k e^r with a polynomial for r (Cephes). */
+TARGET static inline float NAME(exponential)(float x) {
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    const float k = rintf(x * 1.44269504f);
+    const float r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    union {
+        int32_t bits;
+        float value;
+    } power = {.bits = ((int32_t)k + 127) << 23};
+    return (p * r * r + r + 1.0f) * power.value;
+}
+
+/* out = act(gate) * y, or act(gate) alone where y is NULL; out may be y. */
+TARGET static void NAME(activate)(const float *gate, const float *y, int n, int gelu, float *out) {
+    for (int i = 0; i < n; i++) {
+        float x = gate[i], by = y ? y[i] : 1.0f;
+        if (gelu) out[i] = by * (0.5f * x * (1.0f + erff(x * 0.70710678f)));
+        else out[i] = by * (x / (1.0f + NAME(exponential)(-x)));
+    }
+}
+
+/* One head, one token (eq. 6): S = gamma S + k v', o = q S; S [keys, values]. */
+TARGET static void NAME(retain)(float *restrict state, const float *q, const float *k,
+                                const float *restrict v, float gamma, int keys, int values,
+                                float *restrict o) {
+    memset(o, 0, sizeof(float) * values);
+    for (int i = 0; i < keys; i++, state += values) {
+        const float k_i = k[i], q_i = q[i];
+        for (int j = 0; j < values; j++) {
+            const float s = gamma * state[j] + k_i * v[j];
+            state[j] = s;
+            o[j] += q_i * s;
+        }
+    }
+}
+
+#undef Ints
+#undef Floats
+#undef NAME
+#undef TARGET
+#undef LANES

@@ -1,0 +1,35 @@
+/* What the Python side fills in (runtime/native_library.py has the same structures for ctypes). */
+#ifndef RETNET_MODEL_H
+#define RETNET_MODEL_H
+
+#include <stdint.h>
+
+/* A weight matrix in blocks along its rows, as ONNX Runtime's MatMulNBits stores it:
+ * w[n][k] = scales[n][k / block] * (code[n][k] - zero), codes of 8 or 4 bits (the low half first).
+ * zeros: the zero points, packed like codes with every row padded to a byte; NULL: 2^(bits-1). */
+typedef struct {
+    const uint8_t *codes;
+    const void *scales;
+    const uint8_t *zeros;
+    int32_t rows, columns, bits, block;
+    int32_t half_scales; /* scales are float16, else float32 */
+} Matrix;
+
+/* head_norm: [value_dim]; the other norms: [d_model]. */
+typedef struct {
+    const float *retention_norm, *head_norm, *ffn_norm;
+    Matrix qkvg, out, inner, down;
+} Layer;
+
+/* turns: theta / (2 pi) of each pair of key channels, [key_dim / 2]. */
+typedef struct {
+    int32_t layer_count, d_model, heads, key_dim, value_dim, ffn_dim;
+    int32_t gated, gelu, eps_z_n;
+    float norm_eps, head_norm_eps;
+    const float *final_norm;
+    const double *gammas, *turns;
+    Matrix embedding, head;
+    const Layer *layers;
+} Model;
+
+#endif

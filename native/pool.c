@@ -1,0 +1,141 @@
+#define _GNU_SOURCE
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+enum { LOOKS = 2000, LOOKS_BEFORE_YIELD = 2000 };
+
+typedef struct {
+    Pool *pool;
+    int index;
+    pthread_t thread;
+} Worker;
+
+struct Pool {
+    /* (number of the task << 32) | next chunk: a claim holds only for the task that it was made in */
+    _Alignas(64) _Atomic uint64_t ticket;
+    _Alignas(64) atomic_int done;
+    _Alignas(64) atomic_int sleeping;
+    atomic_int closing;
+    Task task;
+    void *arg;
+    atomic_int chunks;
+    int workers;
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+    Worker each[];
+};
+
+static inline void pause_core(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static uint32_t number_of(uint64_t ticket) { return (uint32_t)(ticket >> 32); }
+
+/* Chunks of task `number` until none is left. A claim that succeeds keeps the caller in
+ * `pool_run`, so task, arg and chunks are those of `number` for as long as they are read. */
+static void work(Pool *pool, uint32_t number, int thread) {
+    uint64_t ticket = atomic_load(&pool->ticket);
+    while (number_of(ticket) == number) {
+        int chunk = (int)(uint32_t)ticket;
+        if (chunk >= atomic_load(&pool->chunks)) return;
+        if (!atomic_compare_exchange_weak(&pool->ticket, &ticket, ticket + 1)) continue;
+        pool->task(pool->arg, chunk, thread);
+        atomic_fetch_add(&pool->done, 1);
+        ticket = atomic_load(&pool->ticket);
+    }
+}
+
+static void sleep_until_after(Pool *pool, uint32_t number) {
+    pthread_mutex_lock(&pool->mutex);
+    while (number_of(atomic_load(&pool->ticket)) == number && !atomic_load(&pool->closing)) {
+        atomic_store(&pool->sleeping, 1);
+        if (number_of(atomic_load(&pool->ticket)) != number) break;
+        pthread_cond_wait(&pool->wake, &pool->mutex);
+    }
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+static void *worker(void *arg) {
+    const Worker *self = arg;
+    Pool *pool = self->pool;
+    uint32_t seen = 0;
+    while (!atomic_load(&pool->closing)) {
+        uint32_t number = seen;
+        for (int look = 0; look < LOOKS && number == seen; look++) {
+            pause_core();
+            number = number_of(atomic_load(&pool->ticket));
+        }
+        if (number == seen) {
+            sleep_until_after(pool, seen);
+            continue;
+        }
+        seen = number;
+        work(pool, number, self->index);
+    }
+    return NULL;
+}
+
+static void wake_all(Pool *pool) {
+    pthread_mutex_lock(&pool->mutex);
+    atomic_store(&pool->sleeping, 0);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+Pool *pool_new(int threads) {
+    int workers = threads - 1;
+    size_t size = sizeof(Pool) + (size_t)workers * sizeof(Worker);
+    Pool *pool = aligned_alloc(64, (size + 63) / 64 * 64);
+    if (!pool) return NULL;
+    *pool = (Pool){.workers = 0};
+    pthread_mutex_init(&pool->mutex, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    for (; pool->workers < workers; pool->workers++) {
+        Worker *next = &pool->each[pool->workers];
+        *next = (Worker){.pool = pool, .index = pool->workers + 1};
+        if (pthread_create(&next->thread, NULL, worker, next)) {
+            pool_free(pool);
+            return NULL;
+        }
+    }
+    return pool;
+}
+
+void pool_free(Pool *pool) {
+    atomic_store(&pool->closing, 1);
+    wake_all(pool);
+    for (int i = 0; i < pool->workers; i++) pthread_join(pool->each[i].thread, NULL);
+    pthread_cond_destroy(&pool->wake);
+    pthread_mutex_destroy(&pool->mutex);
+    free(pool);
+}
+
+void pool_run(Pool *pool, Task task, void *arg, int chunks) {
+    if (!pool->workers || chunks == 1) {
+        for (int chunk = 0; chunk < chunks; chunk++) task(arg, chunk, 0);
+        return;
+    }
+    pool->task = task;
+    pool->arg = arg;
+    atomic_store(&pool->done, 0);
+    /* no chunk is claimed between these: the old task's are used up, the new one's not offered */
+    uint32_t number = number_of(atomic_load(&pool->ticket)) + 1;
+    atomic_store(&pool->ticket, (uint64_t)number << 32 | UINT32_MAX / 2);
+    atomic_store(&pool->chunks, chunks);
+    atomic_store(&pool->ticket, (uint64_t)(number + 1) << 32);
+    if (atomic_load(&pool->sleeping)) wake_all(pool);
+    work(pool, number + 1, 0);
+    for (int look = 0; atomic_load(&pool->done) < chunks; look++) {
+        if (look < LOOKS_BEFORE_YIELD) pause_core();
+        else sched_yield();
+    }
+}

@@ -1,0 +1,17 @@
+/* Threads that share the chunks of one task after another.
+ *
+ * Chunks are claimed one by one, so a thread that loses its core holds up one chunk, not a share of
+ * the work. Inside a step, tasks follow each other within microseconds: a thread looks for the next
+ * one for some 50 us before it sleeps, and sleeps while the caller does anything else. */
+#ifndef RETNET_POOL_H
+#define RETNET_POOL_H
+
+typedef void (*Task)(void *arg, int chunk, int thread); /* thread: 0 is the caller */
+
+typedef struct Pool Pool;
+
+Pool *pool_new(int threads); /* the caller is one of them; NULL: out of memory or threads */
+void pool_free(Pool *pool);
+void pool_run(Pool *pool, Task task, void *arg, int chunks); /* returns when all are done */
+
+#endif

@@ -1,0 +1,169 @@
+"""The plan of a native backend: which bytes of the bundle's weights are which matrix of the model.
+
+A RetNet is four matrices and three norms a layer. The plan (`native.json`) says where each lies in
+the weights file that the ONNX graphs read too, so that a bundle holds its weights once. What the
+graphs keep to themselves, being small, stands in the plan.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from retnet_edge.config import RetNetConfig, decode_config
+from retnet_edge.errors import InputError
+from retnet_edge.runtime.bundle import Bundle
+
+PLAN_FILE = "native.json"
+PLAN_VERSION = 1
+GROUP = 32
+"""Columns are multiplied in groups of so many: a block is a multiple of it."""
+LARGEST_BLOCK = 256
+"""The products of a longer block, of 8 by 16 bits, might not fit into 32."""
+
+Bits = Literal[4, 8]
+_Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+_Offset = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+
+
+class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of every record."""
+
+
+class Place(_Frozen, frozen=True):
+    """`size` bytes at `offset` of the weights file."""
+
+    offset: _Offset
+    size: _Count
+
+
+Data = Place | bytes
+"""Where a tensor's bytes lie, or the bytes (base64 in the file)."""
+
+
+class PlannedMatrix(_Frozen, frozen=True):
+    """W [rows, columns] in blocks along its columns, laid out as ONNX Runtime's MatMulNBits has it.
+
+    codes: [rows, columns · bits / 8] bytes; scales: [rows, columns / block] in scale_dtype; zeros:
+    packed like codes, each row padded to a byte (None: all are 2^(bits - 1)).
+    """
+
+    rows: _Count
+    columns: _Count
+    bits: Bits
+    block: _Count
+    codes: Data
+    scales: Data
+    scale_dtype: Literal["float32", "float16"]
+    zeros: Data | None = None
+
+
+class PlannedLayer(_Frozen, frozen=True):
+    """A layer; norms are float32 [d_model], head_norm float32 [value_head_dim]."""
+
+    retention_norm: Data
+    head_norm: Data
+    ffn_norm: Data
+    qkvg: PlannedMatrix
+    out: PlannedMatrix
+    inner: PlannedMatrix
+    down: PlannedMatrix
+
+
+class Plan(_Frozen, frozen=True):
+    """The whole plan. A tied head is the embedding once more."""
+
+    version: int
+    embedding: PlannedMatrix
+    head: PlannedMatrix
+    final_norm: Data
+    layers: Annotated[tuple[PlannedLayer, ...], msgspec.Meta(max_length=1024)]
+
+
+def encode_plan(plan: Plan) -> bytes:
+    """The plan as indented JSON, ending in a newline."""
+    return msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n"
+
+
+def read_plan(bundle: Bundle, file: str, weights_bytes: int) -> tuple[Plan, RetNetConfig]:
+    """The plan in `file` of the bundle, and the configuration that its shapes were held against.
+
+    weights_bytes: size of the weights file. Raises InputError where the plan does not parse, is of
+    another version, or describes another model than the manifest.
+    """
+    path = bundle.file(file)
+    config = decode_config(msgspec.json.encode(bundle.manifest.model.config), path)
+    if not isinstance(config, RetNetConfig):
+        raise InputError(f"{path}: the native backend runs RetNets, not a {config.__struct_tag__}")
+    try:
+        plan = msgspec.json.decode(path.read_bytes(), type=Plan)
+    except msgspec.DecodeError as error:
+        raise InputError(f"{path}: not a valid plan: {error}") from error
+    if plan.version != PLAN_VERSION:
+        raise InputError(f"{path}: version is {plan.version}; this one reads {PLAN_VERSION}")
+    check_plan(plan, config, weights_bytes, str(path))
+    return plan, config
+
+
+def check_plan(plan: Plan, config: RetNetConfig, weights_bytes: int, where: str) -> None:
+    """Raises InputError naming `where` and a tensor whose shape or place is not the model's."""
+    d, heads = config.d_model, config.heads
+    keys, values = heads * config.key_head_dim, heads * config.value_head_dim
+    inner = config.ffn_dim * (2 if config.ffn == "glu" else 1)
+    if len(plan.layers) != config.layers:
+        raise InputError(f"{where}: {len(plan.layers)} layers; the model has {config.layers}")
+    matrices = {
+        "embedding": (plan.embedding, config.vocab_size, d),
+        "head": (plan.head, config.vocab_size, d),
+    }
+    norms = {"final_norm": (plan.final_norm, d)}
+    for index, layer in enumerate(plan.layers):
+        matrices |= {
+            f"layer {index} qkvg": (layer.qkvg, 2 * keys + 2 * values, d),
+            f"layer {index} out": (layer.out, d, values),
+            f"layer {index} inner": (layer.inner, inner, d),
+            f"layer {index} down": (layer.down, d, config.ffn_dim),
+        }
+        norms |= {
+            f"layer {index} retention_norm": (layer.retention_norm, d),
+            f"layer {index} head_norm": (layer.head_norm, config.value_head_dim),
+            f"layer {index} ffn_norm": (layer.ffn_norm, d),
+        }
+    for name, (data, width) in norms.items():
+        _check_size(f"{where}: {name}", data, 4 * width, weights_bytes)
+    for name, (matrix, rows, columns) in matrices.items():
+        _check_matrix(f"{where}: {name}", matrix, rows, columns, weights_bytes)
+
+
+def _check_matrix(
+    name: str, matrix: PlannedMatrix, rows: int, columns: int, weights_bytes: int
+) -> None:
+    if (matrix.rows, matrix.columns) != (rows, columns):
+        raise InputError(
+            f"{name} is [{matrix.rows}, {matrix.columns}]; the model says [{rows}, {columns}]"
+        )
+    block = matrix.block
+    if block % GROUP or block > LARGEST_BLOCK or columns % block:
+        raise InputError(
+            f"{name} has blocks of {block} in {columns} columns; the native backend takes multiples "
+            f"of {GROUP} up to {LARGEST_BLOCK} that divide the columns"
+        )
+    blocks = columns // block
+    scale_bytes = 4 if matrix.scale_dtype == "float32" else 2
+    _check_size(f"{name}: codes", matrix.codes, rows * columns * matrix.bits // 8, weights_bytes)
+    _check_size(f"{name}: scales", matrix.scales, rows * blocks * scale_bytes, weights_bytes)
+    if matrix.zeros is not None:
+        size = rows * -(-blocks * matrix.bits // 8)
+        _check_size(f"{name}: zeros", matrix.zeros, size, weights_bytes)
+
+
+def _check_size(name: str, data: Data, expected: int, weights_bytes: int) -> None:
+    size = data.size if isinstance(data, Place) else len(data)
+    if size != expected:
+        raise InputError(f"{name} has {size} bytes; its shape needs {expected}")
+    if isinstance(data, Place) and data.offset + size > weights_bytes:
+        raise InputError(
+            f"{name} lies at bytes {data.offset} to {data.offset + size} of a file of "
+            f"{weights_bytes}"
+        )

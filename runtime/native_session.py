@@ -1,0 +1,182 @@
+"""A session on the native backend: weights mapped from the bundle and multiplied where they lie.
+
+Weights have 8 or 4 bits, activations 16 (one scale a token and product), states and everything else
+is float32. A token gives the same bits in a prompt and alone, on any number of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retnet_edge.config import RetNetConfig
+from retnet_edge.errors import InputError
+from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.heap import trim_heap
+from retnet_edge.runtime.manifest import GraphSpec
+from retnet_edge.runtime.native_library import CLayer, CMatrix, CModel, Engine, addresses
+from retnet_edge.runtime.native_plan import Data, Place, Plan, PlannedMatrix, read_plan
+from retnet_edge.runtime.session import (
+    PREFILL_SPAN,
+    State,
+    check_states,
+    check_tokens,
+    state_shape,
+)
+from retnet_edge.runtime.threads import checked_threads
+
+_Address = Callable[[Data], int]
+
+
+class NativeSession:
+    """One sequence on the native backend; see `Session` for what the methods promise."""
+
+    def __init__(
+        self, bundle: Bundle, *, threads: int | None = None, kernels: str | None = None
+    ) -> None:
+        """`threads`: see `open_session`; `kernels`: see `Engine`.
+
+        Raises InputError where the plan is not one of the bundle's model, and as `Engine` does.
+        """
+        self._specs = bundle.manifest.states
+        self._states = [
+            np.zeros(state_shape(spec, 0), dtype=np.float32) for spec in self._specs
+        ]
+        self._addresses = addresses(self._states)
+        self._token = np.zeros(1, dtype=np.int64)
+        self._position = 0
+        self._logits = np.zeros(bundle.manifest.model.vocab_size, dtype=np.float32)
+        self._view: NDArray[np.float32] = self._logits[:]
+        self._view.flags.writeable = False
+        self._places = self._token.ctypes.data, self._logits.ctypes.data
+        self.engine = load_engine(bundle, checked_threads(threads), kernels)
+
+    @property
+    def position(self) -> int:
+        """Number of tokens that the state has seen."""
+        return self._position
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the states."""
+        return sum(state.nbytes for state in self._states)
+
+    def reset(self) -> None:
+        """Back to position 0 and the empty state."""
+        for state in self._states:
+            state.fill(0)
+        self._position = 0
+
+    def step(self, token: int) -> NDArray[np.float32]:
+        """Feed one token; a read-only view [vocab] that the next call overwrites."""
+        if not 0 <= token < len(self._view):
+            check_tokens([token], len(self._view))
+        self._token[0] = token
+        at, logits = self._places
+        self.engine.run(at, 1, self._position, self._addresses, logits)
+        self._position += 1
+        return self._view
+
+    def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Feed tokens in spans of PREFILL_SPAN; the view that `step` returns too."""
+        ids = check_tokens(tokens, len(self._view))[0]
+        for start in range(0, ids.size, PREFILL_SPAN):
+            span = ids[start : start + PREFILL_SPAN]
+            logits = self._places[1]
+            self.engine.run(
+                span.ctypes.data, span.size, self._position, self._addresses, logits
+            )
+            self._position += span.size
+        trim_heap()
+        return self._view
+
+    def states(self) -> list[State]:
+        """Copies of the states, each [1, heads, key_dim, value_dim]."""
+        return [state.copy() for state in self._states]
+
+    def load_states(self, states: Sequence[State], position: int) -> None:
+        """Copy `states` in and continue at `position`; see `Session`."""
+        checked = check_states(states, position, self._specs)
+        for buffer, state in zip(self._states, checked, strict=True):
+            buffer[...] = state
+        self._position = position
+
+
+def find_graph(bundle: Bundle, kind: Literal["step", "prefill"]) -> GraphSpec | None:
+    """The bundle's native plan for that kind of call, if it has one."""
+    for graph in bundle.manifest.graphs:
+        if graph.kind == kind and graph.backend == "native":
+            return graph
+    return None
+
+
+def load_engine(bundle: Bundle, threads: int, kernels: str | None = None) -> Engine:
+    """The bundle's model on its mapped weights. Raises InputError as `NativeSession` does."""
+    graph = find_graph(bundle, "step")
+    if graph is None or len(graph.external_data) != 1:
+        raise InputError(f"{bundle.path} has no native plan with one file of weights")
+    weights = _mapped(bundle.file(graph.external_data[0]))
+    plan, config = read_plan(bundle, graph.file, weights.size)
+    keep: list[object] = [weights]
+
+    def address(data: Data) -> int:
+        if isinstance(data, Place):
+            return weights.ctypes.data + data.offset
+        own = np.frombuffer(data, dtype=np.uint8).copy()
+        keep.append(own)
+        return own.ctypes.data
+
+    return Engine(_model(plan, config, address, keep), threads, keep, kernels=kernels)
+
+
+def _mapped(path: Path) -> NDArray[np.uint8]:
+    with path.open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+
+
+def _model(plan: Plan, config: RetNetConfig, address: _Address, keep: list[object]) -> CModel:
+    def matrix(of: PlannedMatrix) -> CMatrix:
+        zeros = None if of.zeros is None else address(of.zeros)
+        halves = of.scale_dtype == "float16"
+        codes, scales = address(of.codes), address(of.scales)
+        return CMatrix(codes, scales, zeros, of.rows, of.columns, of.bits, of.block, halves)
+
+    layers = (CLayer * config.layers)(
+        *[
+            CLayer(
+                address(layer.retention_norm),
+                address(layer.head_norm),
+                address(layer.ffn_norm),
+                *map(matrix, (layer.qkvg, layer.out, layer.inner, layer.down)),
+            )
+            for layer in plan.layers
+        ]
+    )
+    gammas = np.array(config.gammas, dtype=np.float64)
+    turns = np.array(config.thetas, dtype=np.float64) / (2 * np.pi)
+    keep += [layers, gammas, turns]
+    return CModel(
+        layer_count=config.layers,
+        d_model=config.d_model,
+        heads=config.heads,
+        key_dim=config.key_head_dim,
+        value_dim=config.value_head_dim,
+        ffn_dim=config.ffn_dim,
+        gated=config.ffn == "glu",
+        gelu=config.activation == "gelu",
+        eps_z_n=config.head_norm_eps_rule == "z_n",
+        norm_eps=config.norm_eps,
+        head_norm_eps=config.head_norm_eps,
+        final_norm=address(plan.final_norm),
+        gammas=gammas.ctypes.data,
+        turns=turns.ctypes.data,
+        embedding=matrix(plan.embedding),
+        head=matrix(plan.head),
+        layers=ctypes.cast(layers, ctypes.POINTER(CLayer)),
+    )

@@ -1,0 +1,47 @@
+"""How many threads compute: one a core that nothing else needs."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from retnet_edge.errors import InputError
+from retnet_edge.runtime.machine import OtherLoad
+
+_MAX_DEFAULT_THREADS = 4  # more wait for memory, and for each other
+_LOOK_SECONDS = 0.05
+
+
+def checked_threads(threads: int | None) -> int:
+    """`threads`, or `default_threads` for None. Raises InputError for fewer than 1."""
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}; at least 1 is needed")
+    return threads or default_threads()
+
+
+def default_threads() -> int:
+    """One a physical core that other work leaves free, at most 4; it looks for 50 ms.
+
+    A step ends when its slowest thread does: one that waits for a core that something else keeps
+    busy holds up all.
+    """
+    watch = OtherLoad()
+    time.sleep(_LOOK_SECONDS)
+    return threads_for(physical_cores(), watch.cores())
+
+
+def threads_for(cores: int, busy: float | None) -> int:
+    """Threads for a machine of `cores` of which `busy` (None: unknown) are taken."""
+    return max(1, min(cores - round(busy or 0.0), _MAX_DEFAULT_THREADS))
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may run on (logical ones where the system does not say)."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text() if siblings.exists() else str(cpu))
+    return len(cores)
