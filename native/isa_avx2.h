@@ -2,6 +2,7 @@
 #define NAME(name) name##_avx2
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define LANES 16
+#define INTS 8
 typedef __m256i Ints_avx2;
 typedef __m256 Floats_avx2;
 
@@ -21,6 +22,9 @@ TARGET static inline void wide4_avx2(const uint8_t *codes, Ints_avx2 v[2]) {
     Ints_avx2 both = wide8_avx2(codes);
     v[0] = _mm256_and_si256(both, _mm256_set1_epi16(15));
     v[1] = _mm256_srli_epi16(both, 4);
+}
+TARGET static inline Ints_avx2 load_ints_avx2(const int32_t *x) {
+    return _mm256_loadu_si256((const __m256i *)x);
 }
 TARGET static inline Ints_avx2 first_avx2(int32_t x) {
     return _mm256_zextsi128_si256(_mm_cvtsi32_si128(x));

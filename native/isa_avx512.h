@@ -2,6 +2,7 @@
 #define NAME(name) name##_avx512
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
 #define LANES 32
+#define INTS 16
 typedef __m512i Ints_avx512;
 typedef __m512 Floats_avx512;
 
@@ -17,6 +18,9 @@ TARGET static inline void wide4_avx512(const uint8_t *codes, Ints_avx512 v[1]) {
     __m256i both = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)codes));
     __m256i low = _mm256_and_si256(both, _mm256_set1_epi16(15));
     v[0] = _mm512_inserti64x4(_mm512_castsi256_si512(low), _mm256_srli_epi16(both, 4), 1);
+}
+TARGET static inline Ints_avx512 load_ints_avx512(const int32_t *x) {
+    return _mm512_loadu_si512(x);
 }
 TARGET static inline Ints_avx512 first_avx512(int32_t x) {
     return _mm512_zextsi128_si512(_mm_cvtsi32_si128(x));

@@ -2,6 +2,7 @@
 #define NAME(name) name##_neon
 #define TARGET
 #define LANES 8
+#define INTS 4
 typedef union {
     int16x8_t h;
     int32x4_t w;
@@ -25,6 +26,9 @@ static inline void wide4_neon(const uint8_t *codes, Ints_neon v[4]) {
     v[1].h = vreinterpretq_s16_u16(vmovl_high_u8(low));
     v[2].h = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(high)));
     v[3].h = vreinterpretq_s16_u16(vmovl_high_u8(high));
+}
+static inline Ints_neon load_ints_neon(const int32_t *x) {
+    return (Ints_neon){.w = vld1q_s32(x)};
 }
 static inline Ints_neon first_neon(int32_t x) {
     return (Ints_neon){.w = vsetq_lane_s32(x, vdupq_n_s32(0), 0)};

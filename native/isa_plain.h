@@ -2,6 +2,7 @@
 #define NAME(name) name##_plain
 #define TARGET
 #define LANES 32
+#define INTS 32
 typedef struct {
     int32_t v[LANES];
 } Ints_plain;
@@ -31,6 +32,11 @@ static inline void wide4_plain(const uint8_t *codes, Ints_plain v[1]) {
         v->v[i] = codes[i] & 15;
         v->v[i + LANES / 2] = codes[i] >> 4;
     }
+}
+static inline Ints_plain load_ints_plain(const int32_t *x) {
+    Ints_plain v;
+    memcpy(v.v, x, sizeof v.v);
+    return v;
 }
 static inline Ints_plain first_plain(int32_t x) { return (Ints_plain){{x}}; }
 static inline Floats_plain none_plain(void) { return (Floats_plain){0}; }

@@ -29,9 +29,9 @@ static inline int zero_point(const Matrix *m, size_t row, int block) {
 }
 
 static inline Activations of_token(const Matrix *m, const Activations *x, int token) {
-    const size_t at = (size_t)token;
-    return (Activations){x->codes + at * m->columns, x->sums + at * (m->columns / m->block),
-                         x->scales + at};
+    const size_t at = (size_t)token, blocks = (size_t)(m->columns / m->block);
+    return (Activations){x->codes + at * m->columns, x->sums + at * blocks,
+                         x->starts + at * blocks * MOST_INTS, x->scales + at};
 }
 
 #define TABLE(isa, check)                                                                        \

@@ -9,14 +9,16 @@
 
 enum {
     GROUP = 32,      /* values that share an order: even ones, then odd ones, for 4-bit weights */
+    MOST_INTS = 32,  /* lanes of int32 that any kernel's vector has */
     CHUNK_ROWS = 16, /* rows that a thread multiplies by several tokens at a time */
 };
 
-/* Tokens as int16, x = scales[token] * codes[token][k]; sums of codes in each block of the matrix
- * that they are multiplied with. */
+/* Tokens as int16, x = scales[token] * codes[token][k]. Of each block of the matrix that they are
+ * multiplied with: the sum of the codes, and what a product begins with (the part of a zero point
+ * in the middle) as a vector of the kernels. */
 typedef struct {
     int16_t *codes;
-    int32_t *sums;
+    int32_t *sums, *starts;
     float *scales;
 } Activations;
 

@@ -25,12 +25,19 @@ TARGET static inline Ints NAME(group)(Ints sum, const uint8_t *codes, const int1
     return sum;
 }
 
+/* What the sum over a block of a row begins with: its zero point's part, -zero * (sum of codes). */
+TARGET static inline Ints NAME(start)(const Matrix *m, size_t row, int block,
+                                      const Activations *x) {
+    if (!m->zeros) return NAME(load_ints)(x->starts + block * INTS);
+    return NAME(first)(-zero_point(m, row, block) * x->sums[block]);
+}
+
 /* Two rows times one token, y[i] = scale * sum over blocks of s (code - zero) . x.
- * Two rows share what is read of x. */
+ * Two rows share what is read of x. bits, block: the matrix's, as constants. */
 TARGET static inline __attribute__((always_inline)) void NAME(two_rows)(
-    const Matrix *m, size_t row, size_t other, const Activations *x, float *y, int bits,
-    float *buffer) {
-    const int block = m->block, blocks = m->columns / block, bytes = GROUP * bits / 8;
+    const Matrix *m, size_t row, size_t other, const Activations *x, float *y, const int bits,
+    const int block, float *buffer) {
+    const int blocks = m->columns / block, bytes = GROUP * bits / 8;
     const size_t row_bytes = (size_t)m->columns * bits / 8;
     const uint8_t *a = m->codes + row * row_bytes, *b = m->codes + other * row_bytes;
     const float *scale_a = NAME(row_scales)(m, row, buffer);
@@ -38,8 +45,7 @@ TARGET static inline __attribute__((always_inline)) void NAME(two_rows)(
     const int16_t *codes = x->codes;
     Floats sum_a = NAME(none)(), sum_b = sum_a;
     for (int i = 0; i < blocks; i++) {
-        Ints block_a = NAME(first)(-zero_point(m, row, i) * x->sums[i]);
-        Ints block_b = NAME(first)(-zero_point(m, other, i) * x->sums[i]);
+        Ints block_a = NAME(start)(m, row, i, x), block_b = NAME(start)(m, other, i, x);
         for (int j = 0; j < block; j += GROUP, a += bytes, b += bytes, codes += GROUP) {
             __builtin_prefetch(a + AHEAD);
             __builtin_prefetch(b + AHEAD);
@@ -62,8 +68,11 @@ TARGET static void NAME(rows)(const Matrix *m, int first, int last, const Activa
     for (int row = first; row < first + half; row++) {
         float pair[2];
         int other = row + half < last ? row + half : row;
-        if (m->bits == 8) NAME(two_rows)(m, row, other, x, pair, 8, scratch);
-        else NAME(two_rows)(m, row, other, x, pair, 4, scratch);
+        if (m->bits == 8 && m->block == 128)
+            NAME(two_rows)(m, row, other, x, pair, 8, 128, scratch);
+        else if (m->bits == 8) NAME(two_rows)(m, row, other, x, pair, 8, m->block, scratch);
+        else if (m->block == 32) NAME(two_rows)(m, row, other, x, pair, 4, 32, scratch);
+        else NAME(two_rows)(m, row, other, x, pair, 4, m->block, scratch);
         y[row] = pair[0] + (add ? y[row] : 0);
         if (other > row) y[other] = pair[1] + (add ? y[other] : 0);
     }
@@ -93,8 +102,7 @@ TARGET static inline void NAME(tile)(const Matrix *m, size_t row, const int16_t 
     for (int b = 0; b < blocks; b++) {
         Ints parts[TILE_ROWS * TILE_TOKENS];
         UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++)
-            parts[i] = NAME(first)(-zero_point(m, row + i / TILE_TOKENS, b) *
-                                   x[i % TILE_TOKENS].sums[b]);
+            parts[i] = NAME(start)(m, row + i / TILE_TOKENS, b, &x[i % TILE_TOKENS]);
         for (int k = b * block; k < (b + 1) * block; k += LANES) {
             Ints v[TILE_TOKENS];
             UNROLLED for (int t = 0; t < TILE_TOKENS; t++) v[t] = NAME(load)(x[t].codes + k);
@@ -146,46 +154,48 @@ TARGET static void NAME(rows_by_tokens)(const Matrix *m, int first, int last, co
 /* One token as int16: codes * scale = x, in the order that the matrix's bits ask for. What is not
  * finite makes the scale, and so every product, not finite. */
 TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *out, int token) {
-    const int columns = m->columns, block = m->block;
+    const int columns = m->columns, whole = m->inputs / GROUP * GROUP;
     const Activations to = of_token(m, out, token);
-    int16_t *codes = to.codes;
-    int32_t *sums = to.sums;
+    float last[GROUP] = {0}; /* inputs that fill no group */
+    memcpy(last, x + whole, sizeof(float) * (m->inputs - whole));
     float sizes[GROUP] = {0}, zeros[GROUP] = {0}, largest = 0, spoiled = 0;
-    for (int i = 0; i < columns; i += GROUP)
+    for (int i = 0; i <= whole; i += GROUP) {
+        const float *group = i < whole ? x + i : last;
         for (int j = 0; j < GROUP; j++) {
-            float size = fabsf(x[i + j]);
+            float size = fabsf(group[j]);
             sizes[j] = size > sizes[j] ? size : sizes[j];
-            zeros[j] += x[i + j] * 0.0f;
+            zeros[j] += group[j] * 0.0f;
         }
+    }
     for (int j = 0; j < GROUP; j++) {
         largest = sizes[j] > largest ? sizes[j] : largest;
         spoiled += zeros[j];
     }
-    const float inverse = largest > 0 ? 32767.0f / largest : 0;
     to.scales[0] = largest / 32767.0f + spoiled;
-    if (!(to.scales[0] < INFINITY)) {
-        memset(codes, 0, sizeof(int16_t) * columns);
-        memset(sums, 0, sizeof(int32_t) * (columns / block));
-        return;
-    }
-    for (int b = 0; b < columns / block; b++) {
+    const int finite = to.scales[0] < INFINITY;
+    const float inverse = finite && largest > 0 ? 32767.0f / largest : 0;
+    memset(to.sums, 0, sizeof(int32_t) * (columns / m->block));
+    memset(to.codes, 0, sizeof(int16_t) * columns);
+    for (int i = 0; finite && i < m->inputs; i += GROUP) {
+        const float *values = i < whole ? x + i : last;
+        int16_t group[GROUP];
         int32_t sum = 0;
-        for (int i = b * block; i < (b + 1) * block; i += GROUP) {
-            int16_t group[GROUP];
-            for (int j = 0; j < GROUP; j++) {
-                float scaled = x[i + j] * inverse;
-                group[j] = (int16_t)(int32_t)(scaled + copysignf(0.5f, scaled));
-                sum += group[j];
-            }
-            if (m->bits == 8) memcpy(codes + i, group, sizeof group);
-            else
-                for (int j = 0; j < GROUP / 2; j++) {
-                    codes[i + j] = group[2 * j];
-                    codes[i + GROUP / 2 + j] = group[2 * j + 1];
-                }
+        for (int j = 0; j < GROUP; j++) {
+            float scaled = values[j] * inverse;
+            group[j] = (int16_t)(int32_t)(scaled + copysignf(0.5f, scaled));
+            sum += group[j];
         }
-        sums[b] = sum;
+        to.sums[i / m->block] += sum;
+        if (m->bits == 8) memcpy(to.codes + i, group, sizeof group);
+        else
+            for (int j = 0; j < GROUP / 2; j++) {
+                to.codes[i + j] = group[2 * j];
+                to.codes[i + GROUP / 2 + j] = group[2 * j + 1];
+            }
     }
+    memset(to.starts, 0, sizeof(int32_t) * INTS * (columns / m->block));
+    for (int i = 0; i < columns / m->block; i++)
+        to.starts[i * INTS] = -(1 << (m->bits - 1)) * to.sums[i];
 }
 
 /* The row of an embedding. */
@@ -193,7 +203,7 @@ TARGET static void NAME(lookup)(const Matrix *m, size_t row, float *out, void *s
     int16_t *w = scratch;
     const float *scales = NAME(row_scales)(m, row, (float *)(w + m->columns));
     NAME(expand)(m, row, w);
-    for (int i = 0; i < m->columns; i++) {
+    for (int i = 0; i < m->inputs; i++) {
         int in_group = i % GROUP;
         int place = m->bits == 8 ? i : i - in_group + in_group % 2 * (GROUP / 2) + in_group / 2;
         out[i] = scales[i / m->block] * (float)(w[place] - zero_point(m, row, i / m->block));
@@ -259,3 +269,4 @@ TARGET static void NAME(retain)(float *restrict state, const float *q, const flo
 #undef NAME
 #undef TARGET
 #undef LANES
+#undef INTS

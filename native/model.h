@@ -6,12 +6,13 @@
 
 /* A weight matrix in blocks along its rows, as ONNX Runtime's MatMulNBits stores it:
  * w[n][k] = scales[n][k / block] * (code[n][k] - zero), codes of 8 or 4 bits (the low half first).
+ * columns: the inputs, rounded up to whole blocks; what stands for none meets an activation of 0.
  * zeros: the zero points, packed like codes with every row padded to a byte; NULL: 2^(bits-1). */
 typedef struct {
     const uint8_t *codes;
     const void *scales;
     const uint8_t *zeros;
-    int32_t rows, columns, bits, block;
+    int32_t rows, inputs, columns, bits, block;
     int32_t half_scales; /* scales are float16, else float32 */
 } Matrix;
 

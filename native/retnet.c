@@ -77,7 +77,8 @@ static size_t lay_out(const Engine *engine, size_t tokens, char *memory, Buffers
     PLACE(turned, (size_t)m->key_dim);
     PLACE(eps, (size_t)m->heads);
     PLACE(codes.codes, widest);
-    PLACE(codes.sums, widest / GROUP);
+    PLACE(codes.sums, widest / GROUP + 1);
+    PLACE(codes.starts, (widest / GROUP + 1) * MOST_INTS);
     PLACE(codes.scales, 1);
 #undef PLACE
     return at;
@@ -184,7 +185,7 @@ static void retention_codes(void *arg, int token, int thread) {
     const Call *call = arg;
     const Matrix *out = &call->layer->out;
     Activations codes = call->b->codes;
-    call->engine->kernels->quantize(out, call->b->inside + (size_t)token * out->columns, &codes,
+    call->engine->kernels->quantize(out, call->b->inside + (size_t)token * out->inputs, &codes,
                                     token);
 }
 
@@ -262,7 +263,7 @@ int retnet_run(Engine *engine, const int64_t *tokens, int count, int64_t positio
         call.state = states[i];
         run_layer(&call);
     }
-    Activations last = {b->codes.codes, b->codes.sums, b->codes.scales};
+    Activations last = b->codes;
     const float *x = b->x + (size_t)(count - 1) * m->d_model;
     engine->kernels->rms_norm(x, m->final_norm, m->d_model, m->norm_eps, b->normed);
     engine->kernels->quantize(&m->head, b->normed, &last, 0);

@@ -40,7 +40,7 @@ _HEAD_NORM = ".head_norm.weight"  # where it is no RMSNormalization (`eps · Z_n
 def write_native_plan(
     models: Mapping[str, ir.Model], graphs: Sequence[GraphSpec], spec: ModelSpec, folder: Path
 ) -> list[GraphSpec]:
-    """Write the plan of graphs that `save_models` wrote into `folder`; the manifest's records of it.
+    """Write the plan of graphs that `save_models` wrote into `folder`; what the manifest records.
 
     models: by file; graphs: the records of the same, for ONNX Runtime. Raises InputError naming a
     matrix that the native backend cannot multiply with.
@@ -92,15 +92,13 @@ def _plan(model: ir.Model, config: RetNetConfig) -> Plan:
     assert len(products) == _PRODUCTS * config.layers + 1, len(products)
     assert len(norms) == _NORMS * config.layers + 1, len(norms)
     matrices = [_product(node) for node in products]
-    layers = tuple(
-        PlannedLayer(
-            *norms[_NORMS * i : _NORMS * (i + 1)], *matrices[_PRODUCTS * i : _PRODUCTS * (i + 1)]
-        )
-        for i in range(config.layers)
-    )
-    head = matrices[-1]
-    embedding = head if config.tie_embeddings else _lookup(lookups[0])
-    return Plan(PLAN_VERSION, embedding, head, norms[-1], layers)
+    layers = []
+    for i in range(config.layers):
+        before, head, after = norms[_NORMS * i : _NORMS * (i + 1)]
+        qkvg, out, inner, down = matrices[_PRODUCTS * i : _PRODUCTS * (i + 1)]
+        layers.append(PlannedLayer(before, head, after, qkvg, out, inner, down))
+    embedding = matrices[-1] if config.tie_embeddings else _lookup(lookups[0], config)
+    return Plan(PLAN_VERSION, embedding, matrices[-1], norms[-1], tuple(layers))
 
 
 def _weight_name(node: ir.Node) -> str:
@@ -129,16 +127,12 @@ def _product(node: ir.Node) -> PlannedMatrix:
     return _matrix(node, node.attributes["N"].as_int(), node.attributes["K"].as_int())
 
 
-def _lookup(node: ir.Node) -> PlannedMatrix:
+def _lookup(node: ir.Node, config: RetNetConfig) -> PlannedMatrix:
     """What a GatherBlockQuantized takes rows of."""
-    codes = node.inputs[0]
-    assert codes is not None
-    assert codes.shape is not None
-    rows, blocks, packed = (int(dim) for dim in codes.shape.numpy())
-    return _matrix(node, rows, blocks * packed * 8 // _bits(node))
+    return _matrix(node, config.vocab_size, config.d_model)
 
 
-def _matrix(node: ir.Node, rows: int, columns: int) -> PlannedMatrix:
+def _matrix(node: ir.Node, rows: int, inputs: int) -> PlannedMatrix:
     """The node's constants are codes, scales and, where they are not all the middle, zeros."""
     constants = [
         constant for value in node.inputs if value is not None and (constant := _constant(value))
@@ -146,7 +140,7 @@ def _matrix(node: ir.Node, rows: int, columns: int) -> PlannedMatrix:
     codes, scales, *zeros = constants
     return PlannedMatrix(
         rows=rows,
-        columns=columns,
+        inputs=inputs,
         bits=cast(Bits, _bits(node)),
         block=node.attributes["block_size"].as_int(),
         codes=_data(codes),

@@ -114,9 +114,7 @@ def write_quantized(
 
             written = write_quantized_programs(source, checkpoint, recipe, folder, say, calibration)
         else:
-            written = _write_quantized_onnx(
-                source, recipe, folder, say, calibration, native=native
-            )
+            written = _write_quantized_onnx(source, recipe, folder, say, calibration, native=native)
             states = state_specs(manifest.states, recipe.state)
         graphs += written[0]
         applied += written[1]

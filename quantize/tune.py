@@ -84,7 +84,9 @@ def tune(
     for path in paths:
         check_readable(path, text_field)
     if "executorch" in source.manifest.backends:
-        raise InputError(f"{bundle}: ExecuTorch programs cannot be tuned; make a bundle without any")
+        raise InputError(
+            f"{bundle}: ExecuTorch programs cannot be tuned; make a bundle without any"
+        )
     loaded = load_checkpoint(checkpoint)
     loaded.check_made(source)
     graphs = [graph for graph in source.manifest.graphs if graph.backend == "onnxruntime"]

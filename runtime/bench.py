@@ -19,8 +19,8 @@ from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.machine import processor
 from retnet_edge.runtime.manifest import Backend
 from retnet_edge.runtime.memory import child_output, memory_supported
-from retnet_edge.runtime.threads import default_threads, physical_cores
 from retnet_edge.runtime.session import backend_version, choose_backend
+from retnet_edge.runtime.threads import default_threads, physical_cores
 from retnet_edge.runtime.traffic import step_bytes, step_weight_bytes
 
 _T = TypeVar("_T")

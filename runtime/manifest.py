@@ -58,8 +58,9 @@ class GraphSpec(_Frozen, frozen=True):
     """One graph file of the step contract; `kind` "step" takes T = 1, "prefill" more.
 
     For ONNX Runtime, batch and a prefill's T are dynamic. An ExecuTorch program runs one sequence,
-    and its prefill exactly the T of its `tokens`; a native plan one sequence and any T; planned_bytes: what its own memory plan takes
-    for inputs, outputs and what lies between (None: the file has no such plan).
+    and its prefill exactly the T of its `tokens`; a native plan, which is the same file for both
+    kinds, runs one sequence and any T. planned_bytes: what an ExecuTorch program's own memory plan
+    takes for inputs, outputs and what lies between (None: the file has no such plan).
 
     operators: of an ONNX graph, sorted, those outside ONNX itself with their domain. needs: the
     oldest ONNX Runtime that runs the graph ("onnxruntime 1.32").

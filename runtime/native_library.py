@@ -34,6 +34,7 @@ class CMatrix(ctypes.Structure):
         ("scales", ctypes.c_void_p),
         ("zeros", ctypes.c_void_p),
         ("rows", ctypes.c_int32),
+        ("inputs", ctypes.c_int32),
         ("columns", ctypes.c_int32),
         ("bits", ctypes.c_int32),
         ("block", ctypes.c_int32),

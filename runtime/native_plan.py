@@ -7,6 +7,7 @@ graphs keep to themselves, being small, stands in the plan.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -21,6 +22,8 @@ GROUP = 32
 """Columns are multiplied in groups of so many: a block is a multiple of it."""
 LARGEST_BLOCK = 256
 """The products of a longer block, of 8 by 16 bits, might not fit into 32."""
+
+_LARGEST_FILE = 64 << 20
 
 Bits = Literal[4, 8]
 _Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -43,20 +46,26 @@ Data = Place | bytes
 
 
 class PlannedMatrix(_Frozen, frozen=True):
-    """W [rows, columns] in blocks along its columns, laid out as ONNX Runtime's MatMulNBits has it.
+    """W [rows, inputs] in blocks along its inputs, laid out as ONNX Runtime's MatMulNBits has it.
 
-    codes: [rows, columns · bits / 8] bytes; scales: [rows, columns / block] in scale_dtype; zeros:
-    packed like codes, each row padded to a byte (None: all are 2^(bits - 1)).
+    codes: [rows, blocks, block · bits / 8] bytes, the last block filled up; scales: [rows, blocks]
+    in scale_dtype; zeros: packed like codes, each row padded to a byte (None: all are
+    2^(bits - 1)).
     """
 
     rows: _Count
-    columns: _Count
+    inputs: _Count
     bits: Bits
     block: _Count
     codes: Data
     scales: Data
     scale_dtype: Literal["float32", "float16"]
     zeros: Data | None = None
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a row."""
+        return -(-self.inputs // self.block)
 
 
 class PlannedLayer(_Frozen, frozen=True):
@@ -81,9 +90,39 @@ class Plan(_Frozen, frozen=True):
     layers: Annotated[tuple[PlannedLayer, ...], msgspec.Meta(max_length=1024)]
 
 
+def step_weight_bytes(plan: Plan) -> int:
+    """Bytes of the weights that a step reads: layers and head, and next to nothing of an embedding
+    that is no head."""
+    data = [plan.final_norm]
+    matrices = [plan.head]
+    for layer in plan.layers:
+        data += [layer.retention_norm, layer.head_norm, layer.ffn_norm]
+        matrices += [layer.qkvg, layer.out, layer.inner, layer.down]
+    for matrix in matrices:
+        data += [matrix.codes, matrix.scales, matrix.zeros or b""]
+    return sum(map(_size, data))
+
+
+def _size(data: Data) -> int:
+    return data.size if isinstance(data, Place) else len(data)
+
+
 def encode_plan(plan: Plan) -> bytes:
     """The plan as indented JSON, ending in a newline."""
     return msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n"
+
+
+def decode_plan(path: Path) -> Plan:
+    """Raises InputError where the file is no plan, or one of another version."""
+    if (size := path.stat().st_size) > _LARGEST_FILE:
+        raise InputError(f"{path} has {size} bytes; a plan has at most {_LARGEST_FILE}")
+    try:
+        plan = msgspec.json.decode(path.read_bytes(), type=Plan)
+    except msgspec.DecodeError as error:
+        raise InputError(f"{path}: not a valid plan: {error}") from error
+    if plan.version != PLAN_VERSION:
+        raise InputError(f"{path}: version is {plan.version}; this one reads {PLAN_VERSION}")
+    return plan
 
 
 def read_plan(bundle: Bundle, file: str, weights_bytes: int) -> tuple[Plan, RetNetConfig]:
@@ -95,13 +134,8 @@ def read_plan(bundle: Bundle, file: str, weights_bytes: int) -> tuple[Plan, RetN
     path = bundle.file(file)
     config = decode_config(msgspec.json.encode(bundle.manifest.model.config), path)
     if not isinstance(config, RetNetConfig):
-        raise InputError(f"{path}: the native backend runs RetNets, not a {config.__struct_tag__}")
-    try:
-        plan = msgspec.json.decode(path.read_bytes(), type=Plan)
-    except msgspec.DecodeError as error:
-        raise InputError(f"{path}: not a valid plan: {error}") from error
-    if plan.version != PLAN_VERSION:
-        raise InputError(f"{path}: version is {plan.version}; this one reads {PLAN_VERSION}")
+        raise InputError(f"{path}: the native backend runs RetNets alone")
+    plan = decode_plan(path)
     check_plan(plan, config, weights_bytes, str(path))
     return plan, config
 
@@ -132,34 +166,35 @@ def check_plan(plan: Plan, config: RetNetConfig, weights_bytes: int, where: str)
         }
     for name, (data, width) in norms.items():
         _check_size(f"{where}: {name}", data, 4 * width, weights_bytes)
-    for name, (matrix, rows, columns) in matrices.items():
-        _check_matrix(f"{where}: {name}", matrix, rows, columns, weights_bytes)
+    for name, (matrix, rows, inputs) in matrices.items():
+        _check_matrix(f"{where}: {name}", matrix, rows, inputs, weights_bytes)
 
 
 def _check_matrix(
-    name: str, matrix: PlannedMatrix, rows: int, columns: int, weights_bytes: int
+    name: str, matrix: PlannedMatrix, rows: int, inputs: int, weights_bytes: int
 ) -> None:
-    if (matrix.rows, matrix.columns) != (rows, columns):
+    if (matrix.rows, matrix.inputs) != (rows, inputs):
         raise InputError(
-            f"{name} is [{matrix.rows}, {matrix.columns}]; the model says [{rows}, {columns}]"
+            f"{name} is [{matrix.rows}, {matrix.inputs}]; the model says [{rows}, {inputs}]"
         )
     block = matrix.block
-    if block % GROUP or block > LARGEST_BLOCK or columns % block:
+    if block % GROUP or block > LARGEST_BLOCK:
         raise InputError(
-            f"{name} has blocks of {block} in {columns} columns; the native backend takes multiples "
-            f"of {GROUP} up to {LARGEST_BLOCK} that divide the columns"
+            f"{name} has blocks of {block}; the native backend takes multiples of {GROUP} up to "
+            f"{LARGEST_BLOCK}"
         )
-    blocks = columns // block
     scale_bytes = 4 if matrix.scale_dtype == "float32" else 2
-    _check_size(f"{name}: codes", matrix.codes, rows * columns * matrix.bits // 8, weights_bytes)
-    _check_size(f"{name}: scales", matrix.scales, rows * blocks * scale_bytes, weights_bytes)
-    if matrix.zeros is not None:
-        size = rows * -(-blocks * matrix.bits // 8)
-        _check_size(f"{name}: zeros", matrix.zeros, size, weights_bytes)
+    for part, data, size in (
+        ("codes", matrix.codes, matrix.blocks * block * matrix.bits // 8),
+        ("scales", matrix.scales, matrix.blocks * scale_bytes),
+        ("zeros", matrix.zeros, -(-matrix.blocks * matrix.bits // 8)),
+    ):
+        if data is not None:
+            _check_size(f"{name}: {part}", data, rows * size, weights_bytes)
 
 
 def _check_size(name: str, data: Data, expected: int, weights_bytes: int) -> None:
-    size = data.size if isinstance(data, Place) else len(data)
+    size = _size(data)
     if size != expected:
         raise InputError(f"{name} has {size} bytes; its shape needs {expected}")
     if isinstance(data, Place) and data.offset + size > weights_bytes:

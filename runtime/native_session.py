@@ -45,9 +45,7 @@ class NativeSession:
         Raises InputError where the plan is not one of the bundle's model, and as `Engine` does.
         """
         self._specs = bundle.manifest.states
-        self._states = [
-            np.zeros(state_shape(spec, 0), dtype=np.float32) for spec in self._specs
-        ]
+        self._states = [np.zeros(state_shape(spec, 0), dtype=np.float32) for spec in self._specs]
         self._addresses = addresses(self._states)
         self._token = np.zeros(1, dtype=np.int64)
         self._position = 0
@@ -89,9 +87,7 @@ class NativeSession:
         for start in range(0, ids.size, PREFILL_SPAN):
             span = ids[start : start + PREFILL_SPAN]
             logits = self._places[1]
-            self.engine.run(
-                span.ctypes.data, span.size, self._position, self._addresses, logits
-            )
+            self.engine.run(span.ctypes.data, span.size, self._position, self._addresses, logits)
             self._position += span.size
         trim_heap()
         return self._view
@@ -145,7 +141,10 @@ def _model(plan: Plan, config: RetNetConfig, address: _Address, keep: list[objec
         zeros = None if of.zeros is None else address(of.zeros)
         halves = of.scale_dtype == "float16"
         codes, scales = address(of.codes), address(of.scales)
-        return CMatrix(codes, scales, zeros, of.rows, of.columns, of.bits, of.block, halves)
+        columns = of.blocks * of.block
+        return CMatrix(
+            codes, scales, zeros, of.rows, of.inputs, columns, of.bits, of.block, halves
+        )
 
     layers = (CLayer * config.layers)(
         *[

@@ -33,6 +33,7 @@ _CHILDREN: dict[str, dict[int, str]] = {
     "Tensor": {},
 }
 _MODEL_GRAPH = 7
+_TENSOR_NAME = 8
 _TENSOR_EXTERNAL_DATA = 13
 _TENSOR_DATA_LOCATION = 14
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
@@ -44,10 +45,11 @@ _Buffer = mmap.mmap | bytes
 
 @dataclass(frozen=True)
 class ExternalData:
-    """Where one tensor's bytes lie: `location` as written in the graph, `offset` and `length` in
-    bytes (`length` None: up to the end of the file).
+    """Where the bytes of the tensor `name` lie: `location` as written in the graph, `offset` and
+    `length` in bytes (`length` None: up to the end of the file).
     """
 
+    name: str
     location: str
     offset: int
     length: int | None
@@ -97,8 +99,11 @@ def _tensor(buffer: _Buffer, start: int, end: int) -> Iterator[ExternalData]:
     """The tensor's external data, if it has any."""
     entries: dict[str, str] = {}
     external = False
+    name = ""
     for number, wire, first, last in _fields(buffer, start, end):
-        if number == _TENSOR_EXTERNAL_DATA and wire == _BYTES:
+        if number == _TENSOR_NAME and wire == _BYTES:
+            name = bytes(buffer[first:last]).decode("utf-8")
+        elif number == _TENSOR_EXTERNAL_DATA and wire == _BYTES:
             key, value = _entry(buffer, first, last)
             # Which of two equal keys counts is the backend's choice, so there may not be two.
             if key in entries:
@@ -114,7 +119,7 @@ def _tensor(buffer: _Buffer, start: int, end: int) -> Iterator[ExternalData]:
     for value in (offset, length or "0"):
         if not (value.isascii() and value.isdigit() and len(value) <= 19):
             raise _GarbledError(f"a tensor's external offset or length is {value!r}")
-    yield ExternalData(entries["location"], int(offset), int(length) if length else None)
+    yield ExternalData(name, entries["location"], int(offset), int(length) if length else None)
 
 
 def _entry(buffer: _Buffer, start: int, end: int) -> tuple[str, str]:

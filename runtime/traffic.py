@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from retnet_edge.runtime import native_plan
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import Backend, GraphSpec
 from retnet_edge.runtime.onnx_external import external_data
@@ -20,15 +21,18 @@ def step_weight_bytes(bundle: Bundle, backend: Backend) -> int:
     file's size counts.
     """
     graph = _step(bundle, backend)
+    if backend == "native":
+        return native_plan.step_weight_bytes(native_plan.decode_plan(bundle.file(graph.file)))
     if backend == "executorch":
         # the program's head is a packed copy of its own, also where the model ties it
         return bundle.manifest.files[graph.file].size - _embedding_bytes(bundle)
+    tied = bundle.manifest.model.config.get("tie_embeddings", False)
     places = {}
     for data in external_data(bundle.path / graph.file):
         size = bundle.manifest.files[data.location].size
-        places[data.location, data.offset] = data.length or size - data.offset
-    tied = bundle.manifest.model.config.get("tie_embeddings", False)
-    return sum(places.values()) - (0 if tied else _embedding_bytes(bundle))
+        if tied or not data.name.startswith(_EMBEDDING):
+            places[data.location, data.offset] = data.length or size - data.offset
+    return sum(places.values())
 
 
 def step_bytes(bundle: Bundle, backend: Backend, *, position: int, batch: int = 1) -> int:
@@ -42,17 +46,13 @@ def _step(bundle: Bundle, backend: Backend) -> GraphSpec:
 
 
 def _embedding_bytes(bundle: Bundle) -> int:
-    """Codes and scales of the embedding, from its scheme's name (such as int8-block128).
-
-    Scales of blocks of fewer than 8 bits take two bytes.
-    """
+    """Codes and scales of an ExecuTorch program's embedding, from its scheme's name (such as
+    int8-group32)."""
     for tensor in bundle.manifest.quantization.tensors:
         if tensor.weight == _EMBEDDING and (found := re.match(r"int(\d+)", tensor.scheme)):
             rows, width = tensor.shape
-            bits = int(found[1])
-            block = re.search(r"(block|group)(\d+)", tensor.scheme)
-            scales = math.ceil(width / int(block[2])) if block else 1
-            scale_bytes = 2 if bits < 8 and block and block[1] == "block" else 4
-            return rows * (width * bits // 8 + scales * scale_bytes)
+            group = re.search(r"group(\d+)", tensor.scheme)
+            scales = math.ceil(width / int(group[1])) if group else 1
+            return rows * (width * int(found[1]) // 8 + scales * 4)
     config = bundle.manifest.model.config
     return int(bundle.manifest.model.vocab_size * config.get("d_model", 0) * 4)

@@ -86,7 +86,7 @@ def test_offset_and_length(tmp_path: Path) -> None:
     main = graph()
     main.initializer.append(tensor("t", "w.bin"))
     (tmp_path / "m.onnx").write_bytes(helper.make_model(main).SerializeToString())
-    assert external_data(tmp_path / "m.onnx") == (ExternalData("w.bin", 64, 12),)
+    assert external_data(tmp_path / "m.onnx") == (ExternalData("t", "w.bin", 64, 12),)
 
 
 @pytest.mark.parametrize(
