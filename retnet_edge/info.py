@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,7 @@ def _bundle(path: Path) -> Facts:
             "recipe": manifest.quantization.recipe,
             "quantized tensors": len(manifest.quantization.tensors),
         },
-        "graphs": {
-            graph.file: f"{graph.kind} for {graph.backend}, {_operators(graph)}"
-            for graph in manifest.graphs
-        },
+        "graphs": _graphs(manifest.graphs),
         "files": {name: entry.size for name, entry in manifest.files.items()},
         "provenance": {
             "checkpoint sha256": manifest.provenance.checkpoint_sha256,
@@ -77,8 +75,21 @@ def _bundle(path: Path) -> Facts:
     return facts
 
 
+def _graphs(graphs: Sequence[GraphSpec]) -> dict[str, str]:
+    """A line a file; a native plan serves both kinds of call."""
+    kinds: dict[str, list[str]] = {}
+    for graph in graphs:
+        kinds.setdefault(graph.file, []).append(graph.kind)
+    return {
+        graph.file: f"{' and '.join(kinds[graph.file])} for {graph.backend}, {_operators(graph)}"
+        for graph in graphs
+    }
+
+
 def _operators(graph: GraphSpec) -> str:
     """What the graph asks of its backend."""
+    if graph.backend == "native":
+        return f"on {', '.join(graph.external_data)}"
     if (found := graph.delegation) is not None:
         return (
             f"{found.delegated} operators in {found.subgraphs} XNNPACK subgraph(s), "

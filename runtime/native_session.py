@@ -142,9 +142,7 @@ def _model(plan: Plan, config: RetNetConfig, address: _Address, keep: list[objec
         halves = of.scale_dtype == "float16"
         codes, scales = address(of.codes), address(of.scales)
         columns = of.blocks * of.block
-        return CMatrix(
-            codes, scales, zeros, of.rows, of.inputs, columns, of.bits, of.block, halves
-        )
+        return CMatrix(codes, scales, zeros, of.rows, of.inputs, columns, of.bits, of.block, halves)
 
     layers = (CLayer * config.layers)(
         *[

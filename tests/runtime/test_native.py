@@ -1,0 +1,389 @@
+"""The native backend: what it computes, to the bit where it promises that, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from micro_checkpoint import VOCABULARY, Exported, export_variant, random_states, reference
+from numpy.typing import NDArray
+from tiny_bundle import rewrite_manifest
+
+from retnet_edge.build import build
+from retnet_edge.cli import main
+from retnet_edge.errors import InputError
+from retnet_edge.quantize.quantize import quantize
+from retnet_edge.quantize.recipe import Recipe, Rule
+from retnet_edge.quantize.schemes import BlockInt4, BlockInt6, BlockInt8, Float32, Scheme
+from retnet_edge.runtime import native_library
+from retnet_edge.runtime.bench import bench
+from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.manifest import Tolerance
+from retnet_edge.runtime.memory import measure_memory, memory_supported
+from retnet_edge.runtime.native_library import STAGES, native_available
+from retnet_edge.runtime.native_plan import Data, Place, Plan, PlannedMatrix, decode_plan
+from retnet_edge.runtime.native_session import NativeSession
+from retnet_edge.runtime.profile import profile
+from retnet_edge.runtime.session import open_session
+from retnet_edge.runtime.traffic import step_weight_bytes
+
+pytestmark = pytest.mark.skipif(
+    not native_available(), reason="the native backend was not built: this needs a C compiler"
+)
+
+TOKENS = [int(token) for token in np.random.default_rng(5).integers(0, VOCABULARY, 300)]
+LOOSE = Tolerance(None, 2.0, 2.0, 0.0)
+Quantized = Callable[..., Bundle]
+
+
+def silent(text: str) -> None:
+    pass
+
+
+def mixed(name: str, scheme: Scheme) -> Recipe:
+    """The scheme everywhere but in the embedding, which is looked up in and so symmetric."""
+    rules = (Rule("embedding.weight", BlockInt8(block=64)), Rule("*", scheme))
+    return Recipe(name, rules, LOOSE)
+
+
+SCHEMES: dict[str, Scheme] = {
+    "8 by 32": BlockInt8(block=32),
+    "8 by 256": BlockInt8(block=256),
+    "8 asymmetric": BlockInt8(block=32, symmetric=False),
+    "4 by 32": BlockInt4(block=32),
+    "4 by 128": BlockInt4(block=128),
+    "4 asymmetric": BlockInt4(block=32, symmetric=False),
+}
+CASES = [("base", name) for name in ("int8", "int4-weight", *SCHEMES)] + [
+    (variant, "int8-weight") for variant in ("untied", "mlp gelu", "z_n", "affine")
+]
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    """(variant, recipe) -> its bundle and checkpoint, made once; no test changes them."""
+    exported: dict[str, Exported] = {}
+    made: dict[tuple[str, str], Bundle] = {}
+
+    def get(variant: str = "base", recipe: str = "int8") -> Bundle:
+        if variant not in exported:
+            exported[variant] = export_variant(variant, tmp_path_factory.mktemp("fp32"))
+        if (variant, recipe) not in made:
+            out = tmp_path_factory.mktemp("native") / "q.edge"
+            chosen = mixed(recipe, SCHEMES[recipe]) if recipe in SCHEMES else recipe
+            quantize(exported[variant].bundle, out, recipe=chosen, native=True, say=silent)
+            made[variant, recipe] = Bundle.open(out)
+        return made[variant, recipe]
+
+    get.exported = exported  # type: ignore[attr-defined]
+    return get
+
+
+def plan_of(bundle: Bundle) -> Plan:
+    return decode_plan(bundle.file("native.json"))
+
+
+def weights_of(bundle: Bundle, matrix: PlannedMatrix) -> NDArray[np.float64]:
+    """The matrix that a plan describes, by the definition of its layout."""
+
+    def read(data: Data, dtype: str) -> NDArray[Any]:
+        if isinstance(data, Place):
+            return np.fromfile(
+                bundle.file("weights.bin"), np.uint8, count=data.size, offset=data.offset
+            ).view(dtype)
+        return np.frombuffer(data, dtype)
+
+    def unpacked(data: Data, count: int) -> NDArray[np.float64]:
+        codes = read(data, "uint8").reshape(matrix.rows, -1)
+        if matrix.bits == 4:
+            codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(matrix.rows, -1)
+        return codes[:, :count].astype(np.float64)
+
+    blocks = matrix.blocks
+    codes = unpacked(matrix.codes, blocks * matrix.block).reshape(matrix.rows, blocks, -1)
+    zeros: Any = 2 ** (matrix.bits - 1)
+    if matrix.zeros is not None:
+        zeros = unpacked(matrix.zeros, blocks)[..., None]
+    scales = read(matrix.scales, matrix.scale_dtype).reshape(matrix.rows, blocks, 1)
+    return ((codes - zeros) * scales.astype(np.float64)).reshape(matrix.rows, -1)[
+        :, : matrix.inputs
+    ]
+
+
+def exact_model(bundle: Bundle, exported: Exported) -> Any:
+    """The checkpoint's model in float64 with the bundle's weights in place of its own."""
+    plan = plan_of(bundle)
+    weights = {"embedding.weight": plan.embedding, "head.weight": plan.head}
+    for i, layer in enumerate(plan.layers):
+        weights[f"blocks.{i}.retention.qkvg.weight"] = layer.qkvg
+        weights[f"blocks.{i}.retention.out.weight"] = layer.out
+        weights[f"blocks.{i}.ffn.inner.weight"] = layer.inner
+        weights[f"blocks.{i}.ffn.out.weight"] = layer.down
+    model = copy.deepcopy(exported.model)
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, matrix in weights.items():
+            if name in own:
+                own[name].copy_(torch.from_numpy(weights_of(bundle, matrix)))
+    return model
+
+
+@pytest.mark.parametrize(("variant", "recipe"), CASES)
+@pytest.mark.parametrize("kernels", [None, "plain"])
+def test_the_bundles_weights_in_float64(
+    quantized: Quantized, variant: str, recipe: str, kernels: str | None
+) -> None:
+    """What is left between the two is the rounding of activations to 16 bits."""
+    bundle = quantized(variant, recipe)
+    exported = quantized.exported[variant]  # type: ignore[attr-defined]
+    model = exact_model(bundle, exported)
+    states = random_states(exported.model.config, 1)
+    session = NativeSession(bundle, threads=1, kernels=kernels)
+    position = 1_000_003
+    session.load_states(states, position)
+    expected, after = reference(model, np.array([TOKENS[:37]]), states, position)
+    found = session.prefill(TOKENS[:37])
+    scale = np.abs(expected).max()
+    assert np.abs(found - expected[0]).max() < 1e-3 * scale
+    for state, wanted in zip(session.states(), after, strict=True):
+        assert np.abs(state - wanted).max() < 1e-3 * np.abs(wanted).max()
+    assert session.position == position + 37
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int4-weight", "4 asymmetric"])
+@pytest.mark.parametrize("kernels", [None, "plain"])
+def test_a_prompt_gives_the_bits_of_its_tokens_on_any_threads(
+    quantized: Quantized, recipe: str, kernels: str | None
+) -> None:
+    bundle = quantized("base", recipe)
+    count = 300 if kernels is None else 40
+    alone = NativeSession(bundle, threads=1, kernels=kernels)
+    for token in TOKENS[:count]:
+        logits = alone.step(token)
+    for threads, pieces in ((1, [count]), (2, [count]), (3, [1, 2, 17, count - 20])):
+        session = NativeSession(bundle, threads=threads, kernels=kernels)
+        start = 0
+        for piece in pieces:
+            together = session.prefill(TOKENS[start : start + piece])
+            start += piece
+        np.testing.assert_array_equal(together, logits)
+        for one, other in zip(session.states(), alone.states(), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_fork_a_roll_back_and_another_backends_state(quantized: Quantized) -> None:
+    bundle = quantized()
+    session, fork = NativeSession(bundle, threads=1), NativeSession(bundle, threads=2)
+    session.prefill(TOKENS[:50])
+    kept, position = session.states(), session.position
+    first = [session.step(token).copy() for token in TOKENS[50:60]]
+    session.load_states(kept, position)
+    fork.load_states(kept, position)
+    for token, logits in zip(TOKENS[50:60], first, strict=True):
+        np.testing.assert_array_equal(session.step(token), logits)
+        np.testing.assert_array_equal(fork.step(token), logits)
+    onnx = open_session(bundle, 1, "onnxruntime")
+    onnx.prefill(TOKENS[:50])
+    fork.load_states(onnx.states(), onnx.position)
+    # ONNX Runtime rounds activations to 8 bits, which a random model makes much of
+    assert np.linalg.norm(fork.step(TOKENS[50]) - first[0]) < 0.1 * np.linalg.norm(first[0])
+    session.reset()
+    assert session.position == 0
+    assert not any(state.any() for state in session.states())
+
+
+def test_sessions_of_many_threads_at_once(quantized: Quantized) -> None:
+    """Threads of one session wait for their next task while another's run."""
+    bundle = quantized()
+    sessions = [NativeSession(bundle, threads=threads) for threads in (4, 3, 1)]
+    for token in TOKENS[:200]:
+        logits = [session.step(token).copy() for session in sessions]
+        for other in logits[1:]:
+            np.testing.assert_array_equal(other, logits[0])
+
+
+def test_what_is_not_finite_shows(quantized: Quantized) -> None:
+    session = NativeSession(quantized(), threads=1)
+    for bad in (np.nan, np.inf):
+        states = session.states()
+        states[0][0, 0, 0, 0] = bad
+        session.load_states(states, 1)
+        assert not np.isfinite(session.step(1)).any()
+        session.reset()
+        assert np.isfinite(session.step(1)).all()
+
+
+def test_tokens_that_are_none(quantized: Quantized) -> None:
+    session = NativeSession(quantized(), threads=1)
+    with pytest.raises(InputError, match="0 tokens"):
+        session.prefill([])
+    for bad in (-1, VOCABULARY):
+        with pytest.raises(InputError, match="out of range"):
+            session.step(bad)
+        with pytest.raises(InputError, match="out of range"):
+            session.prefill([1, bad])
+    assert session.position == 0
+    with pytest.raises(InputError, match="threads is 0"):
+        NativeSession(quantized(), threads=0)
+    with pytest.raises(InputError, match="the kernels sse9"):
+        NativeSession(quantized(), threads=1, kernels="sse9")
+
+
+@pytest.mark.parametrize("variant", ["base", "untied"])
+def test_the_weights_lie_in_the_bundle_once(quantized: Quantized, variant: str) -> None:
+    bundle = quantized(variant, "int8-weight")
+    manifest = bundle.manifest
+    assert manifest.backends == ("onnxruntime", "native")
+    assert manifest.files_of("native") == ("native.json", "weights.bin")
+    plan = plan_of(bundle)
+    assert (plan.head == plan.embedding) == (variant == "base")
+    # the graphs keep tensors of less than 1 KiB to themselves, which no step_weight_bytes counts
+    read = step_weight_bytes(bundle, "native")
+    assert 0 < read - step_weight_bytes(bundle, "onnxruntime") < 0.1 * read
+
+
+def test_bench_and_profile(quantized: Quantized) -> None:
+    bundle = quantized()
+    spent = profile(bundle, steps=20, threads=1, backend="native")
+    assert [operator.name for operator in spent] == list(STAGES)
+    assert all(operator.microseconds > 0 for operator in spent)
+    figures = bench(
+        bundle.path, prompt=[9], generate=[4], depth=[0], threads=[1, 2], repetitions=2,
+        backend="native",
+    )  # fmt: skip
+    assert figures.backend == "native"
+    assert len(figures.rows) == 4
+    with pytest.raises(InputError, match="batch is 2; native runs one sequence"):
+        bench(
+            bundle.path, prompt=[], generate=[4], depth=[0], threads=[1], repetitions=1,
+            batch=[1, 2], backend="native",
+        )  # fmt: skip
+
+
+@pytest.mark.skipif(not memory_supported(), reason="memory is read on Linux")
+def test_memory_does_not_grow(quantized: Quantized) -> None:
+    memory = measure_memory(quantized().path, 2_000, warmup=100, backend="native")
+    assert memory.anonymous_slope.high < 1.0
+
+
+def test_build_verifies_it(tmp_path: Path, quantized: Quantized) -> None:
+    quantized()
+    checkpoint = quantized.exported["base"].checkpoint  # type: ignore[attr-defined]
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sat on the mat, and the dog sat by the door.\n\n" * 40)
+    verdict = build(
+        checkpoint, tmp_path / "m.edge", text=text, native=True, tokens=256, context=64,
+        memory_steps=0, baseline=False, say=silent,
+    )  # fmt: skip
+    onnx, native = verdict.backends
+    assert (onnx.backend, native.backend) == ("onnxruntime", "native")
+    assert native.parity.figures.mean_kl < onnx.parity.figures.mean_kl
+    assert [operator.name for operator in native.operators] == list(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        ("int8-dynamic", {}, "cannot multiply with blocks.0.retention.qkvg.weight: it takes"),
+        (mixed("six", BlockInt6()), {}, "cannot multiply with blocks.0.retention.qkvg.weight"),
+        (mixed("some float", Float32()), {}, "cannot multiply with blocks.0.retention.qkvg"),
+        (mixed("sixteen", BlockInt8(block=16)), {}, "layer 0 qkvg has blocks of 16"),
+        ("int8", {"state": "int8"}, "keeps its states in int8; the native backend keeps float32"),
+    ],
+)
+def test_refused_recipes(
+    quantized: Quantized, tmp_path: Path, recipe: Any, options: dict[str, Any], message: str
+) -> None:
+    quantized()
+    bundle = quantized.exported["base"].bundle  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=message):
+        quantize(bundle, tmp_path / "q.edge", recipe=recipe, native=True, say=silent, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_refused_models(quantized: Quantized, tmp_path: Path) -> None:
+    other = export_variant("transformer", tmp_path / "t")
+    with pytest.raises(InputError, match="runs RetNets, and this is a transformer"):
+        quantize(other.bundle, tmp_path / "q.edge", recipe="int8", native=True, say=silent)
+    assert not (tmp_path / "q.edge").exists()
+    with pytest.raises(InputError, match="native needs a recipe of 4 or 8 bits"):
+        build(tmp_path, tmp_path / "b.edge", text=tmp_path, recipe="fp32", native=True)
+    with pytest.raises(InputError, match="has no graphs for native; it has: onnxruntime"):
+        open_session(Bundle.open(quantized.exported["base"].bundle), backend="native")  # type: ignore[attr-defined]
+
+
+def test_without_the_library(
+    quantized: Quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = quantized()
+    monkeypatch.setattr(native_library, "_LIBRARY", None)
+    with pytest.raises(InputError, match="for want of a C compiler"):
+        open_session(bundle, backend="native")
+    source = quantized.exported["base"].bundle  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="for want of a C compiler"):
+        quantize(source, tmp_path / "q.edge", recipe="int8", native=True, say=silent)
+    assert open_session(bundle, threads=1).step(1).shape == (VOCABULARY,)
+
+
+def damaged(bundle: Bundle, folder: Path, change: Callable[[Any], None]) -> Bundle:
+    """A copy whose plan was changed, and whose manifest agrees with it."""
+    copied = folder / "damaged.edge"
+    copied.mkdir()
+    for path in bundle.path.iterdir():
+        if path.is_file():
+            (copied / path.name).write_bytes(path.read_bytes())
+    plan = json.loads((copied / "native.json").read_bytes())
+    change(plan)
+    (copied / "native.json").write_text(json.dumps(plan))
+    rewrite_manifest(copied, rehash=True)
+    return Bundle.open(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p.update(version=2), "version is 2; this one reads 1"),
+        (lambda p: p.update(extra=1), "not a valid plan"),
+        (lambda p: p["layers"].pop(), "1 layers; the model has 2"),
+        (lambda p: p["head"]["codes"].update(offset=2**40), "head: codes lies at bytes"),
+        (lambda p: p["head"]["codes"].update(size=64), "head: codes has 64 bytes; its shape"),
+        (lambda p: p["head"].update(block=512), "head has blocks of 512"),
+        (lambda p: p["head"].update(bits=6), "not a valid plan"),
+        (lambda p: p["layers"][1]["out"].update(inputs=29), "layer 1 out is"),
+        (lambda p: p.update(final_norm="AAAA"), "final_norm has 3 bytes; its shape needs 256"),
+    ],
+)
+def test_plans_that_do_not_hold_up(
+    quantized: Quantized, tmp_path: Path, change: Callable[[Any], None], message: str
+) -> None:
+    bundle = damaged(quantized(), tmp_path, change)
+    with pytest.raises(InputError, match=message):
+        open_session(bundle, threads=1, backend="native")
+    assert open_session(bundle, threads=1).step(1).shape == (VOCABULARY,)
+
+
+def test_the_commands(quantized: Quantized, tmp_path: Path, capsys: Any) -> None:
+    bundle = quantized()
+    assert main(["info", str(bundle.path)]) == 0
+    assert "step and prefill for native, on weights.bin" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    options = ["--prompt", "The cat", "--max-tokens", "5", "--threads", "1"]
+    assert main(["generate", str(bundle.path), "--backend", "native", *options]) == 0
+    source = quantized.exported["base"].bundle  # type: ignore[attr-defined]
+    out = tmp_path / "q.edge"
+    assert main(["quantize", str(source), str(out), "--recipe", "int4-weight", "--native"]) == 0
+    assert Bundle.open(out).manifest.backends == ("onnxruntime", "native")
+
+
+def test_pairs_of_schemes_are_all_used() -> None:
+    """Every width of codes meets both kinds of zero points and several sizes of blocks."""
+    found = {(scheme.bits, scheme.symmetric) for scheme in SCHEMES.values()}  # type: ignore[attr-defined]
+    assert found == set(itertools.product((4, 8), (True, False)))
