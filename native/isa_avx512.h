@@ -36,3 +36,4 @@ TARGET static inline void widen_halves_avx512(const uint16_t *halves, float *out
         _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(halves + i))));
     for (; i < n; i++) out[i] = _cvtsh_ss(halves[i]);
 }
+TARGET static inline float fma_avx512(float a, float b, float c) { return __builtin_fmaf(a, b, c); }

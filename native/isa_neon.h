@@ -42,3 +42,4 @@ static inline void widen_halves_neon(const uint16_t *halves, float *out, int n) 
     const __fp16 *h = (const __fp16 *)halves;
     for (int i = 0; i < n; i++) out[i] = (float)h[i];
 }
+static inline float fma_neon(float a, float b, float c) { return __builtin_fmaf(a, b, c); }

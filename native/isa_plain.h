@@ -58,3 +58,4 @@ static inline void widen_halves_plain(const uint16_t *halves, float *out, int n)
         out[i] = wide.value;
     }
 }
+static inline float fma_plain(float a, float b, float c) { return a * b + c; }

@@ -257,9 +257,9 @@ TARGET static void NAME(retain)(float *restrict state, const float *q, const flo
     for (int i = 0; i < keys; i++, state += values) {
         const float k_i = k[i], q_i = q[i];
         for (int j = 0; j < values; j++) {
-            const float s = gamma * state[j] + k_i * v[j];
+            const float s = NAME(fma)(gamma, state[j], k_i * v[j]);
             state[j] = s;
-            o[j] += q_i * s;
+            o[j] = NAME(fma)(q_i, s, o[j]);
         }
     }
 }

@@ -1,0 +1,175 @@
+/* Every set of kernels that this processor has, against a product by the definition of the layout.
+ * Built and run by test_native_kernels.py; writes what is wrong, and exits with 1. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../../native/kernels.h"
+#include "../../native/pool.h"
+
+enum { TOKENS = 5, ROWS = 37 };
+
+static int failures = 0;
+
+static void expect(int holds, const char *what, const Matrix *m, const char *kernels) {
+    if (holds) return;
+    failures++;
+    printf("%s: %s with %d bits, blocks of %d, %d inputs, %s scales, %s zeros\n", kernels, what,
+           m->bits, m->block, m->inputs, m->half_scales ? "half" : "single",
+           m->zeros ? "own" : "middle");
+}
+
+static double uniform(void) { return 2.0 * rand() / RAND_MAX - 1; }
+
+static double weight(const Matrix *m, const float *scales, int row, int k) {
+    const size_t at = (size_t)row * m->columns + k;
+    const int blocks = m->columns / m->block, b = k / m->block;
+    const int code = m->bits == 8 ? m->codes[at] : m->codes[at / 2] >> (at % 2 * 4) & 15;
+    int zero = 1 << (m->bits - 1);
+    if (m->zeros && m->bits == 8) zero = m->zeros[row * blocks + b];
+    if (m->zeros && m->bits == 4) zero = m->zeros[row * ((blocks + 1) / 2) + b / 2] >> (b % 2 * 4) & 15;
+    return (code - zero) * (double)scales[row * blocks + b];
+}
+
+static void *bytes(size_t n) {
+    uint8_t *found = malloc(n);
+    for (size_t i = 0; i < n; i++) found[i] = (uint8_t)rand();
+    return found;
+}
+
+static Activations activations(const Matrix *m) {
+    const size_t blocks = (size_t)(m->columns / m->block);
+    return (Activations){malloc(sizeof(int16_t) * TOKENS * m->columns),
+                         malloc(sizeof(int32_t) * TOKENS * blocks),
+                         malloc(sizeof(int32_t) * TOKENS * blocks * MOST_INTS),
+                         malloc(sizeof(float) * TOKENS)};
+}
+
+static void check(const Kernels *k, int bits, int block, int inputs, int half, int own_zeros) {
+    const int blocks = (inputs + block - 1) / block, columns = blocks * block;
+    float *scales = malloc(sizeof(float) * ROWS * blocks);
+    uint16_t *halves = malloc(sizeof(uint16_t) * ROWS * blocks);
+    for (int i = 0; i < ROWS * blocks; i++) {
+        /* 0.25 to 2 in steps that a half has, by its bits; every eighth one too small to be normal */
+        const int exponent = i % 8 ? 13 + rand() % 3 : 0, digits = rand() % 1024;
+        halves[i] = (uint16_t)(exponent << 10 | digits);
+        scales[i] = exponent ? ldexpf(1 + digits / 1024.0f, exponent - 15) : ldexpf(digits, -24);
+    }
+    Matrix m = {bytes((size_t)ROWS * columns * bits / 8),
+                half ? (void *)halves : scales,
+                own_zeros ? bytes((size_t)ROWS * blocks) : NULL,
+                ROWS, inputs, columns, bits, block, half};
+    float *x = malloc(sizeof(float) * TOKENS * inputs);
+    for (int i = 0; i < TOKENS * inputs; i++) x[i] = (float)(uniform() * (i % 97 ? 1 : 50));
+    Activations codes = activations(&m);
+    for (int t = 0; t < TOKENS; t++) k->quantize(&m, x + t * inputs, &codes, t);
+    void *scratch = aligned_alloc(64, (size_t)CHUNK_ROWS * columns * 4 + 4096);
+    float one[TOKENS * ROWS], many[TOKENS * ROWS], added[TOKENS * ROWS], row[4096];
+    for (int i = 0; i < TOKENS * ROWS; i++) added[i] = 1;
+    for (int t = 0; t < TOKENS; t++) {
+        const size_t at = (size_t)t * blocks;
+        Activations token = {codes.codes + (size_t)t * columns, codes.sums + at,
+                             codes.starts + at * MOST_INTS, codes.scales + t};
+        k->rows(&m, 0, 20, &token, one + t * ROWS, 0, scratch);
+        k->rows(&m, 20, ROWS, &token, one + t * ROWS, 0, scratch);
+    }
+    for (int first = 0; first < ROWS; first += CHUNK_ROWS) {
+        const int last = first + CHUNK_ROWS < ROWS ? first + CHUNK_ROWS : ROWS;
+        k->rows_by_tokens(&m, first, last, &codes, TOKENS, many, 0, scratch);
+        k->rows_by_tokens(&m, first, last, &codes, TOKENS, added, 1, scratch);
+    }
+    for (int t = 0; t < TOKENS; t++)
+        for (int r = 0; r < ROWS; r++) {
+            double exact = 0, size = 0;
+            for (int i = 0; i < inputs; i++) {
+                const double term = weight(&m, scales, r, i) * x[t * inputs + i];
+                exact += term;
+                size += fabs(term);
+            }
+            const int i = t * ROWS + r;
+            expect(fabs(one[i] - exact) < 1e-3 * size, "a product", &m, k->name);
+            expect(!memcmp(&one[i], &many[i], sizeof(float)), "other bits among tokens", &m, k->name);
+            expect(added[i] == many[i] + 1, "an addition", &m, k->name);
+        }
+    for (int r = 0; r < ROWS; r++) {
+        k->lookup(&m, (size_t)r, row, scratch);
+        for (int i = 0; i < inputs; i++)
+            expect(fabs(row[i] - weight(&m, scales, r, i)) <= 1e-6 * fabs(row[i]), "a lookup", &m, k->name);
+    }
+    free((void *)m.codes);
+    free((void *)m.zeros);
+    free(codes.codes), free(codes.sums), free(codes.starts), free(codes.scales);
+    free(scales), free(halves), free(x), free(scratch);
+}
+
+static void check_rows_of_numbers(const Kernels *k) {
+    enum { N = 53 };
+    const Matrix none = {0};
+    float x[N], y[N], w[N], out[N];
+    for (int i = 0; i < N; i++) x[i] = (float)(30 * uniform()), y[i] = (float)uniform(), w[i] = y[i] + 2;
+    double squares = 0;
+    for (int i = 0; i < N; i++) squares += x[i] * (double)x[i];
+    k->rms_norm(x, w, N, 0.1f, out);
+    for (int i = 0; i < N; i++) {
+        const double exact = x[i] / sqrt(squares / N + 0.1f) * w[i];
+        expect(fabs(out[i] - exact) < 1e-6 * fabs(exact), "a norm", &none, k->name);
+    }
+    for (int gelu = 0; gelu < 2; gelu++) {
+        k->activate(x, y, N, gelu, out);
+        for (int i = 0; i < N; i++) {
+            const double act = gelu ? 0.5 * x[i] * (1 + erf(x[i] * sqrt(0.5))) : x[i] / (1 + exp(-x[i]));
+            expect(fabs(out[i] - act * y[i]) < 1e-6 * (1e-3 + fabs(x[i])), "an activation", &none, k->name);
+        }
+    }
+    enum { KEYS = 6, VALUES = 11 };
+    float state[KEYS * VALUES], before[KEYS * VALUES], o[VALUES];
+    for (int i = 0; i < KEYS * VALUES; i++) before[i] = state[i] = (float)uniform();
+    k->retain(state, x, y, w, 0.9f, KEYS, VALUES, o);
+    for (int j = 0; j < VALUES; j++) {
+        double sum = 0, size = 0;
+        for (int i = 0; i < KEYS; i++) {
+            const double s = 0.9f * (double)before[i * VALUES + j] + y[i] * (double)w[j];
+            expect(fabs(state[i * VALUES + j] - s) < 1e-6, "a state", &none, k->name);
+            sum += x[i] * s;
+            size += fabs(x[i] * s);
+        }
+        expect(fabs(o[j] - sum) < 1e-6 * size, "an output", &none, k->name);
+    }
+}
+
+static int counted[1000];
+
+static void count(void *arg, int chunk, int thread) {
+    (void)thread;
+    (*(int(*)[1000])arg)[chunk]++;
+}
+
+/* Every chunk of every task is done once, and before the call returns. */
+static void check_pool(int threads) {
+    Pool *pool = pool_new(threads);
+    const Matrix none = {0};
+    for (int task = 1; task <= 3000; task++) {
+        const int chunks = 1 + task % 1000;
+        memset(counted, 0, sizeof counted);
+        pool_run(pool, count, counted, chunks);
+        for (int i = 0; i < 1000; i++) expect(counted[i] == (i < chunks), "a chunk", &none, "pool");
+    }
+    pool_free(pool);
+}
+
+int main(void) {
+    const char *names[] = {"avx512", "avx2", "neon", "plain"};
+    for (int n = 0; n < 4; n++) {
+        const Kernels *k = find_kernels(names[n]);
+        if (!k) continue;
+        printf("%s\n", k->name);
+        check_rows_of_numbers(k);
+        for (int bits = 4; bits <= 8; bits += 4)
+            for (int block = 32; block <= 256; block *= 2)
+                for (int inputs = 20; inputs <= 600; inputs += 171)
+                    for (int kind = 0; kind < 4; kind++) check(k, bits, block, inputs, kind & 1, kind >> 1);
+    }
+    for (int threads = 1; threads <= 4; threads++) check_pool(threads);
+    return failures > 0;
+}

@@ -1,0 +1,60 @@
+"""The C of the native backend by itself (`check_kernels.c`), under sanitizers and on ARM."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ["tests/runtime/check_kernels.c", "native/kernels.c", "native/pool.c"]
+SANITIZERS = {
+    "memory": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "threads": ["-fsanitize=thread"],
+}
+
+
+def flags() -> list[str]:
+    """What the package is built with."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    (extension,) = settings["ext-modules"]
+    return [*extension["extra-compile-args"], "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"]
+
+
+def build(compiler: str, program: Path, *options: str) -> None:
+    done = subprocess.run(
+        [compiler, *flags(), *options, *SOURCES, "-o", str(program), "-lm", "-lpthread"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def run(*command: str | Path) -> list[str]:
+    """What it printed: the names of the kernels that were checked, and what is wrong with them."""
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler: apt install gcc")
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_kernels_and_pool(sanitizer: str, tmp_path: Path) -> None:
+    build("cc", tmp_path / "check", "-g", *SANITIZERS[sanitizer])
+    assert run(tmp_path / "check")[-1] == "plain"
+
+
+@pytest.mark.skipif(
+    shutil.which("aarch64-linux-gnu-gcc") is None or shutil.which("qemu-aarch64") is None,
+    reason="apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user runs it",
+)
+def test_kernels_of_arm(tmp_path: Path) -> None:
+    build("aarch64-linux-gnu-gcc", tmp_path / "check", "-static")
+    assert run("qemu-aarch64", tmp_path / "check") == ["neon", "plain"]
