@@ -21,7 +21,7 @@ def flags() -> list[str]:
     """What the package is built with."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     (extension,) = settings["ext-modules"]
-    return [*extension["extra-compile-args"], "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"]
+    return [*extension["extra-compile-args"], "-Wall", "-Wextra", "-Werror"]
 
 
 def build(compiler: str, program: Path, *options: str) -> None:
