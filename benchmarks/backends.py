@@ -1,4 +1,4 @@
-"""Decode and prefill speed of both backends on one checkpoint, interleaved in one run.
+"""Decode and prefill speed of all backends on one checkpoint, interleaved in one run.
 
     python benchmarks/backends.py checkpoints/edge-15m --calibration text.txt
     python benchmarks/backends.py --preset edge-135m --calibration text.txt
@@ -33,6 +33,7 @@ from retnet_edge.quantize.built_in import RECIPES
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import Backend
+from retnet_edge.runtime.native_library import native_available
 from retnet_edge.runtime.profile import profile
 from retnet_edge.runtime.session import Session, open_session
 from retnet_edge.tokenizer import read_documents, train_tokenizer
@@ -56,6 +57,9 @@ PROMPT = 512
 VOCABULARY = 32_000
 SHOWN = 10  # operators of a profile
 PROFILE_STEPS = 100
+
+NATIVE = ("int8", "int8-weight", "int4", "int4-weight")
+"""Recipes whose ONNX bundles get a native plan too."""
 
 Key = tuple[str, Backend]
 
@@ -102,6 +106,7 @@ def bundles(
             if recipe.name not in ("int8", *wanted):  # int8 is what the others are compared with
                 continue
             out = folder / f"{recipe.name}-{name}"
+            native = backend == "onnxruntime" and recipe.name in NATIVE and native_available()
             if not out.is_dir():
                 quantize(
                     exported,
@@ -109,9 +114,12 @@ def bundles(
                     recipe=recipe,
                     checkpoint=checkpoint,
                     calibration=calibration,
+                    native=native,
                     say=print_flushed,
                 )
             found[recipe.name, backend] = out
+            if native:
+                found[recipe.name, "native"] = out
     return dict(sorted(found.items()))
 
 
@@ -135,7 +143,7 @@ def one_pass(made: dict[Key, Path], threads: int) -> None:
         bundle = Bundle.open(path)
         before = anonymous_bytes()
         began = time.perf_counter()
-        sessions[key] = open_session(bundle, threads)
+        sessions[key] = open_session(bundle, threads, key[1])
         loaded[key] = time.perf_counter() - began
         sessions[key].step(0)
         grown[key] = anonymous_bytes() - before
@@ -145,8 +153,7 @@ def one_pass(made: dict[Key, Path], threads: int) -> None:
         key = (recipe, backend)
         low, middle, high = statistics.quantiles(taken, n=4)
         manifest = Bundle.open(made[key]).manifest
-        graph = manifest.graph("step")
-        size = sum(manifest.files[f].size for f in (graph.file, *graph.external_data))
+        size = sum(manifest.files[file].size for file in manifest.files_of(backend))
         print_flushed(
             f"| {recipe} | {backend} | {threads} | {middle:.2f} [{low:.2f}, {high:.2f}] | "
             f"{1e3 / middle:.0f} | {base / middle:.2f} | {prompt_speed(sessions[key]):.0f} | "

@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "peers.json"
 PEERS = ("llama-q8_0", "llama-q4_0", "rwkv7-q8_0", "mamba2-q8_0")
-OURS = ("int8", "int8-weight", "int4", "int4-weight")
+OURS = ("int8", "int8-native", "int4", "int4-native")
 DEPTHS = (0, 2048, 8192)
 PROMPTS = (512,)
 ROUND_SECONDS = 0.25
@@ -84,7 +84,9 @@ def command(name: str, args: argparse.Namespace, threads: int) -> list[str]:
         numbers = [threads, context, args.fill_threads or threads]
         return [str(args.peers_python), str(here), str(file), *map(str, numbers)]
     here = ROOT / "benchmarks" / "peers_ours.py"
-    return [sys.executable, str(here), str(args.bundles / f"{name}-onnx"), str(threads)]
+    recipe, native, _ = name.partition("-native")
+    bundle = args.bundles / f"{recipe}-onnx"
+    return [sys.executable, str(here), str(bundle), str(threads), native[1:] or "onnxruntime"]
 
 
 def spread(values: list[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""A bundle in this runtime, for `peers.py`: `peers_ours.py BUNDLE THREADS`."""
+"""A bundle in this runtime, for `peers.py`: `peers_ours.py BUNDLE THREADS BACKEND`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from retnet_edge.runtime.session import open_session
 class Ours:
     """One session."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, backend: str) -> None:
         """Open the bundle."""
-        self._session = open_session(Bundle.open(path), threads)
+        self._session = open_session(Bundle.open(path), threads, backend)
 
     def clear(self) -> None:
         """Back to depth 0."""
@@ -36,4 +36,4 @@ class Ours:
 
 
 if __name__ == "__main__":
-    serve(Ours(sys.argv[1], int(sys.argv[2])))
+    serve(Ours(sys.argv[1], int(sys.argv[2]), sys.argv[3]))

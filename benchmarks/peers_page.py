@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from results_text import table
 Row = dict[str, Any]
 DEEP = "peers-32k.json"
 IN_WORDS = {
+    "int8-native": "ours, `int8` native",
+    "int4-native": "ours, `int4` native",
     "int8": "ours, `int8`",
     "int8-weight": "ours, `int8-weight`",
     "int4": "ours, `int4`",
@@ -30,7 +33,8 @@ GOALS = (
     ("decode", 0, "int4", "llama-q4_0", 1.2),
     ("prompt", 512, "int8", "llama-q8_0", 1.0),
 )
-"""Test, depth or prompt, ours, theirs, the ratio of medians that is asked for."""
+"""Test, depth or prompt, our recipe, theirs, the ratio of medians that is asked for."""
+BACKENDS = ("-native", "")
 HEAD = """# Beside llama.cpp
 
 Written by `python benchmarks/peers.py page`: edit `benchmarks/peers_page.py`, not this page.
@@ -55,16 +59,19 @@ def find(rows: list[Row], name: str, threads: int, test: str, depth: int) -> Row
 def ratios(rows: list[Row]) -> list[list[str]]:
     """Of every goal and number of threads: asked, and the ratio of medians."""
     found = []
-    for test, depth, ours, theirs, asked in GOALS:
-        for threads in sorted({row["threads"] for row in rows}):
-            mine = find(rows, ours, threads, test, depth)
-            other = find(rows, theirs, threads, test, depth)
-            if mine is None or other is None:
-                continue
-            where = f"decode at depth {depth:,}" if test == "decode" else f"prompt of {depth:,}"
-            got = mine["tokens/s"][1] / other["tokens/s"][1]
-            pair = f"{IN_WORDS[ours]} over {IN_WORDS[theirs]}"
-            found.append([where, pair, str(threads), f"{asked:.1f}", f"{got:.2f}"])
+    threads_of_rows = sorted({row["threads"] for row in rows})
+    for (test, depth, recipe, theirs, asked), backend, threads in product(
+        GOALS, BACKENDS, threads_of_rows
+    ):
+        ours = recipe + backend
+        mine = find(rows, ours, threads, test, depth)
+        other = find(rows, theirs, threads, test, depth)
+        if mine is None or other is None:
+            continue
+        where = f"decode at depth {depth:,}" if test == "decode" else f"prompt of {depth:,}"
+        got = mine["tokens/s"][1] / other["tokens/s"][1]
+        pair = f"{IN_WORDS[ours]} over {IN_WORDS[theirs]}"
+        found.append([where, pair, str(threads), f"{asked:.1f}", f"{got:.2f}"])
     return found
 
 
@@ -168,7 +175,7 @@ def plot(data: dict[str, Any]) -> bytes:
 
     rows: list[Row] = data["rows"]
     least = min(row["threads"] for row in rows)
-    colours = (*COLOURS, "#111111", "#7a4a2a")
+    colours = (*COLOURS, "#111111", "#7a4a2a", "#5a9", "#c6a")
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 4.0), layout="constrained")
         speed, memory = figure.subplots(1, 2)

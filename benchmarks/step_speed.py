@@ -51,16 +51,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--backends", nargs="+", default=[None], help="of each bundle")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--seconds", type=float, default=0.2)
     args = parser.parse_args()
     watch = OtherLoad()
     sessions = {
-        path.name: open_session(Bundle.open(path), threads=args.threads) for path in args.bundles
+        f"{path.name} {backend or ''}".strip(): open_session(
+            Bundle.open(path), args.threads, backend
+        )
+        for path in args.bundles
+        for backend in args.backends
     }
     found = in_turns(sessions, args.rounds, args.seconds)
-    first = found[args.bundles[0].name]
-    table = Table("bundle", "ms a step", f"of {args.bundles[0].name}'s")
+    base = next(iter(found))
+    first = found[base]
+    table = Table("bundle", "ms a step", f"of {base}'s")
     for name, values in found.items():
         of = spread(values)
         ratio = statistics.median(a / b for a, b in zip(values, first, strict=True))
