@@ -3,6 +3,7 @@
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define LANES 16
 #define INTS 8
+#define FLOATS 8
 typedef __m256i Ints_avx2;
 typedef __m256 Floats_avx2;
 
@@ -26,12 +27,16 @@ TARGET static inline void wide4_avx2(const uint8_t *codes, Ints_avx2 v[2]) {
 TARGET static inline Ints_avx2 load_ints_avx2(const int32_t *x) {
     return _mm256_loadu_si256((const __m256i *)x);
 }
-TARGET static inline Ints_avx2 first_avx2(int32_t x) {
-    return _mm256_zextsi128_si256(_mm_cvtsi32_si128(x));
-}
 TARGET static inline Floats_avx2 none_avx2(void) { return _mm256_setzero_ps(); }
 TARGET static inline Floats_avx2 scaled_avx2(Floats_avx2 sum, Ints_avx2 v, float scale) {
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(v), _mm256_set1_ps(scale), sum);
+}
+TARGET static inline Floats_avx2 loadf_avx2(const float *x) { return _mm256_loadu_ps(x); }
+TARGET static inline Floats_avx2 plus_avx2(Floats_avx2 sum, Floats_avx2 a, Floats_avx2 b) {
+    return _mm256_fmadd_ps(a, b, sum);
+}
+TARGET static inline Floats_avx2 minus_avx2(Floats_avx2 a, Floats_avx2 b) {
+    return _mm256_sub_ps(a, b);
 }
 TARGET static inline float total_avx2(Floats_avx2 v) {
     __m128 h = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

@@ -3,6 +3,7 @@
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
 #define LANES 32
 #define INTS 16
+#define FLOATS 16
 typedef __m512i Ints_avx512;
 typedef __m512 Floats_avx512;
 
@@ -22,12 +23,16 @@ TARGET static inline void wide4_avx512(const uint8_t *codes, Ints_avx512 v[1]) {
 TARGET static inline Ints_avx512 load_ints_avx512(const int32_t *x) {
     return _mm512_loadu_si512(x);
 }
-TARGET static inline Ints_avx512 first_avx512(int32_t x) {
-    return _mm512_zextsi128_si512(_mm_cvtsi32_si128(x));
-}
 TARGET static inline Floats_avx512 none_avx512(void) { return _mm512_setzero_ps(); }
 TARGET static inline Floats_avx512 scaled_avx512(Floats_avx512 sum, Ints_avx512 v, float scale) {
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(v), _mm512_set1_ps(scale), sum);
+}
+TARGET static inline Floats_avx512 loadf_avx512(const float *x) { return _mm512_loadu_ps(x); }
+TARGET static inline Floats_avx512 plus_avx512(Floats_avx512 sum, Floats_avx512 a, Floats_avx512 b) {
+    return _mm512_fmadd_ps(a, b, sum);
+}
+TARGET static inline Floats_avx512 minus_avx512(Floats_avx512 a, Floats_avx512 b) {
+    return _mm512_sub_ps(a, b);
 }
 TARGET static inline float total_avx512(Floats_avx512 v) { return _mm512_reduce_add_ps(v); }
 TARGET static inline void widen_halves_avx512(const uint16_t *halves, float *out, int n) {

@@ -3,6 +3,7 @@
 #define TARGET
 #define LANES 8
 #define INTS 4
+#define FLOATS 4
 typedef union {
     int16x8_t h;
     int32x4_t w;
@@ -30,13 +31,15 @@ static inline void wide4_neon(const uint8_t *codes, Ints_neon v[4]) {
 static inline Ints_neon load_ints_neon(const int32_t *x) {
     return (Ints_neon){.w = vld1q_s32(x)};
 }
-static inline Ints_neon first_neon(int32_t x) {
-    return (Ints_neon){.w = vsetq_lane_s32(x, vdupq_n_s32(0), 0)};
-}
 static inline Floats_neon none_neon(void) { return vdupq_n_f32(0); }
 static inline Floats_neon scaled_neon(Floats_neon sum, Ints_neon v, float scale) {
     return vfmaq_n_f32(sum, vcvtq_f32_s32(v.w), scale);
 }
+static inline Floats_neon loadf_neon(const float *x) { return vld1q_f32(x); }
+static inline Floats_neon plus_neon(Floats_neon sum, Floats_neon a, Floats_neon b) {
+    return vfmaq_f32(sum, a, b);
+}
+static inline Floats_neon minus_neon(Floats_neon a, Floats_neon b) { return vsubq_f32(a, b); }
 static inline float total_neon(Floats_neon v) { return vaddvq_f32(v); }
 static inline void widen_halves_neon(const uint16_t *halves, float *out, int n) {
     const __fp16 *h = (const __fp16 *)halves;

@@ -3,6 +3,7 @@
 #define TARGET
 #define LANES 32
 #define INTS 32
+#define FLOATS 1
 typedef struct {
     int32_t v[LANES];
 } Ints_plain;
@@ -38,12 +39,18 @@ static inline Ints_plain load_ints_plain(const int32_t *x) {
     memcpy(v.v, x, sizeof v.v);
     return v;
 }
-static inline Ints_plain first_plain(int32_t x) { return (Ints_plain){{x}}; }
 static inline Floats_plain none_plain(void) { return (Floats_plain){0}; }
 static inline Floats_plain scaled_plain(Floats_plain sum, Ints_plain v, float scale) {
     int64_t total = 0;
     for (int i = 0; i < LANES; i++) total += v.v[i];
     return (Floats_plain){sum.v + scale * (float)total};
+}
+static inline Floats_plain loadf_plain(const float *x) { return (Floats_plain){*x}; }
+static inline Floats_plain plus_plain(Floats_plain sum, Floats_plain a, Floats_plain b) {
+    return (Floats_plain){sum.v + a.v * b.v};
+}
+static inline Floats_plain minus_plain(Floats_plain a, Floats_plain b) {
+    return (Floats_plain){a.v - b.v};
 }
 static inline float total_plain(Floats_plain v) { return v.v; }
 static inline void widen_halves_plain(const uint16_t *halves, float *out, int n) {

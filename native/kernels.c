@@ -12,6 +12,7 @@
 
 enum {
     AHEAD = 4096, /* bytes */
+    AT_ONCE = 4,  /* rows that one token is multiplied by */
     TILE_ROWS = 4,
     TILE_TOKENS = 2,
 };
@@ -21,8 +22,7 @@ enum {
 /* Of a block of a row. */
 static inline int zero_point(const Matrix *m, size_t row, int block) {
     if (!m->zeros) return 1 << (m->bits - 1);
-    const size_t blocks = (size_t)(m->columns / m->block), last = (size_t)m->rows - 1;
-    row = row < last ? row : last; /* a tile may reach past it */
+    const size_t blocks = (size_t)(m->columns / m->block);
     if (m->bits == 8) return m->zeros[row * blocks + block];
     const uint8_t pair = m->zeros[row * ((blocks + 1) / 2) + block / 2];
     return block % 2 ? pair >> 4 : pair & 15;
@@ -30,7 +30,7 @@ static inline int zero_point(const Matrix *m, size_t row, int block) {
 
 static inline Activations of_token(const Matrix *m, const Activations *x, int token) {
     const size_t at = (size_t)token, blocks = (size_t)(m->columns / m->block);
-    return (Activations){x->codes + at * m->columns, x->sums + at * blocks,
+    return (Activations){x->codes + at * m->columns, x->sums + at * padded((int)blocks),
                          x->starts + at * blocks * MOST_INTS, x->scales + at};
 }
 

@@ -9,16 +9,20 @@
 
 enum {
     GROUP = 32,      /* values that share an order: even ones, then odd ones, for 4-bit weights */
+    PADDED = 16,     /* what is there for each block of a row is padded to a multiple of it */
     MOST_INTS = 32,  /* lanes of int32 that any kernel's vector has */
     CHUNK_ROWS = 16, /* rows that a thread multiplies by several tokens at a time */
 };
 
+static inline int padded(int blocks) { return (blocks + PADDED - 1) / PADDED * PADDED; }
+
 /* Tokens as int16, x = scales[token] * codes[token][k]. Of each block of the matrix that they are
- * multiplied with: the sum of the codes, and what a product begins with (the part of a zero point
- * in the middle) as a vector of the kernels. */
+ * multiplied with: the sum of the codes, [token][padded], and what a product begins with (the part
+ * of a zero point in the middle) as a vector of the kernels. */
 typedef struct {
     int16_t *codes;
-    int32_t *sums, *starts;
+    float *sums;
+    int32_t *starts;
     float *scales;
 } Activations;
 

@@ -25,56 +25,87 @@ TARGET static inline Ints NAME(group)(Ints sum, const uint8_t *codes, const int1
     return sum;
 }
 
-/* What the sum over a block of a row begins with: its zero point's part, -zero * (sum of codes). */
-TARGET static inline Ints NAME(start)(const Matrix *m, size_t row, int block,
-                                      const Activations *x) {
-    if (!m->zeros) return NAME(load_ints)(x->starts + block * INTS);
-    return NAME(first)(-zero_point(m, row, block) * x->sums[block]);
+/* s * zero of every block of a row with zero points of its own, padded with zeros. */
+TARGET static void NAME(levels)(const Matrix *m, size_t row, const float *scales, float *out) {
+    const int blocks = m->columns / m->block, bytes = (blocks * m->bits + 7) / 8;
+    const uint8_t *zeros = m->zeros + row * (size_t)bytes;
+    for (int i = 0; m->bits == 8 && i < blocks; i++) out[i] = zeros[i];
+    for (int i = 0; m->bits == 4 && i < blocks; i += 8) {
+        uint32_t eight = 0;
+        if (i + 8 <= blocks) memcpy(&eight, zeros + i / 2, 4);
+        else memcpy(&eight, zeros + i / 2, (size_t)(bytes - i / 2));
+        for (int j = 0; j < 8; j++) out[i + j] = (float)(int32_t)(eight >> 4 * j & 15);
+    }
+    for (int i = 0; i < blocks; i++) out[i] *= scales[i];
+    for (int i = blocks; i < padded(blocks); i++) out[i] = 0;
 }
 
-/* Two rows times one token, y[i] = scale * sum over blocks of s (code - zero) . x.
- * Two rows share what is read of x. bits, block: the matrix's, as constants. */
-TARGET static inline __attribute__((always_inline)) void NAME(two_rows)(
-    const Matrix *m, size_t row, size_t other, const Activations *x, float *y, const int bits,
-    const int block, float *buffer) {
+/* The sum over a row less what its zero points add to it, times the token's scale. */
+TARGET static inline float NAME(result)(const Matrix *m, Floats sum, const float *levels,
+                                        const Activations *x) {
+    Floats part = NAME(none)();
+    if (m->zeros)
+        for (int i = 0; i < m->columns / m->block; i += FLOATS)
+            part = NAME(plus)(part, NAME(loadf)(levels + i), NAME(loadf)(x->sums + i));
+    return x->scales[0] * NAME(total)(NAME(minus)(sum, part));
+}
+
+/* Rows `row`, `row` + apart, … times one token: scale * sum over blocks of s (code - zero) . x.
+ * They share what is read of x. bits, block: the matrix's, as constants. */
+TARGET static inline __attribute__((always_inline)) void NAME(some_rows)(
+    const Matrix *m, size_t row, size_t apart, const Activations *x, float y[AT_ONCE],
+    const int bits, const int block, float *buffer) {
     const int blocks = m->columns / block, bytes = GROUP * bits / 8;
     const size_t row_bytes = (size_t)m->columns * bits / 8;
-    const uint8_t *a = m->codes + row * row_bytes, *b = m->codes + other * row_bytes;
-    const float *scale_a = NAME(row_scales)(m, row, buffer);
-    const float *scale_b = NAME(row_scales)(m, other, buffer + blocks);
-    const int16_t *codes = x->codes;
-    Floats sum_a = NAME(none)(), sum_b = sum_a;
-    for (int i = 0; i < blocks; i++) {
-        Ints block_a = NAME(start)(m, row, i, x), block_b = NAME(start)(m, other, i, x);
-        for (int j = 0; j < block; j += GROUP, a += bytes, b += bytes, codes += GROUP) {
-            __builtin_prefetch(a + AHEAD);
-            __builtin_prefetch(b + AHEAD);
-            block_a = NAME(group)(block_a, a, codes, bits);
-            block_b = NAME(group)(block_b, b, codes, bits);
-        }
-        sum_a = NAME(scaled)(sum_a, block_a, scale_a[i]);
-        sum_b = NAME(scaled)(sum_b, block_b, scale_b[i]);
+    const uint8_t *at[AT_ONCE];
+    const float *scales[AT_ONCE];
+    Floats sums[AT_ONCE];
+    for (int r = 0; r < AT_ONCE; r++) {
+        const size_t found = row + r * apart;
+        at[r] = m->codes + found * row_bytes;
+        scales[r] = NAME(row_scales)(m, found, buffer + r * padded(blocks));
+        sums[r] = NAME(none)();
     }
-    y[0] = x->scales[0] * NAME(total)(sum_a);
-    y[1] = x->scales[0] * NAME(total)(sum_b);
+    const int16_t *codes = x->codes;
+    for (int i = 0; i < blocks; i++) {
+        Ints parts[AT_ONCE];
+        UNROLLED for (int r = 0; r < AT_ONCE; r++)
+            parts[r] = NAME(load_ints)(x->starts + i * INTS);
+        for (int j = 0; j < block; j += GROUP, codes += GROUP)
+            UNROLLED for (int r = 0; r < AT_ONCE; r++) {
+                __builtin_prefetch(at[r] + AHEAD);
+                parts[r] = NAME(group)(parts[r], at[r], codes, bits);
+                at[r] += bytes;
+            }
+        UNROLLED for (int r = 0; r < AT_ONCE; r++)
+            sums[r] = NAME(scaled)(sums[r], parts[r], scales[r][i]);
+    }
+    float *levels = buffer + AT_ONCE * padded(blocks);
+    for (int r = 0; r < AT_ONCE; r++) {
+        if (m->zeros) NAME(levels)(m, row + r * apart, scales[r], levels);
+        y[r] = NAME(result)(m, sums[r], levels, x);
+    }
 }
 
-/* Rows first … last - 1 times one token, two at a time from far places: each place is read straight
- * on, which is what the memory's own reading ahead follows. Two rows side by side, or one, take
- * up to twice as long. */
+/* Rows first … last - 1 times one token, some at a time from far places: each place is read
+ * straight on, which is what the memory's own reading ahead follows. Rows side by side, or one,
+ * take up to twice as long. */
 TARGET static void NAME(rows)(const Matrix *m, int first, int last, const Activations *x, float *y,
                               int add, void *scratch) {
-    const int half = (last - first + 1) / 2;
-    for (int row = first; row < first + half; row++) {
-        float pair[2];
-        int other = row + half < last ? row + half : row;
+    const int apart = (last - first) / AT_ONCE, together = first + apart * AT_ONCE;
+    for (int i = 0; i < apart + last - together; i++) {
+        const int row = i < apart ? first + i : together + i - apart;
+        float found[AT_ONCE];
+        const int step = i < apart ? apart : 0; /* the last few one by one */
         if (m->bits == 8 && m->block == 128)
-            NAME(two_rows)(m, row, other, x, pair, 8, 128, scratch);
-        else if (m->bits == 8) NAME(two_rows)(m, row, other, x, pair, 8, m->block, scratch);
-        else if (m->block == 32) NAME(two_rows)(m, row, other, x, pair, 4, 32, scratch);
-        else NAME(two_rows)(m, row, other, x, pair, 4, m->block, scratch);
-        y[row] = pair[0] + (add ? y[row] : 0);
-        if (other > row) y[other] = pair[1] + (add ? y[other] : 0);
+            NAME(some_rows)(m, row, step, x, found, 8, 128, scratch);
+        else if (m->bits == 8) NAME(some_rows)(m, row, step, x, found, 8, m->block, scratch);
+        else if (m->block == 32) NAME(some_rows)(m, row, step, x, found, 4, 32, scratch);
+        else NAME(some_rows)(m, row, step, x, found, 4, m->block, scratch);
+        for (int r = 0; r < (step ? AT_ONCE : 1); r++) {
+            float *to = y + row + r * step;
+            *to = found[r] + (add ? *to : 0);
+        }
     }
 }
 
@@ -90,11 +121,11 @@ TARGET static void NAME(expand)(const Matrix *m, size_t row, int16_t *out) {
     }
 }
 
-/* TILE_ROWS expanded rows (`row` and after) times TILE_TOKENS tokens: out[i] is of row
- * i / TILE_TOKENS and token i % TILE_TOKENS. Every sum is made as `two_rows` makes it, so that a
- * token gives the same bits alone and among others. */
-TARGET static inline void NAME(tile)(const Matrix *m, size_t row, const int16_t *w,
-                                     const float *scales, const Activations x[TILE_TOKENS],
+/* TILE_ROWS expanded rows times TILE_TOKENS tokens: out[i] is of row i / TILE_TOKENS and token
+ * i % TILE_TOKENS. Every sum is made as `some_rows` makes it, so that a token gives the same bits
+ * alone and among others. */
+TARGET static inline void NAME(tile)(const Matrix *m, const int16_t *w, const float *scales,
+                                     const float *levels, const Activations x[TILE_TOKENS],
                                      float out[TILE_ROWS * TILE_TOKENS]) {
     const int columns = m->columns, block = m->block, blocks = columns / block;
     Floats sums[TILE_ROWS * TILE_TOKENS];
@@ -102,7 +133,7 @@ TARGET static inline void NAME(tile)(const Matrix *m, size_t row, const int16_t 
     for (int b = 0; b < blocks; b++) {
         Ints parts[TILE_ROWS * TILE_TOKENS];
         UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++)
-            parts[i] = NAME(start)(m, row + i / TILE_TOKENS, b, &x[i % TILE_TOKENS]);
+            parts[i] = NAME(load_ints)(x[i % TILE_TOKENS].starts + b * INTS);
         for (int k = b * block; k < (b + 1) * block; k += LANES) {
             Ints v[TILE_TOKENS];
             UNROLLED for (int t = 0; t < TILE_TOKENS; t++) v[t] = NAME(load)(x[t].codes + k);
@@ -118,7 +149,8 @@ TARGET static inline void NAME(tile)(const Matrix *m, size_t row, const int16_t 
             sums[i] = NAME(scaled)(sums[i], parts[i], scales[i / TILE_TOKENS * blocks + b]);
     }
     UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++)
-        out[i] = x[i % TILE_TOKENS].scales[0] * NAME(total)(sums[i]);
+        out[i] = NAME(result)(m, sums[i], levels + i / TILE_TOKENS * padded(blocks),
+                              &x[i % TILE_TOKENS]);
 }
 
 /* Rows first … last - 1 times `tokens` tokens; y [tokens, rows]. */
@@ -127,11 +159,13 @@ TARGET static void NAME(rows_by_tokens)(const Matrix *m, int first, int last, co
     const int columns = m->columns, blocks = columns / m->block;
     int16_t *w = scratch;
     float *scales = (float *)(w + (size_t)CHUNK_ROWS * columns);
+    float *levels = scales + (size_t)CHUNK_ROWS * blocks;
     for (int row = first; row < first + CHUNK_ROWS; row++) {
         int from = row < last ? row : last - 1;
         float *to = scales + (size_t)(row - first) * blocks;
         const float *found = NAME(row_scales)(m, from, to);
         if (found != to) memcpy(to, found, sizeof(float) * blocks);
+        if (m->zeros) NAME(levels)(m, from, to, levels + (size_t)(row - first) * padded(blocks));
         NAME(expand)(m, from, w + (size_t)(row - first) * columns);
     }
     for (int token = 0; token < tokens; token += TILE_TOKENS) {
@@ -140,8 +174,9 @@ TARGET static void NAME(rows_by_tokens)(const Matrix *m, int first, int last, co
             some[t] = of_token(m, x, token + t < tokens ? token + t : token);
         for (int row = first; row < last; row += TILE_ROWS) {
             float out[TILE_ROWS * TILE_TOKENS];
-            NAME(tile)(m, row, w + (size_t)(row - first) * columns,
-                       scales + (size_t)(row - first) * blocks, some, out);
+            const size_t at = (size_t)(row - first);
+            NAME(tile)(m, w + at * columns, scales + at * blocks, levels + at * padded(blocks),
+                       some, out);
             for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) {
                 const int of = row + i / TILE_TOKENS, t = token + i % TILE_TOKENS;
                 float *to = y + (size_t)t * m->rows + of;
@@ -174,7 +209,7 @@ TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *
     to.scales[0] = largest / 32767.0f + spoiled;
     const int finite = to.scales[0] < INFINITY;
     const float inverse = finite && largest > 0 ? 32767.0f / largest : 0;
-    memset(to.sums, 0, sizeof(int32_t) * (columns / m->block));
+    memset(to.sums, 0, sizeof(float) * padded(columns / m->block));
     memset(to.codes, 0, sizeof(int16_t) * columns);
     for (int i = 0; finite && i < m->inputs; i += GROUP) {
         const float *values = i < whole ? x + i : last;
@@ -185,7 +220,7 @@ TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *
             group[j] = (int16_t)(int32_t)(scaled + copysignf(0.5f, scaled));
             sum += group[j];
         }
-        to.sums[i / m->block] += sum;
+        to.sums[i / m->block] += (float)sum; /* exact: below 2^24 */
         if (m->bits == 8) memcpy(to.codes + i, group, sizeof group);
         else
             for (int j = 0; j < GROUP / 2; j++) {
@@ -194,8 +229,8 @@ TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *
             }
     }
     memset(to.starts, 0, sizeof(int32_t) * INTS * (columns / m->block));
-    for (int i = 0; i < columns / m->block; i++)
-        to.starts[i * INTS] = -(1 << (m->bits - 1)) * to.sums[i];
+    for (int i = 0; !m->zeros && i < columns / m->block; i++)
+        to.starts[i * INTS] = -(1 << (m->bits - 1)) * (int32_t)to.sums[i];
 }
 
 /* The row of an embedding. */
@@ -270,3 +305,4 @@ TARGET static void NAME(retain)(float *restrict state, const float *q, const flo
 #undef TARGET
 #undef LANES
 #undef INTS
+#undef FLOATS

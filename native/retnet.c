@@ -77,7 +77,7 @@ static size_t lay_out(const Engine *engine, size_t tokens, char *memory, Buffers
     PLACE(turned, (size_t)m->key_dim);
     PLACE(eps, (size_t)m->heads);
     PLACE(codes.codes, widest);
-    PLACE(codes.sums, widest / GROUP + 1);
+    PLACE(codes.sums, widest / GROUP + 1 + PADDED);
     PLACE(codes.starts, (widest / GROUP + 1) * MOST_INTS);
     PLACE(codes.scales, 1);
 #undef PLACE
@@ -288,9 +288,10 @@ Engine *retnet_new(const Model *model, int threads, const char *kernels) {
         for (int j = 0; j < 4; j++)
             engine->widest = max_int(engine->widest, max_int(all[j]->rows, all[j]->columns));
     }
-    /* expanded rows of a chunk and their scales, or q and k of a head */
-    const size_t chunk = (size_t)CHUNK_ROWS * engine->widest;
-    engine->scratch_bytes = chunk * sizeof(int16_t) + (chunk / GROUP + CHUNK_ROWS) * sizeof(float) +
+    /* expanded rows of a chunk, with scales and levels of their blocks; or q and k of a head */
+    const size_t chunk = (size_t)CHUNK_ROWS * engine->widest, blocks = chunk / GROUP;
+    engine->scratch_bytes = chunk * sizeof(int16_t) +
+                            2 * (blocks + CHUNK_ROWS * (PADDED + 1)) * sizeof(float) +
                             2 * sizeof(float) * (size_t)model->key_dim;
     engine->scratch_bytes = lines(engine->scratch_bytes);
     engine->scratch = aligned_alloc(LINE, engine->scratch_bytes * (size_t)threads);

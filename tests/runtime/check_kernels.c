@@ -41,7 +41,7 @@ static void *bytes(size_t n) {
 static Activations activations(const Matrix *m) {
     const size_t blocks = (size_t)(m->columns / m->block);
     return (Activations){malloc(sizeof(int16_t) * TOKENS * m->columns),
-                         malloc(sizeof(int32_t) * TOKENS * blocks),
+                         malloc(sizeof(float) * TOKENS * padded((int)blocks)),
                          malloc(sizeof(int32_t) * TOKENS * blocks * MOST_INTS),
                          malloc(sizeof(float) * TOKENS)};
 }
@@ -64,13 +64,12 @@ static void check(const Kernels *k, int bits, int block, int inputs, int half, i
     for (int i = 0; i < TOKENS * inputs; i++) x[i] = (float)(uniform() * (i % 97 ? 1 : 50));
     Activations codes = activations(&m);
     for (int t = 0; t < TOKENS; t++) k->quantize(&m, x + t * inputs, &codes, t);
-    void *scratch = aligned_alloc(64, (size_t)CHUNK_ROWS * columns * 4 + 4096);
+    void *scratch = aligned_alloc(64, (size_t)CHUNK_ROWS * columns * 4 + 8192);
     float one[TOKENS * ROWS], many[TOKENS * ROWS], added[TOKENS * ROWS], row[4096];
     for (int i = 0; i < TOKENS * ROWS; i++) added[i] = 1;
     for (int t = 0; t < TOKENS; t++) {
-        const size_t at = (size_t)t * blocks;
-        Activations token = {codes.codes + (size_t)t * columns, codes.sums + at,
-                             codes.starts + at * MOST_INTS, codes.scales + t};
+        Activations token = {codes.codes + (size_t)t * columns, codes.sums + t * padded(blocks),
+                             codes.starts + (size_t)t * blocks * MOST_INTS, codes.scales + t};
         k->rows(&m, 0, 20, &token, one + t * ROWS, 0, scratch);
         k->rows(&m, 20, ROWS, &token, one + t * ROWS, 0, scratch);
     }
