@@ -5,10 +5,11 @@
 #define INTS 8
 #define FLOATS 8
 typedef __m256i Ints_avx2;
+typedef __m256i Bytes_avx2;
 typedef __m256 Floats_avx2;
 
-TARGET static inline Ints_avx2 dot_avx2(Ints_avx2 sum, Ints_avx2 a, Ints_avx2 b) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+TARGET static inline Ints_avx2 load_ints_avx2(const int32_t *x) {
+    return _mm256_loadu_si256((const __m256i *)x);
 }
 TARGET static inline Ints_avx2 load_avx2(const int16_t *x) {
     return _mm256_loadu_si256((const __m256i *)x);
@@ -16,24 +17,39 @@ TARGET static inline Ints_avx2 load_avx2(const int16_t *x) {
 TARGET static inline void store_avx2(int16_t *x, Ints_avx2 v) {
     _mm256_storeu_si256((__m256i *)x, v);
 }
-TARGET static inline Ints_avx2 wide8_avx2(const uint8_t *codes) {
+TARGET static inline Ints_avx2 wide_avx2(const uint8_t *codes) {
     return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)codes));
 }
-TARGET static inline void wide4_avx2(const uint8_t *codes, Ints_avx2 v[2]) {
-    Ints_avx2 both = wide8_avx2(codes);
-    v[0] = _mm256_and_si256(both, _mm256_set1_epi16(15));
-    v[1] = _mm256_srli_epi16(both, 4);
+TARGET static inline Ints_avx2 dot_avx2(Ints_avx2 sum, Ints_avx2 a, Ints_avx2 b) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
 }
-TARGET static inline Ints_avx2 load_ints_avx2(const int32_t *x) {
+TARGET static inline Bytes_avx2 load_bytes_avx2(const uint8_t *x) {
     return _mm256_loadu_si256((const __m256i *)x);
 }
-TARGET static inline Floats_avx2 none_avx2(void) { return _mm256_setzero_ps(); }
-TARGET static inline Floats_avx2 scaled_avx2(Floats_avx2 sum, Ints_avx2 v, float scale) {
-    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(v), _mm256_set1_ps(scale), sum);
+TARGET static inline void store_bytes_avx2(uint8_t *x, Bytes_avx2 v) {
+    _mm256_storeu_si256((__m256i *)x, v);
 }
+/* 16 low halves, then 16 high ones. */
+TARGET static inline Bytes_avx2 nibbles_avx2(const uint8_t *codes) {
+    const __m256i twice =
+        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)codes));
+    const __m256i shifted = _mm256_srlv_epi32(twice, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
+    return _mm256_and_si256(shifted, _mm256_set1_epi8(15));
+}
+/* Two products of 15 by 127 fit into 16 bits. */
+TARGET static inline Ints_avx2 dot_bytes_avx2(Ints_avx2 sum, Bytes_avx2 w, const int8_t *x) {
+    const __m256i pairs = _mm256_maddubs_epi16(w, _mm256_loadu_si256((const __m256i *)x));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+TARGET static inline Floats_avx2 to_floats_avx2(Ints_avx2 v) { return _mm256_cvtepi32_ps(v); }
+TARGET static inline Floats_avx2 none_avx2(void) { return _mm256_setzero_ps(); }
+TARGET static inline Floats_avx2 all_avx2(float x) { return _mm256_set1_ps(x); }
 TARGET static inline Floats_avx2 loadf_avx2(const float *x) { return _mm256_loadu_ps(x); }
 TARGET static inline Floats_avx2 plus_avx2(Floats_avx2 sum, Floats_avx2 a, Floats_avx2 b) {
     return _mm256_fmadd_ps(a, b, sum);
+}
+TARGET static inline Floats_avx2 times_avx2(Floats_avx2 a, Floats_avx2 b) {
+    return _mm256_mul_ps(a, b);
 }
 TARGET static inline Floats_avx2 minus_avx2(Floats_avx2 a, Floats_avx2 b) {
     return _mm256_sub_ps(a, b);
@@ -43,10 +59,22 @@ TARGET static inline float total_avx2(Floats_avx2 v) {
     h = _mm_add_ps(h, _mm_movehl_ps(h, h));
     return _mm_cvtss_f32(_mm_add_ss(h, _mm_movehdup_ps(h)));
 }
-TARGET static inline void widen_halves_avx2(const uint16_t *halves, float *out, int n) {
-    int i = 0;
-    for (; i + 8 <= n; i += 8)
-        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(halves + i))));
-    for (; i < n; i++) out[i] = _cvtsh_ss(halves[i]);
+/* The first n of 8; the others are 0. */
+TARGET static inline Floats_avx2 some_avx2(const float *x, int n) {
+    if (n == 8) return _mm256_loadu_ps(x);
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_ps(x, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane));
+}
+TARGET static inline Floats_avx2 some_halves_avx2(const uint16_t *x, int n) {
+    if (n == 8) return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x));
+    uint16_t some[8] = {0};
+    for (int i = 0; i < n; i++) some[i] = x[i];
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)some));
+}
+TARGET static inline void storef_avx2(float *x, Floats_avx2 v) { _mm256_storeu_ps(x, v); }
+TARGET static inline void nibbles_to_floats_avx2(uint32_t eight, float *out) {
+    const __m256i all = _mm256_set1_epi32((int32_t)eight);
+    const __m256i each = _mm256_srlv_epi32(all, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    _mm256_storeu_ps(out, _mm256_cvtepi32_ps(_mm256_and_si256(each, _mm256_set1_epi32(15))));
 }
 TARGET static inline float fma_avx2(float a, float b, float c) { return __builtin_fmaf(a, b, c); }

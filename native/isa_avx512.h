@@ -5,40 +5,66 @@
 #define INTS 16
 #define FLOATS 16
 typedef __m512i Ints_avx512;
+typedef __m256i Bytes_avx512;
 typedef __m512 Floats_avx512;
 
-TARGET static inline Ints_avx512 dot_avx512(Ints_avx512 sum, Ints_avx512 a, Ints_avx512 b) {
-    return _mm512_dpwssd_epi32(sum, a, b);
-}
-TARGET static inline Ints_avx512 load_avx512(const int16_t *x) { return _mm512_loadu_si512(x); }
-TARGET static inline void store_avx512(int16_t *x, Ints_avx512 v) { _mm512_storeu_si512(x, v); }
-TARGET static inline Ints_avx512 wide8_avx512(const uint8_t *codes) {
-    return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)codes));
-}
-TARGET static inline void wide4_avx512(const uint8_t *codes, Ints_avx512 v[1]) {
-    __m256i both = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)codes));
-    __m256i low = _mm256_and_si256(both, _mm256_set1_epi16(15));
-    v[0] = _mm512_inserti64x4(_mm512_castsi256_si512(low), _mm256_srli_epi16(both, 4), 1);
-}
 TARGET static inline Ints_avx512 load_ints_avx512(const int32_t *x) {
     return _mm512_loadu_si512(x);
 }
-TARGET static inline Floats_avx512 none_avx512(void) { return _mm512_setzero_ps(); }
-TARGET static inline Floats_avx512 scaled_avx512(Floats_avx512 sum, Ints_avx512 v, float scale) {
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(v), _mm512_set1_ps(scale), sum);
+TARGET static inline Ints_avx512 load_avx512(const int16_t *x) { return _mm512_loadu_si512(x); }
+TARGET static inline void store_avx512(int16_t *x, Ints_avx512 v) { _mm512_storeu_si512(x, v); }
+TARGET static inline Ints_avx512 wide_avx512(const uint8_t *codes) {
+    return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)codes));
 }
+TARGET static inline Ints_avx512 dot_avx512(Ints_avx512 sum, Ints_avx512 a, Ints_avx512 b) {
+    return _mm512_dpwssd_epi32(sum, a, b);
+}
+TARGET static inline Bytes_avx512 load_bytes_avx512(const uint8_t *x) {
+    return _mm256_loadu_si256((const __m256i *)x);
+}
+TARGET static inline void store_bytes_avx512(uint8_t *x, Bytes_avx512 v) {
+    _mm256_storeu_si256((__m256i *)x, v);
+}
+/* 16 low halves, then 16 high ones. */
+TARGET static inline Bytes_avx512 nibbles_avx512(const uint8_t *codes) {
+    const __m256i twice =
+        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)codes));
+    const __m256i shifted = _mm256_srlv_epi32(twice, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
+    return _mm256_and_si256(shifted, _mm256_set1_epi8(15));
+}
+/* The upper lanes stay what they are. */
+TARGET static inline Ints_avx512 dot_bytes_avx512(Ints_avx512 sum, Bytes_avx512 w,
+                                                  const int8_t *x) {
+    const __m256i codes = _mm256_loadu_si256((const __m256i *)x);
+    return _mm512_dpbusd_epi32(sum, _mm512_zextsi256_si512(w), _mm512_zextsi256_si512(codes));
+}
+TARGET static inline Floats_avx512 to_floats_avx512(Ints_avx512 v) {
+    return _mm512_cvtepi32_ps(v);
+}
+TARGET static inline Floats_avx512 none_avx512(void) { return _mm512_setzero_ps(); }
+TARGET static inline Floats_avx512 all_avx512(float x) { return _mm512_set1_ps(x); }
 TARGET static inline Floats_avx512 loadf_avx512(const float *x) { return _mm512_loadu_ps(x); }
 TARGET static inline Floats_avx512 plus_avx512(Floats_avx512 sum, Floats_avx512 a, Floats_avx512 b) {
     return _mm512_fmadd_ps(a, b, sum);
+}
+TARGET static inline Floats_avx512 times_avx512(Floats_avx512 a, Floats_avx512 b) {
+    return _mm512_mul_ps(a, b);
 }
 TARGET static inline Floats_avx512 minus_avx512(Floats_avx512 a, Floats_avx512 b) {
     return _mm512_sub_ps(a, b);
 }
 TARGET static inline float total_avx512(Floats_avx512 v) { return _mm512_reduce_add_ps(v); }
-TARGET static inline void widen_halves_avx512(const uint16_t *halves, float *out, int n) {
-    int i = 0;
-    for (; i + 8 <= n; i += 8)
-        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(halves + i))));
-    for (; i < n; i++) out[i] = _cvtsh_ss(halves[i]);
+/* The first n of 16; the others are 0. */
+TARGET static inline Floats_avx512 some_avx512(const float *x, int n) {
+    return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), x);
+}
+TARGET static inline Floats_avx512 some_halves_avx512(const uint16_t *x, int n) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), x));
+}
+TARGET static inline void storef_avx512(float *x, Floats_avx512 v) { _mm512_storeu_ps(x, v); }
+TARGET static inline void nibbles_to_floats_avx512(uint32_t eight, float *out) {
+    const __m256i all = _mm256_set1_epi32((int32_t)eight);
+    const __m256i each = _mm256_srlv_epi32(all, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    _mm256_storeu_ps(out, _mm256_cvtepi32_ps(_mm256_and_si256(each, _mm256_set1_epi32(15))));
 }
 TARGET static inline float fma_avx512(float a, float b, float c) { return __builtin_fmaf(a, b, c); }

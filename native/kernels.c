@@ -30,9 +30,13 @@ static inline int zero_point(const Matrix *m, size_t row, int block) {
 
 static inline Activations of_token(const Matrix *m, const Activations *x, int token) {
     const size_t at = (size_t)token, blocks = (size_t)(m->columns / m->block);
-    return (Activations){x->codes + at * m->columns, x->sums + at * padded((int)blocks),
-                         x->starts + at * blocks * MOST_INTS, x->scales + at};
+    const size_t stride = (size_t)padded((int)blocks);
+    return (Activations){x->codes + at * m->columns, x->starts + at * blocks * MOST_INTS,
+                         x->scales + at * stride, x->sums + at * stride};
 }
+
+/* Codes of activations of 8 bits. */
+static inline int8_t *bytes_of(const Activations *x) { return (int8_t *)x->codes; }
 
 #define TABLE(isa, check)                                                                        \
     {                                                                                            \

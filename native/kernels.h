@@ -16,14 +16,14 @@ enum {
 
 static inline int padded(int blocks) { return (blocks + PADDED - 1) / PADDED * PADDED; }
 
-/* Tokens as int16, x = scales[token] * codes[token][k]. Of each block of the matrix that they are
- * multiplied with: the sum of the codes, [token][padded], and what a product begins with (the part
- * of a zero point in the middle) as a vector of the kernels. */
+/* Tokens in the blocks of the matrix that they are multiplied with, [token][…]: x = scale * code,
+ * codes int16 (for 8-bit weights) or int8 (for 4-bit ones); the sum of a block's codes; and what a
+ * product with it begins with (the part of a zero point in the middle), a vector of the kernels.
+ * Scales and sums are padded with zeros. */
 typedef struct {
     int16_t *codes;
-    float *sums;
     int32_t *starts;
-    float *scales;
+    float *scales, *sums;
 } Activations;
 
 /* What each does is written in kernels_of.h. */

@@ -78,8 +78,8 @@ static size_t lay_out(const Engine *engine, size_t tokens, char *memory, Buffers
     PLACE(eps, (size_t)m->heads);
     PLACE(codes.codes, widest);
     PLACE(codes.sums, widest / GROUP + 1 + PADDED);
+    PLACE(codes.scales, widest / GROUP + 1 + PADDED);
     PLACE(codes.starts, (widest / GROUP + 1) * MOST_INTS);
-    PLACE(codes.scales, 1);
 #undef PLACE
     return at;
 }
