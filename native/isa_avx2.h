@@ -4,46 +4,60 @@
 #define LANES 16
 #define INTS 8
 #define FLOATS 8
+#define HALF 4 /* the first lane of a second block */
 typedef __m256i Ints_avx2;
-typedef __m256i Bytes_avx2;
+typedef __m256i Shorts_avx2;
 typedef __m256 Floats_avx2;
 
 TARGET static inline Ints_avx2 load_ints_avx2(const int32_t *x) {
     return _mm256_loadu_si256((const __m256i *)x);
 }
-TARGET static inline Ints_avx2 load_avx2(const int16_t *x) {
+TARGET static inline Shorts_avx2 load_avx2(const int16_t *x) {
     return _mm256_loadu_si256((const __m256i *)x);
 }
-TARGET static inline void store_avx2(int16_t *x, Ints_avx2 v) {
+TARGET static inline void store_avx2(int16_t *x, Shorts_avx2 v) {
     _mm256_storeu_si256((__m256i *)x, v);
 }
-TARGET static inline Ints_avx2 wide_avx2(const uint8_t *codes) {
+TARGET static inline Shorts_avx2 wide_avx2(const uint8_t *codes) {
     return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)codes));
 }
-TARGET static inline Ints_avx2 dot_avx2(Ints_avx2 sum, Ints_avx2 a, Ints_avx2 b) {
+TARGET static inline Ints_avx2 dot_avx2(Ints_avx2 sum, Shorts_avx2 a, Shorts_avx2 b) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
 }
-TARGET static inline Bytes_avx2 load_bytes_avx2(const uint8_t *x) {
-    return _mm256_loadu_si256((const __m256i *)x);
+/* 64 weights: low halves of 32 bytes, and high ones; `half`: only the first 16 bytes are there. */
+typedef struct {
+    __m256i low, high;
+} Fours_avx2;
+
+TARGET static inline Fours_avx2 fours_avx2(const uint8_t *codes, int half) {
+    const __m256i both = half ? _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)codes))
+                              : _mm256_loadu_si256((const __m256i *)codes);
+    const __m256i mask = _mm256_set1_epi8(15);
+    return (Fours_avx2){_mm256_and_si256(both, mask),
+                       _mm256_and_si256(_mm256_srli_epi16(both, 4), mask)};
 }
-TARGET static inline void store_bytes_avx2(uint8_t *x, Bytes_avx2 v) {
-    _mm256_storeu_si256((__m256i *)x, v);
+TARGET static inline Fours_avx2 load_fours_avx2(const uint8_t *x) {
+    return (Fours_avx2){_mm256_loadu_si256((const __m256i *)x),
+                       _mm256_loadu_si256((const __m256i *)(x + 32))};
 }
-/* 16 low halves, then 16 high ones. */
-TARGET static inline Bytes_avx2 nibbles_avx2(const uint8_t *codes) {
-    const __m256i twice =
-        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)codes));
-    const __m256i shifted = _mm256_srlv_epi32(twice, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
-    return _mm256_and_si256(shifted, _mm256_set1_epi8(15));
+TARGET static inline void store_fours_avx2(uint8_t *x, Fours_avx2 v) {
+    _mm256_storeu_si256((__m256i *)x, v.low);
+    _mm256_storeu_si256((__m256i *)(x + 32), v.high);
 }
-/* Two products of 15 by 127 fit into 16 bits. */
-TARGET static inline Ints_avx2 dot_bytes_avx2(Ints_avx2 sum, Bytes_avx2 w, const int8_t *x) {
-    const __m256i pairs = _mm256_maddubs_epi16(w, _mm256_loadu_si256((const __m256i *)x));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+/* Four products of 15 by 127 fit into 16 bits. */
+TARGET static inline Ints_avx2 dot_fours_avx2(Ints_avx2 sum, Fours_avx2 w, const int8_t *x) {
+    const __m256i low = _mm256_maddubs_epi16(w.low, _mm256_loadu_si256((const __m256i *)x));
+    const __m256i high =
+        _mm256_maddubs_epi16(w.high, _mm256_loadu_si256((const __m256i *)(x + 32)));
+    const __m256i four = _mm256_add_epi16(low, high);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(four, _mm256_set1_epi16(1)));
 }
 TARGET static inline Floats_avx2 to_floats_avx2(Ints_avx2 v) { return _mm256_cvtepi32_ps(v); }
 TARGET static inline Floats_avx2 none_avx2(void) { return _mm256_setzero_ps(); }
 TARGET static inline Floats_avx2 all_avx2(float x) { return _mm256_set1_ps(x); }
+TARGET static inline Floats_avx2 pair_avx2(float a, float b) {
+    return _mm256_set_m128(_mm_set1_ps(b), _mm_set1_ps(a));
+}
 TARGET static inline Floats_avx2 loadf_avx2(const float *x) { return _mm256_loadu_ps(x); }
 TARGET static inline Floats_avx2 plus_avx2(Floats_avx2 sum, Floats_avx2 a, Floats_avx2 b) {
     return _mm256_fmadd_ps(a, b, sum);
@@ -72,9 +86,9 @@ TARGET static inline Floats_avx2 some_halves_avx2(const uint16_t *x, int n) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)some));
 }
 TARGET static inline void storef_avx2(float *x, Floats_avx2 v) { _mm256_storeu_ps(x, v); }
-TARGET static inline void nibbles_to_floats_avx2(uint32_t eight, float *out) {
-    const __m256i all = _mm256_set1_epi32((int32_t)eight);
+TARGET static inline Floats_avx2 nibbles_avx2(uint64_t bits) {
+    const __m256i all = _mm256_set1_epi32((int32_t)bits);
     const __m256i each = _mm256_srlv_epi32(all, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
-    _mm256_storeu_ps(out, _mm256_cvtepi32_ps(_mm256_and_si256(each, _mm256_set1_epi32(15))));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(each, _mm256_set1_epi32(15)));
 }
 TARGET static inline float fma_avx2(float a, float b, float c) { return __builtin_fmaf(a, b, c); }

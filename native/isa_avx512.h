@@ -4,45 +4,58 @@
 #define LANES 32
 #define INTS 16
 #define FLOATS 16
+#define HALF 4 /* the first lane of a second block */
 typedef __m512i Ints_avx512;
-typedef __m256i Bytes_avx512;
+typedef __m512i Shorts_avx512;
 typedef __m512 Floats_avx512;
 
 TARGET static inline Ints_avx512 load_ints_avx512(const int32_t *x) {
     return _mm512_loadu_si512(x);
 }
-TARGET static inline Ints_avx512 load_avx512(const int16_t *x) { return _mm512_loadu_si512(x); }
-TARGET static inline void store_avx512(int16_t *x, Ints_avx512 v) { _mm512_storeu_si512(x, v); }
-TARGET static inline Ints_avx512 wide_avx512(const uint8_t *codes) {
+TARGET static inline Shorts_avx512 load_avx512(const int16_t *x) { return _mm512_loadu_si512(x); }
+TARGET static inline void store_avx512(int16_t *x, Shorts_avx512 v) { _mm512_storeu_si512(x, v); }
+TARGET static inline Shorts_avx512 wide_avx512(const uint8_t *codes) {
     return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)codes));
 }
-TARGET static inline Ints_avx512 dot_avx512(Ints_avx512 sum, Ints_avx512 a, Ints_avx512 b) {
+TARGET static inline Ints_avx512 dot_avx512(Ints_avx512 sum, Shorts_avx512 a, Shorts_avx512 b) {
     return _mm512_dpwssd_epi32(sum, a, b);
 }
-TARGET static inline Bytes_avx512 load_bytes_avx512(const uint8_t *x) {
-    return _mm256_loadu_si256((const __m256i *)x);
+/* 64 weights: low halves of 32 bytes, and high ones; `half`: only the first 16 bytes are there. */
+typedef struct {
+    __m256i low, high;
+} Fours_avx512;
+
+TARGET static inline Fours_avx512 fours_avx512(const uint8_t *codes, int half) {
+    const __m256i both = half ? _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)codes))
+                              : _mm256_loadu_si256((const __m256i *)codes);
+    const __m256i mask = _mm256_set1_epi8(15);
+    return (Fours_avx512){_mm256_and_si256(both, mask),
+                       _mm256_and_si256(_mm256_srli_epi16(both, 4), mask)};
 }
-TARGET static inline void store_bytes_avx512(uint8_t *x, Bytes_avx512 v) {
-    _mm256_storeu_si256((__m256i *)x, v);
+TARGET static inline Fours_avx512 load_fours_avx512(const uint8_t *x) {
+    return (Fours_avx512){_mm256_loadu_si256((const __m256i *)x),
+                       _mm256_loadu_si256((const __m256i *)(x + 32))};
 }
-/* 16 low halves, then 16 high ones. */
-TARGET static inline Bytes_avx512 nibbles_avx512(const uint8_t *codes) {
-    const __m256i twice =
-        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)codes));
-    const __m256i shifted = _mm256_srlv_epi32(twice, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
-    return _mm256_and_si256(shifted, _mm256_set1_epi8(15));
+TARGET static inline void store_fours_avx512(uint8_t *x, Fours_avx512 v) {
+    _mm256_storeu_si256((__m256i *)x, v.low);
+    _mm256_storeu_si256((__m256i *)(x + 32), v.high);
 }
 /* The upper lanes stay what they are. */
-TARGET static inline Ints_avx512 dot_bytes_avx512(Ints_avx512 sum, Bytes_avx512 w,
+TARGET static inline Ints_avx512 dot_fours_avx512(Ints_avx512 sum, Fours_avx512 w,
                                                   const int8_t *x) {
-    const __m256i codes = _mm256_loadu_si256((const __m256i *)x);
-    return _mm512_dpbusd_epi32(sum, _mm512_zextsi256_si512(w), _mm512_zextsi256_si512(codes));
+    const __m256i low = _mm256_loadu_si256((const __m256i *)x);
+    const __m256i high = _mm256_loadu_si256((const __m256i *)(x + 32));
+    sum = _mm512_dpbusd_epi32(sum, _mm512_zextsi256_si512(w.low), _mm512_zextsi256_si512(low));
+    return _mm512_dpbusd_epi32(sum, _mm512_zextsi256_si512(w.high), _mm512_zextsi256_si512(high));
 }
 TARGET static inline Floats_avx512 to_floats_avx512(Ints_avx512 v) {
     return _mm512_cvtepi32_ps(v);
 }
 TARGET static inline Floats_avx512 none_avx512(void) { return _mm512_setzero_ps(); }
 TARGET static inline Floats_avx512 all_avx512(float x) { return _mm512_set1_ps(x); }
+TARGET static inline Floats_avx512 pair_avx512(float a, float b) {
+    return _mm512_zextps256_ps512(_mm256_set_m128(_mm_set1_ps(b), _mm_set1_ps(a)));
+}
 TARGET static inline Floats_avx512 loadf_avx512(const float *x) { return _mm512_loadu_ps(x); }
 TARGET static inline Floats_avx512 plus_avx512(Floats_avx512 sum, Floats_avx512 a, Floats_avx512 b) {
     return _mm512_fmadd_ps(a, b, sum);
@@ -62,9 +75,12 @@ TARGET static inline Floats_avx512 some_halves_avx512(const uint16_t *x, int n) 
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), x));
 }
 TARGET static inline void storef_avx512(float *x, Floats_avx512 v) { _mm512_storeu_ps(x, v); }
-TARGET static inline void nibbles_to_floats_avx512(uint32_t eight, float *out) {
-    const __m256i all = _mm256_set1_epi32((int32_t)eight);
-    const __m256i each = _mm256_srlv_epi32(all, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
-    _mm256_storeu_ps(out, _mm256_cvtepi32_ps(_mm256_and_si256(each, _mm256_set1_epi32(15))));
+TARGET static inline Floats_avx512 nibbles_avx512(uint64_t bits) {
+    const __m512i all =
+        _mm512_inserti64x4(_mm512_set1_epi32((int32_t)bits),
+                           _mm256_set1_epi32((int32_t)(bits >> 32)), 1);
+    const __m512i each = _mm512_srlv_epi32(all, _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4,
+                                                                  8, 12, 16, 20, 24, 28));
+    return _mm512_cvtepi32_ps(_mm512_and_si512(each, _mm512_set1_epi32(15)));
 }
 TARGET static inline float fma_avx512(float a, float b, float c) { return __builtin_fmaf(a, b, c); }

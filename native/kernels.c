@@ -12,7 +12,8 @@
 
 enum {
     AHEAD = 4096, /* bytes */
-    AT_ONCE = 4,  /* rows that one token is multiplied by */
+    AT_ONCE = 4,  /* rows that one token is multiplied by, at most */
+    FOURS = 64,   /* 4-bit weights that are unpacked together */
     TILE_ROWS = 4,
     TILE_TOKENS = 2,
 };
@@ -37,6 +38,20 @@ static inline Activations of_token(const Matrix *m, const Activations *x, int to
 
 /* Codes of activations of 8 bits. */
 static inline int8_t *bytes_of(const Activations *x) { return (int8_t *)x->codes; }
+
+/* `count` zero points of 4 bits from block `i` on, the first one lowest, 0 where there are no more. */
+static inline uint64_t zero_bits(const Matrix *m, size_t row, int i, int count) {
+    const int blocks = m->columns / m->block, bytes = (blocks + 1) / 2;
+    const uint8_t *zeros = m->zeros + row * (size_t)bytes;
+    uint64_t bits = 0;
+    if (i + count <= blocks) memcpy(&bits, zeros + i / 2, (size_t)count / 2);
+    else
+        for (int j = i / 2; j < bytes; j++) bits |= (uint64_t)zeros[j] << 8 * (j - i / 2);
+    return bits;
+}
+
+/* Columns that share a vector of sums: a block, or two blocks of 32 with 4 bits. */
+static inline int unit_of(int bits, int block) { return bits == 4 && block == 32 ? FOURS : block; }
 
 #define TABLE(isa, check)                                                                        \
     {                                                                                            \

@@ -17,9 +17,9 @@ enum {
 static inline int padded(int blocks) { return (blocks + PADDED - 1) / PADDED * PADDED; }
 
 /* Tokens in the blocks of the matrix that they are multiplied with, [token][…]: x = scale * code,
- * codes int16 (for 8-bit weights) or int8 (for 4-bit ones); the sum of a block's codes; and what a
- * product with it begins with (the part of a zero point in the middle), a vector of the kernels.
- * Scales and sums are padded with zeros. */
+ * codes int16 (for 8-bit weights) or int8 (for 4-bit ones); the sum of a block's codes times its
+ * scale; and what a product with it begins with (the part of a zero point in the middle), a vector
+ * of the kernels. Scales and sums are padded with zeros. */
 typedef struct {
     int16_t *codes;
     int32_t *starts;

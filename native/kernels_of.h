@@ -2,99 +2,91 @@
  * included before gives NAME, TARGET, LANES and the vectors. */
 
 #define Ints NAME(Ints)
+#define Shorts NAME(Shorts)
+#define Fours NAME(Fours)
 #define Floats NAME(Floats)
 
-/* Scales of a row as float32, times those of a token where it is not NULL, padded with zeros. */
-TARGET static inline void NAME(row_scales)(const Matrix *m, size_t row, const float *token,
-                                           float *out) {
-    const int blocks = m->columns / m->block;
-    const float *single = (const float *)m->scales + row * blocks;
-    const uint16_t *half = (const uint16_t *)m->scales + row * blocks;
-    for (int i = 0; i < padded(blocks); i += FLOATS) {
-        const int n = blocks - i < FLOATS ? blocks - i : FLOATS;
-        Floats v = NAME(none)();
-        if (n > 0) v = m->half_scales ? NAME(some_halves)(half + i, n) : NAME(some)(single + i, n);
-        if (token) v = NAME(times)(v, NAME(loadf)(token + i));
-        NAME(storef)(out + i, v);
-    }
+/* Scales of FLOATS blocks of a row from `i` on, 0 where there are no more. */
+TARGET static inline Floats NAME(scales)(const Matrix *m, size_t row, int i) {
+    const int blocks = m->columns / m->block, n = blocks - i < FLOATS ? blocks - i : FLOATS;
+    if (m->half_scales) return NAME(some_halves)((const uint16_t *)m->scales + row * blocks + i, n);
+    return NAME(some)((const float *)m->scales + row * blocks + i, n);
 }
 
-/* The zero points of a row that has its own, padded with anything finite. */
-TARGET static inline void NAME(row_zeros)(const Matrix *m, size_t row, float *out) {
-    const int blocks = m->columns / m->block, bytes = (blocks * m->bits + 7) / 8;
-    const uint8_t *zeros = m->zeros + row * (size_t)bytes;
-    for (int i = 0; i < padded(blocks); i += 8) {
-        const int left = bytes - i * m->bits / 8; /* a zero point has as many bits as 8 have bytes */
-        uint64_t eight = 0;
-        if (left >= m->bits) memcpy(&eight, zeros + i * m->bits / 8, m->bits == 8 ? 8 : 4);
-        else
-            for (int j = 0; j < left; j++) eight |= (uint64_t)zeros[i * m->bits / 8 + j] << 8 * j;
-        if (m->bits == 4) NAME(nibbles_to_floats)((uint32_t)eight, out + i);
-        else
-            for (int j = 0; j < 8; j++) out[i + j] = (float)(eight >> 8 * j & 255);
-    }
+/* Zero points of FLOATS blocks of a row that has its own, anything finite where there are no more.
+ */
+TARGET static inline Floats NAME(zeros)(const Matrix *m, size_t row, int i) {
+    if (m->bits == 4) return NAME(nibbles)(zero_bits(m, row, i, FLOATS));
+    float each[FLOATS] = {0};
+    for (int j = 0; j < FLOATS && i + j < m->columns / m->block; j++)
+        each[j] = (float)zero_point(m, row, i + j);
+    return NAME(loadf)(each);
 }
 
-/* The sum over blocks of scale * scale * zero * (sum of codes): what a row's own zero points add to
- * its sum; scales of the row and of the token, or their products and NULL. */
-TARGET static inline Floats NAME(of_zeros)(const Matrix *m, const float *scales,
-                                           const float *token_scales, const float *zeros,
-                                           const float *sums) {
+/* steps = scales of the row * scales of the token; lanes that add up to what the row's own zero
+ * points add to its sum: scale of the row * zero * (scale of the token * sum of codes). */
+TARGET static inline Floats NAME(row_steps)(const Matrix *m, size_t row, const Activations *x,
+                                            float *steps) {
     Floats part = NAME(none)();
     for (int i = 0; i < m->columns / m->block; i += FLOATS) {
-        Floats step = NAME(loadf)(scales + i);
-        if (token_scales) step = NAME(times)(step, NAME(loadf)(token_scales + i));
-        step = NAME(times)(step, NAME(loadf)(zeros + i));
-        part = NAME(plus)(part, step, NAME(loadf)(sums + i));
+        const Floats scales = NAME(scales)(m, row, i);
+        NAME(storef)(steps + i, NAME(times)(scales, NAME(loadf)(x->scales + i)));
+        if (m->zeros)
+            part = NAME(plus)(part, NAME(times)(scales, NAME(zeros)(m, row, i)),
+                              NAME(loadf)(x->sums + i));
     }
     return part;
 }
 
-/* sum + the products of GROUP weights, as they are stored, and as many activations. */
-TARGET static inline Ints NAME(group)(Ints sum, const uint8_t *codes, const Activations *x, int at,
-                                      int bits) {
-    if (bits == 4) return NAME(dot_bytes)(sum, NAME(nibbles)(codes), bytes_of(x) + at);
-    for (int i = 0; i < GROUP; i += LANES)
-        sum = NAME(dot)(sum, NAME(wide)(codes + i), NAME(load)(x->codes + at + i));
+/* The steps of a unit: one block's, or two's of 32 in the halves of a vector. */
+TARGET static inline Floats NAME(step)(const float *steps, int unit, int block) {
+    return block == 32 ? NAME(pair)(steps[2 * unit], steps[2 * unit + 1]) : NAME(all)(steps[unit]);
+}
+
+/* sum + the products of a unit of 8-bit weights, as they are stored, and as many activations. */
+TARGET static inline Ints NAME(eight)(Ints sum, const uint8_t *codes, const int16_t *x, int n) {
+    for (int i = 0; i < n; i += LANES)
+        sum = NAME(dot)(sum, NAME(wide)(codes + i), NAME(load)(x + i));
     return sum;
 }
 
 /* Rows `row`, `row` + apart, … times one token: the sum over blocks of scale * scale * ((code -
- * zero) . codes). They share what is read of x. bits, block: the matrix's, as constants. */
+ * zero) . codes). They share what is read of x. count: of rows; bits, block: the matrix's. All
+ * three are constants. */
 TARGET static inline __attribute__((always_inline)) void NAME(some_rows)(
-    const Matrix *m, size_t row, size_t apart, const Activations *x, float y[AT_ONCE],
+    const Matrix *m, size_t row, size_t apart, const Activations *x, float *y, const int count,
     const int bits, const int block, float *buffer) {
-    const int blocks = m->columns / block, bytes = GROUP * bits / 8;
-    const size_t row_bytes = (size_t)m->columns * bits / 8;
+    const int columns = m->columns, blocks = columns / block;
+    const int unit = unit_of(bits, block), group = bits == 8 ? GROUP : FOURS;
+    const size_t row_bytes = (size_t)columns * bits / 8;
     const uint8_t *at[AT_ONCE];
-    float *steps[AT_ONCE], *zeros = buffer + AT_ONCE * padded(blocks);
-    Floats sums[AT_ONCE];
-    for (int r = 0; r < AT_ONCE; r++) {
+    float *steps[AT_ONCE];
+    Floats sums[AT_ONCE], of_zeros[AT_ONCE];
+    for (int r = 0; r < count; r++) {
         at[r] = m->codes + (row + r * apart) * row_bytes;
         steps[r] = buffer + r * padded(blocks);
-        NAME(row_scales)(m, row + r * apart, x->scales, steps[r]);
+        of_zeros[r] = NAME(row_steps)(m, row + r * apart, x, steps[r]);
         sums[r] = NAME(none)();
     }
-    for (int i = 0; i < blocks; i++) {
+    for (int u = 0, k = 0; k < columns; u++) {
         Ints parts[AT_ONCE];
-        UNROLLED for (int r = 0; r < AT_ONCE; r++)
-            parts[r] = NAME(load_ints)(x->starts + i * INTS);
-        for (int j = i * block; j < (i + 1) * block; j += GROUP)
-            UNROLLED for (int r = 0; r < AT_ONCE; r++) {
+        UNROLLED for (int r = 0; r < count; r++) parts[r] = NAME(load_ints)(x->starts + u * INTS);
+        for (const int end = k + unit; k < end; k += group)
+            UNROLLED for (int r = 0; r < count; r++) {
                 __builtin_prefetch(at[r] + AHEAD);
-                parts[r] = NAME(group)(parts[r], at[r], x, j, bits);
-                at[r] += bytes;
+                if (bits == 8) parts[r] = NAME(eight)(parts[r], at[r], x->codes + k, GROUP);
+                else
+                    parts[r] = NAME(dot_fours)(
+                        parts[r], NAME(fours)(at[r], block == 32 && k + FOURS > columns),
+                        bytes_of(x) + k);
+                at[r] += group * bits / 8;
             }
-        UNROLLED for (int r = 0; r < AT_ONCE; r++)
-            sums[r] = NAME(plus)(sums[r], NAME(to_floats)(parts[r]), NAME(all)(steps[r][i]));
+        UNROLLED for (int r = 0; r < count; r++)
+            sums[r] = NAME(plus)(sums[r], NAME(to_floats)(parts[r]),
+                                 bits == 8 ? NAME(all)(steps[r][u]) : NAME(step)(steps[r], u, block));
     }
-    for (int r = 0; r < AT_ONCE; r++) {
-        if (m->zeros) {
-            NAME(row_zeros)(m, row + r * apart, zeros);
-            sums[r] = NAME(minus)(sums[r], NAME(of_zeros)(m, steps[r], NULL, zeros, x->sums));
-        }
-        y[r] = NAME(total)(sums[r]);
-    }
+    UNROLLED for (int r = 0; r < count; r++)
+        y[r] = NAME(total)(m->zeros ? NAME(minus)(sums[r], of_zeros[r]) : sums[r]);
 }
 
 /* Rows first … last - 1 times one token, some at a time from far places: each place is read
@@ -102,17 +94,18 @@ TARGET static inline __attribute__((always_inline)) void NAME(some_rows)(
  * take up to twice as long. */
 TARGET static void NAME(rows)(const Matrix *m, int first, int last, const Activations *x, float *y,
                               int add, void *scratch) {
-    const int apart = (last - first) / AT_ONCE, together = first + apart * AT_ONCE;
+    const int count = m->bits == 8 ? 2 : 4, apart = (last - first) / count;
+    const int together = first + apart * count;
     for (int i = 0; i < apart + last - together; i++) {
         const int row = i < apart ? first + i : together + i - apart;
-        float found[AT_ONCE];
         const int step = i < apart ? apart : 0; /* the last few one by one */
+        float found[AT_ONCE];
         if (m->bits == 8 && m->block == 128)
-            NAME(some_rows)(m, row, step, x, found, 8, 128, scratch);
-        else if (m->bits == 8) NAME(some_rows)(m, row, step, x, found, 8, m->block, scratch);
-        else if (m->block == 32) NAME(some_rows)(m, row, step, x, found, 4, 32, scratch);
-        else NAME(some_rows)(m, row, step, x, found, 4, m->block, scratch);
-        for (int r = 0; r < (step ? AT_ONCE : 1); r++) {
+            NAME(some_rows)(m, row, step, x, found, 2, 8, 128, scratch);
+        else if (m->bits == 8) NAME(some_rows)(m, row, step, x, found, 2, 8, m->block, scratch);
+        else if (m->block == 32) NAME(some_rows)(m, row, step, x, found, 4, 4, 32, scratch);
+        else NAME(some_rows)(m, row, step, x, found, 4, 4, m->block, scratch);
+        for (int r = 0; r < (step ? count : 1); r++) {
             float *to = y + row + r * step;
             *to = found[r] + (add ? *to : 0);
         }
@@ -120,29 +113,34 @@ TARGET static void NAME(rows)(const Matrix *m, int first, int last, const Activa
 }
 
 /* What a tile multiplies with: codes of a chunk's rows ready to be multiplied (int16 of 8 bits, a
- * byte each of 4 bits), scales and zero points. */
+ * byte each of 4 bits), scales, and scales times the rows' own zero points. */
 typedef struct {
     int16_t *codes;
-    float *scales, *zeros;
+    float *scales, *levels;
 } NAME(Chunk);
 
 TARGET static NAME(Chunk) NAME(chunk)(const Matrix *m, int first, int last, void *scratch) {
     const int columns = m->columns, stride = padded(columns / m->block);
     NAME(Chunk) c = {.codes = scratch};
     c.scales = (float *)(c.codes + (size_t)CHUNK_ROWS * columns);
-    c.zeros = c.scales + (size_t)CHUNK_ROWS * stride;
+    c.levels = c.scales + (size_t)CHUNK_ROWS * stride;
     for (int i = 0; i < CHUNK_ROWS; i++) {
         const size_t row = first + i < last ? first + i : last - 1;
         const uint8_t *codes = m->codes + row * ((size_t)columns * m->bits / 8);
         int16_t *to = c.codes + (size_t)i * columns;
-        for (int k = 0; k < columns; k += GROUP)
-            if (m->bits == 4)
-                NAME(store_bytes)((uint8_t *)to + k, NAME(nibbles)(codes + k / 2));
-            else
-                for (int j = k; j < k + GROUP; j += LANES)
-                    NAME(store)(to + j, NAME(wide)(codes + j));
-        NAME(row_scales)(m, row, NULL, c.scales + (size_t)i * stride);
-        if (m->zeros) NAME(row_zeros)(m, row, c.zeros + (size_t)i * stride);
+        if (m->bits == 8)
+            for (int k = 0; k < columns; k += LANES) NAME(store)(to + k, NAME(wide)(codes + k));
+        else
+            for (int k = 0; k < columns; k += FOURS)
+                NAME(store_fours)((uint8_t *)to + k,
+                                  NAME(fours)(codes + k / 2, k + FOURS > columns));
+        for (int b = 0; b < columns / m->block; b += FLOATS) {
+            const Floats scales = NAME(scales)(m, row, b);
+            NAME(storef)(c.scales + i * stride + b, scales);
+            if (m->zeros)
+                NAME(storef)(c.levels + i * stride + b,
+                             NAME(times)(scales, NAME(zeros)(m, row, b)));
+        }
     }
     return c;
 }
@@ -152,26 +150,29 @@ TARGET static NAME(Chunk) NAME(chunk)(const Matrix *m, int first, int last, void
  * alone and among others. */
 TARGET static inline __attribute__((always_inline)) void NAME(tile)(
     const Matrix *m, const NAME(Chunk) *c, int row, const Activations x[TILE_TOKENS],
-    float out[TILE_ROWS * TILE_TOKENS], const int bits) {
-    const int columns = m->columns, block = m->block, blocks = columns / block;
+    float out[TILE_ROWS * TILE_TOKENS], const int bits, const int block) {
+    const int columns = m->columns, stride = padded(columns / block);
+    const int unit = unit_of(bits, block);
     const int16_t *codes = c->codes + (size_t)row * columns;
-    const float *scales = c->scales + (size_t)row * padded(blocks);
+    const float *scales = c->scales + (size_t)row * stride;
     Floats sums[TILE_ROWS * TILE_TOKENS];
     UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) sums[i] = NAME(none)();
-    for (int b = 0; b < blocks; b++) {
+    for (int u = 0, k = 0; k < columns; u++) {
         Ints parts[TILE_ROWS * TILE_TOKENS];
         UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++)
-            parts[i] = NAME(load_ints)(x[i % TILE_TOKENS].starts + b * INTS);
+            parts[i] = NAME(load_ints)(x[i % TILE_TOKENS].starts + u * INTS);
         if (bits == 4) {
-            for (int k = b * block; k < (b + 1) * block; k += GROUP)
-                UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++)
-                    parts[i] = NAME(dot_bytes)(
-                        parts[i],
-                        NAME(load_bytes)((const uint8_t *)(codes + i / TILE_TOKENS * columns) + k),
-                        bytes_of(&x[i % TILE_TOKENS]) + k);
+            for (const int end = k + unit; k < end; k += FOURS)
+                UNROLLED for (int r = 0; r < TILE_ROWS; r++) {
+                    const Fours w = NAME(load_fours)((const uint8_t *)(codes + r * columns) + k);
+                    UNROLLED for (int t = 0; t < TILE_TOKENS; t++) {
+                        Ints *part = &parts[r * TILE_TOKENS + t];
+                        *part = NAME(dot_fours)(*part, w, bytes_of(&x[t]) + k);
+                    }
+                }
         } else {
-            for (int k = b * block; k < (b + 1) * block; k += LANES) {
-                Ints v[TILE_TOKENS];
+            for (const int end = k + unit; k < end; k += LANES) {
+                Shorts v[TILE_TOKENS];
                 UNROLLED for (int t = 0; t < TILE_TOKENS; t++) v[t] = NAME(load)(x[t].codes + k);
                 UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++)
                     parts[i] = NAME(dot)(parts[i], NAME(load)(codes + i / TILE_TOKENS * columns + k),
@@ -179,18 +180,23 @@ TARGET static inline __attribute__((always_inline)) void NAME(tile)(
             }
         }
         UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) {
-            const Floats scale = NAME(all)(scales[i / TILE_TOKENS * padded(blocks) + b]);
-            const Floats step = NAME(times)(scale, NAME(all)(x[i % TILE_TOKENS].scales[b]));
+            const float *of_row = scales + i / TILE_TOKENS * stride;
+            const float *of_token = x[i % TILE_TOKENS].scales;
+            Floats step;
+            if (bits == 4)
+                step = NAME(times)(NAME(step)(of_row, u, block), NAME(step)(of_token, u, block));
+            else step = NAME(times)(NAME(all)(of_row[u]), NAME(all)(of_token[u]));
             sums[i] = NAME(plus)(sums[i], NAME(to_floats)(parts[i]), step);
         }
     }
-    if (m->zeros)
-        for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) {
-            const size_t at = (size_t)(row + i / TILE_TOKENS) * padded(blocks);
-            const Activations *of = &x[i % TILE_TOKENS];
-            sums[i] = NAME(minus)(sums[i], NAME(of_zeros)(m, c->scales + at, of->scales,
-                                                          c->zeros + at, of->sums));
-        }
+    for (int i = 0; m->zeros && i < TILE_ROWS * TILE_TOKENS; i++) {
+        const float *levels = c->levels + (size_t)(row + i / TILE_TOKENS) * stride;
+        Floats part = NAME(none)();
+        for (int b = 0; b < columns / block; b += FLOATS)
+            part = NAME(plus)(part, NAME(loadf)(levels + b),
+                              NAME(loadf)(x[i % TILE_TOKENS].sums + b));
+        sums[i] = NAME(minus)(sums[i], part);
+    }
     UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) out[i] = NAME(total)(sums[i]);
 }
 
@@ -204,8 +210,9 @@ TARGET static void NAME(rows_by_tokens)(const Matrix *m, int first, int last, co
             some[t] = of_token(m, x, token + t < tokens ? token + t : token);
         for (int row = first; row < last; row += TILE_ROWS) {
             float out[TILE_ROWS * TILE_TOKENS];
-            if (m->bits == 8) NAME(tile)(m, &chunk, row - first, some, out, 8);
-            else NAME(tile)(m, &chunk, row - first, some, out, 4);
+            if (m->bits == 8) NAME(tile)(m, &chunk, row - first, some, out, 8, m->block);
+            else if (m->block == 32) NAME(tile)(m, &chunk, row - first, some, out, 4, 32);
+            else NAME(tile)(m, &chunk, row - first, some, out, 4, m->block);
             for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) {
                 const int of = row + i / TILE_TOKENS, t = token + i % TILE_TOKENS;
                 float *to = y + (size_t)t * m->rows + of;
@@ -216,7 +223,7 @@ TARGET static void NAME(rows_by_tokens)(const Matrix *m, int first, int last, co
 }
 
 /* One token in the matrix's blocks, x = scale * code: 16 bits where the weights have 8, and 8 bits
- * where they have 4, in their order. What is not finite makes the scale, and so every product, not
+ * where they have 4, of every FOURS the even ones first. What is not finite makes the scale, and so every product, not
  * finite. */
 TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *out, int token) {
     const int block = m->block, blocks = m->columns / block, whole = m->inputs / GROUP * GROUP;
@@ -255,15 +262,20 @@ TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *
                 codes[j] = (int16_t)(int32_t)(scaled + copysignf(0.5f, scaled));
                 total += codes[j];
             }
-            if (m->bits == 8) memcpy(to.codes + i, codes, sizeof codes);
-            else
-                for (int j = 0; j < GROUP / 2; j++) {
-                    bytes_of(&to)[i + j] = (int8_t)codes[2 * j];
-                    bytes_of(&to)[i + GROUP / 2 + j] = (int8_t)codes[2 * j + 1];
-                }
+            if (m->bits == 8) {
+                memcpy(to.codes + i, codes, sizeof codes);
+                continue;
+            }
+            int8_t *even = bytes_of(&to) + i / FOURS * FOURS + i % FOURS / 2, *odd = even + FOURS / 2;
+            for (int j = 0; j < GROUP / 2; j++) {
+                even[j] = (int8_t)codes[2 * j];
+                odd[j] = (int8_t)codes[2 * j + 1];
+            }
         }
-        to.sums[b] = (float)total; /* exact: below 2^24 */
-        to.starts[b * INTS] = m->zeros ? 0 : -(1 << (m->bits - 1)) * total;
+        to.sums[b] = to.scales[b] * (float)total;
+        const int in_unit = unit_of(m->bits, block) / block;
+        to.starts[b / in_unit * INTS + b % in_unit * HALF] =
+            m->zeros ? 0 : -(1 << (m->bits - 1)) * total;
     }
 }
 
@@ -271,7 +283,8 @@ TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *
 TARGET static void NAME(lookup)(const Matrix *m, size_t row, float *out, void *scratch) {
     const uint8_t *codes = m->codes + row * ((size_t)m->columns * m->bits / 8);
     float *scales = scratch;
-    NAME(row_scales)(m, row, NULL, scales);
+    for (int i = 0; i < m->columns / m->block; i += FLOATS)
+        NAME(storef)(scales + i, NAME(scales)(m, row, i));
     for (int i = 0; i < m->inputs; i++) {
         const int code = m->bits == 8 ? codes[i] : codes[i / 2] >> i % 2 * 4 & 15;
         out[i] = scales[i / m->block] * (float)(code - zero_point(m, row, i / m->block));
@@ -333,9 +346,12 @@ TARGET static void NAME(retain)(float *restrict state, const float *q, const flo
 }
 
 #undef Ints
+#undef Shorts
+#undef Fours
 #undef Floats
 #undef NAME
 #undef TARGET
 #undef LANES
 #undef INTS
 #undef FLOATS
+#undef HALF
