@@ -55,8 +55,10 @@ TARGET static inline Ints_avx2 dot_fours_avx2(Ints_avx2 sum, Fours_avx2 w, const
 TARGET static inline Floats_avx2 to_floats_avx2(Ints_avx2 v) { return _mm256_cvtepi32_ps(v); }
 TARGET static inline Floats_avx2 none_avx2(void) { return _mm256_setzero_ps(); }
 TARGET static inline Floats_avx2 all_avx2(float x) { return _mm256_set1_ps(x); }
-TARGET static inline Floats_avx2 pair_avx2(float a, float b) {
-    return _mm256_set_m128(_mm_set1_ps(b), _mm_set1_ps(a));
+/* x[0] in the lower half of the lanes and x[1] in the upper one. */
+TARGET static inline Floats_avx2 pair_avx2(const float *x) {
+    const __m256 both = _mm256_castpd_ps(_mm256_broadcast_sd((const double *)(const void *)x));
+    return _mm256_permutevar8x32_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
 }
 TARGET static inline Floats_avx2 loadf_avx2(const float *x) { return _mm256_loadu_ps(x); }
 TARGET static inline Floats_avx2 plus_avx2(Floats_avx2 sum, Floats_avx2 a, Floats_avx2 b) {

@@ -53,8 +53,11 @@ TARGET static inline Floats_avx512 to_floats_avx512(Ints_avx512 v) {
 }
 TARGET static inline Floats_avx512 none_avx512(void) { return _mm512_setzero_ps(); }
 TARGET static inline Floats_avx512 all_avx512(float x) { return _mm512_set1_ps(x); }
-TARGET static inline Floats_avx512 pair_avx512(float a, float b) {
-    return _mm512_zextps256_ps512(_mm256_set_m128(_mm_set1_ps(b), _mm_set1_ps(a)));
+/* x[0] in the first four lanes and x[1] in the next four. */
+TARGET static inline Floats_avx512 pair_avx512(const float *x) {
+    const __m256 both = _mm256_castpd_ps(_mm256_broadcast_sd((const double *)(const void *)x));
+    const __m256i order = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+    return _mm512_zextps256_ps512(_mm256_permutevar8x32_ps(both, order));
 }
 TARGET static inline Floats_avx512 loadf_avx512(const float *x) { return _mm512_loadu_ps(x); }
 TARGET static inline Floats_avx512 plus_avx512(Floats_avx512 sum, Floats_avx512 a, Floats_avx512 b) {

@@ -74,11 +74,14 @@ static inline Ints_neon dot_fours_neon(Ints_neon sum, Fours_neon w, const int8_t
 static inline Floats_neon to_floats_neon(Ints_neon v) {
     return (Floats_neon){{vcvtq_f32_s32(v.val[0]), vcvtq_f32_s32(v.val[1])}};
 }
-static inline Floats_neon pair_neon(float a, float b) {
-    return (Floats_neon){{vdupq_n_f32(a), vdupq_n_f32(b)}};
+/* x[0] in the lower half of the lanes and x[1] in the upper one. */
+static inline Floats_neon pair_neon(const float *x) {
+    return (Floats_neon){{vdupq_n_f32(x[0]), vdupq_n_f32(x[1])}};
 }
-static inline Floats_neon all_neon(float x) { return pair_neon(x, x); }
-static inline Floats_neon none_neon(void) { return pair_neon(0, 0); }
+static inline Floats_neon all_neon(float x) {
+    return (Floats_neon){{vdupq_n_f32(x), vdupq_n_f32(x)}};
+}
+static inline Floats_neon none_neon(void) { return all_neon(0); }
 static inline Floats_neon loadf_neon(const float *x) {
     return (Floats_neon){{vld1q_f32(x), vld1q_f32(x + 4)}};
 }

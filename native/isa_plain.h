@@ -57,10 +57,11 @@ static inline Ints_plain dot_fours_plain(Ints_plain sum, Fours_plain w, const in
 static inline Floats_plain to_floats_plain(Ints_plain v) {
     return (Floats_plain){{(float)v.v[0], (float)v.v[1]}};
 }
-static inline Floats_plain pair_plain(float a, float b) { return (Floats_plain){{a, b}}; }
-static inline Floats_plain all_plain(float x) { return pair_plain(x, x); }
-static inline Floats_plain none_plain(void) { return pair_plain(0, 0); }
-static inline Floats_plain loadf_plain(const float *x) { return pair_plain(x[0], x[1]); }
+static inline Floats_plain both_plain(float a, float b) { return (Floats_plain){{a, b}}; }
+static inline Floats_plain pair_plain(const float *x) { return both_plain(x[0], x[1]); }
+static inline Floats_plain all_plain(float x) { return both_plain(x, x); }
+static inline Floats_plain none_plain(void) { return both_plain(0, 0); }
+static inline Floats_plain loadf_plain(const float *x) { return both_plain(x[0], x[1]); }
 static inline void storef_plain(float *x, Floats_plain v) { memcpy(x, v.v, sizeof v.v); }
 static inline float half_to_float(uint16_t half) {
     const uint32_t sign = (uint32_t)(half & 0x8000) << 16, magnitude = half & 0x7fff;
@@ -74,22 +75,22 @@ static inline float half_to_float(uint16_t half) {
 }
 /* The first n of 2; the other is 0. */
 static inline Floats_plain some_plain(const float *x, int n) {
-    return pair_plain(x[0], n > 1 ? x[1] : 0);
+    return both_plain(x[0], n > 1 ? x[1] : 0);
 }
 static inline Floats_plain some_halves_plain(const uint16_t *x, int n) {
-    return pair_plain(half_to_float(x[0]), n > 1 ? half_to_float(x[1]) : 0);
+    return both_plain(half_to_float(x[0]), n > 1 ? half_to_float(x[1]) : 0);
 }
 static inline Floats_plain plus_plain(Floats_plain sum, Floats_plain a, Floats_plain b) {
-    return pair_plain(sum.v[0] + a.v[0] * b.v[0], sum.v[1] + a.v[1] * b.v[1]);
+    return both_plain(sum.v[0] + a.v[0] * b.v[0], sum.v[1] + a.v[1] * b.v[1]);
 }
 static inline Floats_plain times_plain(Floats_plain a, Floats_plain b) {
-    return pair_plain(a.v[0] * b.v[0], a.v[1] * b.v[1]);
+    return both_plain(a.v[0] * b.v[0], a.v[1] * b.v[1]);
 }
 static inline Floats_plain minus_plain(Floats_plain a, Floats_plain b) {
-    return pair_plain(a.v[0] - b.v[0], a.v[1] - b.v[1]);
+    return both_plain(a.v[0] - b.v[0], a.v[1] - b.v[1]);
 }
 static inline float total_plain(Floats_plain v) { return v.v[0] + v.v[1]; }
 static inline Floats_plain nibbles_plain(uint64_t bits) {
-    return pair_plain((float)(bits & 15), (float)(bits >> 4 & 15));
+    return both_plain((float)(bits & 15), (float)(bits >> 4 & 15));
 }
 static inline float fma_plain(float a, float b, float c) { return a * b + c; }

@@ -16,10 +16,10 @@ enum {
 
 static inline int padded(int blocks) { return (blocks + PADDED - 1) / PADDED * PADDED; }
 
-/* Tokens in the blocks of the matrix that they are multiplied with, [token][…]: x = scale * code,
- * codes int16 (for 8-bit weights) or int8 (for 4-bit ones); the sum of a block's codes times its
- * scale; and what a product with it begins with (the part of a zero point in the middle), a vector
- * of the kernels. Scales and sums are padded with zeros. */
+/* Tokens as a matrix asks for them, [token][…], x = scale * code: codes int16 with one scale (the
+ * first) for 8-bit weights, int8 with a scale a block for 4-bit ones. Of each block: the sum of its
+ * codes (times its scale), and what a product with it begins with (the part of a zero point in the
+ * middle), a vector of the kernels. Scales and sums are padded with zeros. */
 typedef struct {
     int16_t *codes;
     int32_t *starts;
@@ -34,7 +34,7 @@ typedef struct {
                  void *scratch);
     void (*rows_by_tokens)(const Matrix *m, int first, int last, const Activations *x, int tokens,
                            float *y, int add, void *scratch);
-    void (*quantize)(const Matrix *m, const float *x, Activations *out, int token);
+    void (*quantize)(const Matrix *m, const float *x, Activations *out, int token, void *scratch);
     void (*lookup)(const Matrix *m, size_t row, float *out, void *scratch);
     void (*rms_norm)(const float *x, const float *weight, int n, float eps, float *y);
     void (*activate)(const float *gate, const float *y, int n, int gelu, float *out);

@@ -23,24 +23,26 @@ TARGET static inline Floats NAME(zeros)(const Matrix *m, size_t row, int i) {
     return NAME(loadf)(each);
 }
 
-/* steps = scales of the row * scales of the token; lanes that add up to what the row's own zero
- * points add to its sum: scale of the row * zero * (scale of the token * sum of codes). */
-TARGET static inline Floats NAME(row_steps)(const Matrix *m, size_t row, const Activations *x,
-                                            float *steps) {
+/* What the products of a row's blocks are multiplied with, into `steps`: its scales, with 4 bits
+ * times the token's. What the row's own zero points, if it has any, add to its sum. */
+TARGET static __attribute__((noinline)) float NAME(row_steps)(const Matrix *m, size_t row,
+                                                              const Activations *x, float *steps) {
     Floats part = NAME(none)();
     for (int i = 0; i < m->columns / m->block; i += FLOATS) {
         const Floats scales = NAME(scales)(m, row, i);
-        NAME(storef)(steps + i, NAME(times)(scales, NAME(loadf)(x->scales + i)));
+        Floats products = scales;
+        if (m->bits == 4) products = NAME(times)(scales, NAME(loadf)(x->scales + i));
+        NAME(storef)(steps + i, products);
         if (m->zeros)
             part = NAME(plus)(part, NAME(times)(scales, NAME(zeros)(m, row, i)),
                               NAME(loadf)(x->sums + i));
     }
-    return part;
+    return NAME(total)(part);
 }
 
-/* The steps of a unit: one block's, or two's of 32 in the halves of a vector. */
-TARGET static inline Floats NAME(step)(const float *steps, int unit, int block) {
-    return block == 32 ? NAME(pair)(steps[2 * unit], steps[2 * unit + 1]) : NAME(all)(steps[unit]);
+/* The steps of a unit: one block's, or two's in the halves of a vector. */
+TARGET static inline Floats NAME(step)(const float *steps, int unit, int bits, int block) {
+    return unit_of(bits, block) == block ? NAME(all)(steps[unit]) : NAME(pair)(steps + 2 * unit);
 }
 
 /* sum + the products of a unit of 8-bit weights, as they are stored, and as many activations. */
@@ -50,43 +52,53 @@ TARGET static inline Ints NAME(eight)(Ints sum, const uint8_t *codes, const int1
     return sum;
 }
 
-/* Rows `row`, `row` + apart, … times one token: the sum over blocks of scale * scale * ((code -
- * zero) . codes). They share what is read of x. count: of rows; bits, block: the matrix's. All
+/* Rows `row`, `row` + apart, … times one token: the sum over blocks of scale * scale * (codes .
+ * (codes - zero)). They share what is read of x. count: of rows; bits, block: the matrix's. All
  * three are constants. */
 TARGET static inline __attribute__((always_inline)) void NAME(some_rows)(
     const Matrix *m, size_t row, size_t apart, const Activations *x, float *y, const int count,
     const int bits, const int block, float *buffer) {
     const int columns = m->columns, blocks = columns / block;
-    const int unit = unit_of(bits, block), group = bits == 8 ? GROUP : FOURS;
+    const int unit = unit_of(bits, block), units = (columns + unit - 1) / unit;
+    const int group = bits == 8 ? GROUP : FOURS;
     const size_t row_bytes = (size_t)columns * bits / 8;
     const uint8_t *at[AT_ONCE];
-    float *steps[AT_ONCE];
-    Floats sums[AT_ONCE], of_zeros[AT_ONCE];
-    for (int r = 0; r < count; r++) {
+    const float *steps[AT_ONCE];
+    float of_zeros[AT_ONCE];
+    Floats sums[AT_ONCE];
+    UNROLLED for (int r = 0; r < count; r++) {
         at[r] = m->codes + (row + r * apart) * row_bytes;
-        steps[r] = buffer + r * padded(blocks);
-        of_zeros[r] = NAME(row_steps)(m, row + r * apart, x, steps[r]);
+        const size_t found = row + r * apart;
+        steps[r] = (const float *)m->scales + found * blocks;
+        of_zeros[r] = 0;
+        if (bits == 4 || m->half_scales || m->zeros) {
+            float *own = buffer + r * padded(blocks);
+            of_zeros[r] = NAME(row_steps)(m, found, x, own);
+            steps[r] = own;
+        }
         sums[r] = NAME(none)();
     }
-    for (int u = 0, k = 0; k < columns; u++) {
+    const int16_t *shorts = x->codes;
+    const int8_t *fours = bytes_of(x);
+    for (int u = 0; u < units; u++) {
         Ints parts[AT_ONCE];
         UNROLLED for (int r = 0; r < count; r++) parts[r] = NAME(load_ints)(x->starts + u * INTS);
-        for (const int end = k + unit; k < end; k += group)
+        for (int j = 0; j < unit; j += group, shorts += group, fours += group)
             UNROLLED for (int r = 0; r < count; r++) {
                 __builtin_prefetch(at[r] + AHEAD);
-                if (bits == 8) parts[r] = NAME(eight)(parts[r], at[r], x->codes + k, GROUP);
-                else
-                    parts[r] = NAME(dot_fours)(
-                        parts[r], NAME(fours)(at[r], block == 32 && k + FOURS > columns),
-                        bytes_of(x) + k);
+                if (bits == 8) parts[r] = NAME(eight)(parts[r], at[r], shorts, GROUP);
+                else {
+                    const int half = unit > block && u == units - 1 && columns % FOURS;
+                    parts[r] = NAME(dot_fours)(parts[r], NAME(fours)(at[r], half), fours);
+                }
                 at[r] += group * bits / 8;
             }
         UNROLLED for (int r = 0; r < count; r++)
             sums[r] = NAME(plus)(sums[r], NAME(to_floats)(parts[r]),
-                                 bits == 8 ? NAME(all)(steps[r][u]) : NAME(step)(steps[r], u, block));
+                                 NAME(step)(steps[r], u, bits, block));
     }
     UNROLLED for (int r = 0; r < count; r++)
-        y[r] = NAME(total)(m->zeros ? NAME(minus)(sums[r], of_zeros[r]) : sums[r]);
+        y[r] = (NAME(total)(sums[r]) - of_zeros[r]) * (bits == 8 ? x->scales[0] : 1);
 }
 
 /* Rows first … last - 1 times one token, some at a time from far places: each place is read
@@ -182,22 +194,20 @@ TARGET static inline __attribute__((always_inline)) void NAME(tile)(
         UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) {
             const float *of_row = scales + i / TILE_TOKENS * stride;
             const float *of_token = x[i % TILE_TOKENS].scales;
-            Floats step;
-            if (bits == 4)
-                step = NAME(times)(NAME(step)(of_row, u, block), NAME(step)(of_token, u, block));
-            else step = NAME(times)(NAME(all)(of_row[u]), NAME(all)(of_token[u]));
+            Floats step = NAME(step)(of_row, u, bits, block);
+            if (bits == 4) step = NAME(times)(step, NAME(step)(of_token, u, bits, block));
             sums[i] = NAME(plus)(sums[i], NAME(to_floats)(parts[i]), step);
         }
     }
-    for (int i = 0; m->zeros && i < TILE_ROWS * TILE_TOKENS; i++) {
+    UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) {
+        const Activations *of = &x[i % TILE_TOKENS];
         const float *levels = c->levels + (size_t)(row + i / TILE_TOKENS) * stride;
         Floats part = NAME(none)();
-        for (int b = 0; b < columns / block; b += FLOATS)
-            part = NAME(plus)(part, NAME(loadf)(levels + b),
-                              NAME(loadf)(x[i % TILE_TOKENS].sums + b));
-        sums[i] = NAME(minus)(sums[i], part);
+        for (int b = 0; m->zeros && b < columns / block; b += FLOATS)
+            part = NAME(plus)(part, NAME(loadf)(levels + b), NAME(loadf)(of->sums + b));
+        const float of_zeros = m->zeros ? NAME(total)(part) : 0;
+        out[i] = (NAME(total)(sums[i]) - of_zeros) * (bits == 8 ? of->scales[0] : 1);
     }
-    UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) out[i] = NAME(total)(sums[i]);
 }
 
 /* Rows first … last - 1 times `tokens` tokens; y [tokens, rows]. */
@@ -222,46 +232,57 @@ TARGET static void NAME(rows_by_tokens)(const Matrix *m, int first, int last, co
     }
 }
 
-/* One token in the matrix's blocks, x = scale * code: 16 bits where the weights have 8, and 8 bits
- * where they have 4, of every FOURS the even ones first. What is not finite makes the scale, and so every product, not
- * finite. */
-TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *out, int token) {
-    const int block = m->block, blocks = m->columns / block, whole = m->inputs / GROUP * GROUP;
-    const float most = m->bits == 8 ? 32767.0f : 127.0f;
-    const Activations to = of_token(m, out, token);
-    float last[GROUP] = {0}; /* inputs that fill no group */
-    memcpy(last, x + whole, sizeof(float) * (m->inputs - whole));
-    memset(to.codes, 0, sizeof(int16_t) * m->columns);
-    memset(to.sums, 0, sizeof(float) * padded(blocks));
-    memset(to.scales, 0, sizeof(float) * padded(blocks));
-    memset(to.starts, 0, sizeof(int32_t) * INTS * blocks);
-    for (int b = 0; b < blocks; b++) {
-        const int end = (b + 1) * block < m->inputs ? (b + 1) * block : m->inputs;
-        float sizes[GROUP] = {0}, zeros[GROUP] = {0}, largest = 0, spoiled = 0;
-        for (int i = b * block; i < end; i += GROUP) {
-            const float *group = i < whole ? x + i : last;
-            for (int j = 0; j < GROUP; j++) {
-                float size = fabsf(group[j]);
-                sizes[j] = size > sizes[j] ? size : sizes[j];
-                zeros[j] += group[j] * 0.0f;
-            }
-        }
+/* The largest size in `n` values (a multiple of GROUP), or NaN where one is not finite. */
+TARGET static inline float NAME(largest)(const float *x, int n) {
+    float sizes[GROUP] = {0}, zeros[GROUP] = {0}, largest = 0, spoiled = 0;
+    for (int i = 0; i < n; i += GROUP)
         for (int j = 0; j < GROUP; j++) {
-            largest = sizes[j] > largest ? sizes[j] : largest;
-            spoiled += zeros[j];
+            const float size = fabsf(x[i + j]);
+            sizes[j] = size > sizes[j] ? size : sizes[j];
+            zeros[j] += x[i + j] * 0.0f;
         }
-        to.scales[b] = largest / most + spoiled;
-        if (!(largest > 0 && to.scales[b] < INFINITY)) continue;
-        const float inverse = most / largest;
+    for (int j = 0; j < GROUP; j++) {
+        largest = sizes[j] > largest ? sizes[j] : largest;
+        spoiled += zeros[j];
+    }
+    return largest + spoiled;
+}
+
+/* Codes of GROUP values in steps of 1 / inverse; their sum. */
+TARGET static inline int32_t NAME(codes)(const float *x, float inverse, int16_t *codes) {
+    int32_t sum = 0;
+    for (int j = 0; j < GROUP; j++) {
+        const float scaled = x[j] * inverse;
+        codes[j] = (int16_t)(int32_t)(scaled + copysignf(0.5f, scaled));
+        sum += codes[j];
+    }
+    return sum;
+}
+
+/* One token, x = scale * code, as the matrix asks for it: 16 bits and one scale where the weights
+ * have 8 bits; 8 bits and a scale a block where they have 4, of every FOURS the even ones first.
+ * What is not finite makes the scale, and so every product, not finite. */
+TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *out, int token,
+                                  void *scratch) {
+    if (m->inputs < m->columns) {
+        memcpy(scratch, x, sizeof(float) * m->inputs);
+        memset((float *)scratch + m->inputs, 0, sizeof(float) * (m->columns - m->inputs));
+        x = scratch;
+    }
+    const int block = m->block, blocks = m->columns / block, in_unit = unit_of(m->bits, block) / block;
+    const Activations to = of_token(m, out, token);
+    memset(to.starts, 0, sizeof(int32_t) * INTS * blocks);
+    for (int i = 0; i < padded(blocks); i++) to.scales[i] = to.sums[i] = 0;
+    if (m->bits == 4 && m->columns % FOURS) memset(bytes_of(&to) + m->columns - GROUP, 0, FOURS);
+    const float of_all = m->bits == 8 ? NAME(largest)(x, m->columns) : 0;
+    for (int b = 0; b < blocks; b++) {
+        const float largest = m->bits == 8 ? of_all : NAME(largest)(x + b * block, block);
+        const float most = m->bits == 8 ? 32767.0f : 127.0f, scale = largest / most;
+        const float inverse = largest > 0 && scale < INFINITY ? most / largest : 0;
         int32_t total = 0;
-        for (int i = b * block; i < end; i += GROUP) {
-            const float *group = i < whole ? x + i : last;
-            int16_t codes[GROUP];
-            for (int j = 0; j < GROUP; j++) {
-                float scaled = group[j] * inverse;
-                codes[j] = (int16_t)(int32_t)(scaled + copysignf(0.5f, scaled));
-                total += codes[j];
-            }
+        for (int i = b * block; i < (b + 1) * block; i += GROUP) {
+            int16_t codes[GROUP] = {0};
+            if (inverse > 0) total += NAME(codes)(x + i, inverse, codes);
             if (m->bits == 8) {
                 memcpy(to.codes + i, codes, sizeof codes);
                 continue;
@@ -272,10 +293,10 @@ TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *
                 odd[j] = (int8_t)codes[2 * j + 1];
             }
         }
-        to.sums[b] = to.scales[b] * (float)total;
-        const int in_unit = unit_of(m->bits, block) / block;
-        to.starts[b / in_unit * INTS + b % in_unit * HALF] =
-            m->zeros ? 0 : -(1 << (m->bits - 1)) * total;
+        to.scales[b] = scale;
+        to.sums[b] = (m->bits == 8 ? 1.0f : scale) * (float)total;
+        if (!m->zeros)
+            to.starts[b / in_unit * INTS + b % in_unit * HALF] = -(1 << (m->bits - 1)) * total;
     }
 }
 

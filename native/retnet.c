@@ -127,25 +127,23 @@ static void product(const Engine *engine, const Matrix *m, const Activations *x,
     pool_run(engine->pool, product_chunk, &p, (m->rows + rows - 1) / rows);
 }
 
-static void norm_token(Call *call, const float *weight, const Matrix *next, int token) {
+static void norm_token(Call *call, const float *weight, const Matrix *next, int token, int thread) {
     const Model *m = &call->engine->model;
     const Kernels *k = call->engine->kernels;
     float *normed = call->b->normed + (size_t)token * m->d_model;
     Activations codes = call->b->codes;
     k->rms_norm(call->b->x + (size_t)token * m->d_model, weight, m->d_model, m->norm_eps, normed);
-    k->quantize(next, normed, &codes, token);
+    k->quantize(next, normed, &codes, token, scratch_of(call->engine, thread));
 }
 
 static void retention_norm(void *arg, int token, int thread) {
-    (void)thread;
     Call *call = arg;
-    norm_token(call, call->layer->retention_norm, &call->layer->qkvg, token);
+    norm_token(call, call->layer->retention_norm, &call->layer->qkvg, token, thread);
 }
 
 static void ffn_norm(void *arg, int token, int thread) {
-    (void)thread;
     Call *call = arg;
-    norm_token(call, call->layer->ffn_norm, &call->layer->inner, token);
+    norm_token(call, call->layer->ffn_norm, &call->layer->inner, token, thread);
 }
 
 /* Channel i is paired with i + n/2. */
@@ -181,16 +179,14 @@ static void retention_head(void *arg, int head, int thread) {
 }
 
 static void retention_codes(void *arg, int token, int thread) {
-    (void)thread;
     const Call *call = arg;
     const Matrix *out = &call->layer->out;
+    const float *inside = call->b->inside + (size_t)token * out->inputs;
     Activations codes = call->b->codes;
-    call->engine->kernels->quantize(out, call->b->inside + (size_t)token * out->inputs, &codes,
-                                    token);
+    call->engine->kernels->quantize(out, inside, &codes, token, scratch_of(call->engine, thread));
 }
 
 static void ffn_inside(void *arg, int token, int thread) {
-    (void)thread;
     const Call *call = arg;
     const Model *m = &call->engine->model;
     const Kernels *kernels = call->engine->kernels;
@@ -198,7 +194,7 @@ static void ffn_inside(void *arg, int token, int thread) {
     float *inside = call->b->inside + (size_t)token * m->ffn_dim;
     Activations codes = call->b->codes;
     kernels->activate(wide, m->gated ? wide + m->ffn_dim : NULL, m->ffn_dim, m->gelu, inside);
-    kernels->quantize(&call->layer->down, inside, &codes, token);
+    kernels->quantize(&call->layer->down, inside, &codes, token, scratch_of(call->engine, thread));
 }
 
 /* Angles and head norm's eps of a token; n counts from 1. */
@@ -266,7 +262,7 @@ int retnet_run(Engine *engine, const int64_t *tokens, int count, int64_t positio
     Activations last = b->codes;
     const float *x = b->x + (size_t)(count - 1) * m->d_model;
     engine->kernels->rms_norm(x, m->final_norm, m->d_model, m->norm_eps, b->normed);
-    engine->kernels->quantize(&m->head, b->normed, &last, 0);
+    engine->kernels->quantize(&m->head, b->normed, &last, 0, engine->scratch);
     ended(engine, RETNET_BETWEEN);
     product(engine, &m->head, &last, 1, logits, 0);
     ended(engine, RETNET_HEAD);

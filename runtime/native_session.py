@@ -1,7 +1,8 @@
 """A session on the native backend: weights mapped from the bundle and multiplied where they lie.
 
-Weights have 8 or 4 bits, activations 16 (one scale a token and product), states and everything else
-is float32. A token gives the same bits in a prompt and alone, on any number of threads.
+Weights of 8 bits meet activations of 16, weights of 4 bits activations of 8 in blocks as long as
+theirs; states and everything else is float32. A token gives the same bits in a prompt and alone,
+on any number of threads.
 """
 
 from __future__ import annotations

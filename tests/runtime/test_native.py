@@ -138,7 +138,8 @@ def exact_model(bundle: Bundle, exported: Exported) -> Any:
 def test_the_bundles_weights_in_float64(
     quantized: Quantized, variant: str, recipe: str, kernels: str | None
 ) -> None:
-    """What is left between the two is the rounding of activations to 16 bits."""
+    """What is left between the two is the rounding of activations: to 16 bits beside weights of 8,
+    to 8 in blocks beside weights of 4."""
     bundle = quantized(variant, recipe)
     exported = quantized.exported[variant]  # type: ignore[attr-defined]
     model = exact_model(bundle, exported)
@@ -148,10 +149,11 @@ def test_the_bundles_weights_in_float64(
     session.load_states(states, position)
     expected, after = reference(model, np.array([TOKENS[:37]]), states, position)
     found = session.prefill(TOKENS[:37])
-    scale = np.abs(expected).max()
-    assert np.abs(found - expected[0]).max() < 1e-3 * scale
+    eight = plan_of(bundle).layers[0].qkvg.bits == 8
+    bound = 1e-3 if eight else 5e-2
+    assert np.abs(found - expected[0]).max() < bound * np.abs(expected).max()
     for state, wanted in zip(session.states(), after, strict=True):
-        assert np.abs(state - wanted).max() < 1e-3 * np.abs(wanted).max()
+        assert np.abs(state - wanted).max() < bound * np.abs(wanted).max()
     assert session.position == position + 37
 
 
