@@ -24,26 +24,8 @@ TARGET static inline Shorts_avx2 wide_avx2(const uint8_t *codes) {
 TARGET static inline Ints_avx2 dot_avx2(Ints_avx2 sum, Shorts_avx2 a, Shorts_avx2 b) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
 }
-/* 64 weights: low halves of 32 bytes, and high ones; `half`: only the first 16 bytes are there. */
-typedef struct {
-    __m256i low, high;
-} Fours_avx2;
+#include "isa_x86.h"
 
-TARGET static inline Fours_avx2 fours_avx2(const uint8_t *codes, int half) {
-    const __m256i both = half ? _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)codes))
-                              : _mm256_loadu_si256((const __m256i *)codes);
-    const __m256i mask = _mm256_set1_epi8(15);
-    return (Fours_avx2){_mm256_and_si256(both, mask),
-                       _mm256_and_si256(_mm256_srli_epi16(both, 4), mask)};
-}
-TARGET static inline Fours_avx2 load_fours_avx2(const uint8_t *x) {
-    return (Fours_avx2){_mm256_loadu_si256((const __m256i *)x),
-                       _mm256_loadu_si256((const __m256i *)(x + 32))};
-}
-TARGET static inline void store_fours_avx2(uint8_t *x, Fours_avx2 v) {
-    _mm256_storeu_si256((__m256i *)x, v.low);
-    _mm256_storeu_si256((__m256i *)(x + 32), v.high);
-}
 /* Four products of 15 by 127 fit into 16 bits. */
 TARGET static inline Ints_avx2 dot_fours_avx2(Ints_avx2 sum, Fours_avx2 w, const int8_t *x) {
     const __m256i low = _mm256_maddubs_epi16(w.low, _mm256_loadu_si256((const __m256i *)x));
@@ -93,4 +75,3 @@ TARGET static inline Floats_avx2 nibbles_avx2(uint64_t bits) {
     const __m256i each = _mm256_srlv_epi32(all, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
     return _mm256_cvtepi32_ps(_mm256_and_si256(each, _mm256_set1_epi32(15)));
 }
-TARGET static inline float fma_avx2(float a, float b, float c) { return __builtin_fmaf(a, b, c); }

@@ -20,26 +20,8 @@ TARGET static inline Shorts_avx512 wide_avx512(const uint8_t *codes) {
 TARGET static inline Ints_avx512 dot_avx512(Ints_avx512 sum, Shorts_avx512 a, Shorts_avx512 b) {
     return _mm512_dpwssd_epi32(sum, a, b);
 }
-/* 64 weights: low halves of 32 bytes, and high ones; `half`: only the first 16 bytes are there. */
-typedef struct {
-    __m256i low, high;
-} Fours_avx512;
+#include "isa_x86.h"
 
-TARGET static inline Fours_avx512 fours_avx512(const uint8_t *codes, int half) {
-    const __m256i both = half ? _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)codes))
-                              : _mm256_loadu_si256((const __m256i *)codes);
-    const __m256i mask = _mm256_set1_epi8(15);
-    return (Fours_avx512){_mm256_and_si256(both, mask),
-                       _mm256_and_si256(_mm256_srli_epi16(both, 4), mask)};
-}
-TARGET static inline Fours_avx512 load_fours_avx512(const uint8_t *x) {
-    return (Fours_avx512){_mm256_loadu_si256((const __m256i *)x),
-                       _mm256_loadu_si256((const __m256i *)(x + 32))};
-}
-TARGET static inline void store_fours_avx512(uint8_t *x, Fours_avx512 v) {
-    _mm256_storeu_si256((__m256i *)x, v.low);
-    _mm256_storeu_si256((__m256i *)(x + 32), v.high);
-}
 /* The upper lanes stay what they are. */
 TARGET static inline Ints_avx512 dot_fours_avx512(Ints_avx512 sum, Fours_avx512 w,
                                                   const int8_t *x) {
@@ -86,4 +68,3 @@ TARGET static inline Floats_avx512 nibbles_avx512(uint64_t bits) {
                                                                   8, 12, 16, 20, 24, 28));
     return _mm512_cvtepi32_ps(_mm512_and_si512(each, _mm512_set1_epi32(15)));
 }
-TARGET static inline float fma_avx512(float a, float b, float c) { return __builtin_fmaf(a, b, c); }

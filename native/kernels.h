@@ -8,9 +8,9 @@
 #include "model.h"
 
 enum {
-    GROUP = 32,      /* values that share an order: even ones, then odd ones, for 4-bit weights */
+    GROUP = 32,      /* columns come in multiples of it */
     PADDED = 16,     /* what is there for each block of a row is padded to a multiple of it */
-    MOST_INTS = 32,  /* lanes of int32 that any kernel's vector has */
+    MOST_INTS = 16,  /* lanes of int32 that any kernel's vector has */
     CHUNK_ROWS = 16, /* rows that a thread multiplies by several tokens at a time */
 };
 

@@ -1,5 +1,6 @@
-/* What one thread does with rows of numbers, for one instruction set: the header isa_*.h that was
- * included before gives NAME, TARGET, LANES and the vectors. */
+/* What one thread does with rows of numbers, for one instruction set. The header isa_*.h that was
+ * included before gives NAME and TARGET of a function, and the vectors: Shorts of LANES int16, Ints
+ * of INTS int32, Floats of FLOATS float32, Fours of 64 weights of 4 bits. */
 
 #define Ints NAME(Ints)
 #define Shorts NAME(Shorts)
@@ -67,8 +68,8 @@ TARGET static inline __attribute__((always_inline)) void NAME(some_rows)(
     float of_zeros[AT_ONCE];
     Floats sums[AT_ONCE];
     UNROLLED for (int r = 0; r < count; r++) {
-        at[r] = m->codes + (row + r * apart) * row_bytes;
         const size_t found = row + r * apart;
+        at[r] = m->codes + found * row_bytes;
         steps[r] = (const float *)m->scales + found * blocks;
         of_zeros[r] = 0;
         if (bits == 4 || m->half_scales || m->zeros) {

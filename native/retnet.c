@@ -31,7 +31,6 @@ struct Engine {
     Model model;
     const Kernels *kernels;
     Pool *pool;
-    int threads;
     int widest;     /* the most columns or rows of a layer's matrix */
     Buffers single; /* of a step */
     char *scratch;  /* of each thread */
@@ -44,7 +43,6 @@ struct Engine {
 typedef struct {
     Engine *engine;
     const Layer *layer;
-    int index; /* of the layer */
     int tokens;
     const Buffers *b;
     float *state;
@@ -276,7 +274,6 @@ Engine *retnet_new(const Model *model, int threads, const char *kernels) {
     if (!engine) return NULL;
     engine->model = *model;
     engine->kernels = found;
-    engine->threads = threads;
     engine->widest = max_int(model->d_model, model->head.columns);
     for (int i = 0; i < model->layer_count; i++) {
         const Matrix *all[] = {&model->layers[i].qkvg, &model->layers[i].out,
