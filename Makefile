@@ -72,7 +72,7 @@ $(BUNDLE)/manifest.json:
 	$(MAKE) demo
 
 clean:  ## remove the venvs, caches, build leftovers and the demo's bundle
-	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) $(OPTIMUM) $(PEERS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis '$(BUNDLE)'
+	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) $(OPTIMUM) $(PEERS) build dist *.egg-info runtime/_native.* .mypy_cache .ruff_cache .pytest_cache .hypothesis '$(BUNDLE)'
 	find retnet_edge export quantize runtime tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Only this file is watched, not pip's state: after a hand-made change in .venv, `make clean`.
