@@ -79,4 +79,4 @@ def test_a_contender_that_does_not_start_is_named_with_what_it_said(tmp_path: Pa
     script = Path(peers.__file__).with_name("peers_ours.py")
     missing = tmp_path / "no.edge"
     with pytest.raises(RuntimeError, match=r"ours ended: .*no\.edge"):
-        peers.Contender("ours", [sys.executable, str(script), str(missing), "1"])
+        peers.Contender("ours", [sys.executable, str(script), str(missing), "1", "native"])
