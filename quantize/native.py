@@ -17,6 +17,7 @@ from retnet_edge.config import RetNetConfig, decode_config
 from retnet_edge.errors import InputError
 from retnet_edge.onnx_files import WEIGHTS_FILE
 from retnet_edge.quantize.recipe import Recipe
+from retnet_edge.quantize.schemes import BlockInt4, BlockInt8
 from retnet_edge.runtime.manifest import Backend, GraphSpec, ModelSpec, TensorSpec
 from retnet_edge.runtime.native_library import NOT_BUILT, native_available
 from retnet_edge.runtime.native_plan import (
@@ -66,6 +67,12 @@ def check_native(recipes: Mapping[Backend, Recipe]) -> None:
             f"recipe {recipe.name} keeps its states in {recipe.state}; the native backend keeps "
             "float32"
         )
+    for rule in recipe.rules:
+        if not isinstance(rule.scheme, BlockInt8 | BlockInt4):
+            raise InputError(
+                f"recipe {recipe.name}: rule {rule.pattern!r} is {rule.scheme.name}; the native "
+                "backend takes blocks of 8 or 4 bits"
+            )
     if not native_available():
         raise InputError(NOT_BUILT)
 

@@ -18,9 +18,11 @@ from tiny_bundle import rewrite_manifest
 from retnet_edge.build import build
 from retnet_edge.cli import main
 from retnet_edge.errors import InputError
+from retnet_edge.export.export import export
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipe import Recipe, Rule
 from retnet_edge.quantize.schemes import BlockInt4, BlockInt6, BlockInt8, Float32, InBlocks, Scheme
+from retnet_edge.quantize.tune import TuneOptions, tune
 from retnet_edge.runtime import native_library
 from retnet_edge.runtime.bench import bench
 from retnet_edge.runtime.bundle import Bundle
@@ -291,9 +293,9 @@ def test_build_verifies_it(tmp_path: Path, quantized: Quantized) -> None:
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
-        ("int8-dynamic", {}, "cannot multiply with blocks.0.retention.qkvg.weight: it takes"),
-        (mixed("six", BlockInt6()), {}, "cannot multiply with blocks.0.retention.qkvg.weight"),
-        (mixed("some float", Float32()), {}, "cannot multiply with blocks.0.retention.qkvg"),
+        ("int8-dynamic", {}, "is int8-dynamic-tail1.5; the native backend takes blocks"),
+        (mixed("six", BlockInt6()), {}, "rule '.*' is int6-block128; the native backend takes"),
+        (mixed("some float", Float32()), {}, "is float32; the native backend takes blocks of 8 or"),
         (mixed("sixteen", BlockInt8(block=16)), {}, "layer 0 qkvg has blocks of 16"),
         ("int8", {"state": "int8"}, "keeps its states in int8; the native backend keeps float32"),
     ],
@@ -306,6 +308,34 @@ def test_refused_recipes(
     with pytest.raises(InputError, match=message):
         quantize(bundle, tmp_path / "q.edge", recipe=recipe, native=True, say=silent, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_refused_graphs(quantized: Quantized, tmp_path: Path) -> None:
+    """Of the portable flavour, whose products are no MatMulNBits."""
+    quantized()
+    checkpoint = quantized.exported["base"].checkpoint  # type: ignore[attr-defined]
+    portable = export(checkpoint, tmp_path / "p.edge", flavour="portable", say=silent)
+    with pytest.raises(InputError, match="the native backend"):
+        quantize(portable, tmp_path / "q.edge", recipe="int8", native=True, say=silent)
+    assert not (tmp_path / "q.edge").exists()
+
+
+def test_a_tuned_bundle_keeps_its_plan(quantized: Quantized, tmp_path: Path) -> None:
+    bundle = quantized("base", "int4-weight")
+    checkpoint = quantized.exported["base"].checkpoint  # type: ignore[attr-defined]
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sat on the mat, and the dog sat by the door.\n\n" * 60)
+    options = TuneOptions(steps=3, batch=2, seq_len=32, lr=0.05)
+    tune(
+        bundle.path, tmp_path / "t.edge", checkpoint=checkpoint, data=[text], options=options,
+        say=silent,
+    )  # fmt: skip
+    tuned = Bundle.open(tmp_path / "t.edge")
+    assert tuned.manifest.backends == ("onnxruntime", "native")
+    onnx, native = open_session(tuned, 1), open_session(tuned, 1, "native")
+    found, before = native.prefill(TOKENS[:20]).copy(), onnx.prefill(TOKENS[:20])
+    assert np.linalg.norm(found - before) < 0.1 * np.linalg.norm(before)
+    assert (open_session(bundle, 1, "native").prefill(TOKENS[:20]) != found).any()
 
 
 def test_refused_models(quantized: Quantized, tmp_path: Path) -> None:
