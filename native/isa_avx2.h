@@ -49,9 +49,6 @@ TARGET static inline Floats_avx2 plus_avx2(Floats_avx2 sum, Floats_avx2 a, Float
 TARGET static inline Floats_avx2 times_avx2(Floats_avx2 a, Floats_avx2 b) {
     return _mm256_mul_ps(a, b);
 }
-TARGET static inline Floats_avx2 minus_avx2(Floats_avx2 a, Floats_avx2 b) {
-    return _mm256_sub_ps(a, b);
-}
 TARGET static inline float total_avx2(Floats_avx2 v) {
     __m128 h = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     h = _mm_add_ps(h, _mm_movehl_ps(h, h));

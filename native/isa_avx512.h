@@ -48,9 +48,6 @@ TARGET static inline Floats_avx512 plus_avx512(Floats_avx512 sum, Floats_avx512 
 TARGET static inline Floats_avx512 times_avx512(Floats_avx512 a, Floats_avx512 b) {
     return _mm512_mul_ps(a, b);
 }
-TARGET static inline Floats_avx512 minus_avx512(Floats_avx512 a, Floats_avx512 b) {
-    return _mm512_sub_ps(a, b);
-}
 TARGET static inline float total_avx512(Floats_avx512 v) { return _mm512_reduce_add_ps(v); }
 /* The first n of 16; the others are 0. */
 TARGET static inline Floats_avx512 some_avx512(const float *x, int n) {

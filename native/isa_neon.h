@@ -111,9 +111,6 @@ static inline Floats_neon plus_neon(Floats_neon sum, Floats_neon a, Floats_neon 
 static inline Floats_neon times_neon(Floats_neon a, Floats_neon b) {
     return (Floats_neon){{vmulq_f32(a.val[0], b.val[0]), vmulq_f32(a.val[1], b.val[1])}};
 }
-static inline Floats_neon minus_neon(Floats_neon a, Floats_neon b) {
-    return (Floats_neon){{vsubq_f32(a.val[0], b.val[0]), vsubq_f32(a.val[1], b.val[1])}};
-}
 static inline float total_neon(Floats_neon v) { return vaddvq_f32(vaddq_f32(v.val[0], v.val[1])); }
 static inline Floats_neon nibbles_neon(uint64_t bits) {
     float each[8];

@@ -86,9 +86,6 @@ static inline Floats_plain plus_plain(Floats_plain sum, Floats_plain a, Floats_p
 static inline Floats_plain times_plain(Floats_plain a, Floats_plain b) {
     return both_plain(a.v[0] * b.v[0], a.v[1] * b.v[1]);
 }
-static inline Floats_plain minus_plain(Floats_plain a, Floats_plain b) {
-    return both_plain(a.v[0] - b.v[0], a.v[1] - b.v[1]);
-}
 static inline float total_plain(Floats_plain v) { return v.v[0] + v.v[1]; }
 static inline Floats_plain nibbles_plain(uint64_t bits) {
     return both_plain((float)(bits & 15), (float)(bits >> 4 & 15));

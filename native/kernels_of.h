@@ -46,9 +46,9 @@ TARGET static inline Floats NAME(step)(const float *steps, int unit, int bits, i
     return unit_of(bits, block) == block ? NAME(all)(steps[unit]) : NAME(pair)(steps + 2 * unit);
 }
 
-/* sum + the products of a unit of 8-bit weights, as they are stored, and as many activations. */
-TARGET static inline Ints NAME(eight)(Ints sum, const uint8_t *codes, const int16_t *x, int n) {
-    for (int i = 0; i < n; i += LANES)
+/* sum + the products of GROUP weights of 8 bits, as they are stored, and as many activations. */
+TARGET static inline Ints NAME(dot_eights)(Ints sum, const uint8_t *codes, const int16_t *x) {
+    for (int i = 0; i < GROUP; i += LANES)
         sum = NAME(dot)(sum, NAME(wide)(codes + i), NAME(load)(x + i));
     return sum;
 }
@@ -87,7 +87,7 @@ TARGET static inline __attribute__((always_inline)) void NAME(some_rows)(
         for (int j = 0; j < unit; j += group, shorts += group, fours += group)
             UNROLLED for (int r = 0; r < count; r++) {
                 __builtin_prefetch(at[r] + AHEAD);
-                if (bits == 8) parts[r] = NAME(eight)(parts[r], at[r], shorts, GROUP);
+                if (bits == 8) parts[r] = NAME(dot_eights)(parts[r], at[r], shorts);
                 else {
                     const int half = unit > block && u == units - 1 && columns % FOURS;
                     parts[r] = NAME(dot_fours)(parts[r], NAME(fours)(at[r], half), fours);

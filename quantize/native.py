@@ -13,7 +13,7 @@ from typing import cast
 import msgspec
 import onnx_ir as ir
 
-from retnet_edge.config import RetNetConfig, decode_config
+from retnet_edge.config import RetNetConfig
 from retnet_edge.errors import InputError
 from retnet_edge.onnx_files import WEIGHTS_FILE
 from retnet_edge.quantize.recipe import Recipe
@@ -31,6 +31,7 @@ from retnet_edge.runtime.native_plan import (
     PlannedMatrix,
     check_plan,
     encode_plan,
+    retnet_config,
 )
 
 _PRODUCTS, _NORMS = 4, 3  # of a layer
@@ -47,7 +48,7 @@ def write_native_plan(
     matrix that the native backend cannot multiply with.
     """
     step = next(graph.file for graph in graphs if graph.kind == "step")
-    config = _retnet(spec)
+    config = retnet_config(spec, PLAN_FILE)
     plan = _plan(models[step], config)
     check_plan(plan, config, (folder / WEIGHTS_FILE).stat().st_size, PLAN_FILE)
     (folder / PLAN_FILE).write_bytes(encode_plan(plan))
@@ -75,13 +76,6 @@ def check_native(recipes: Mapping[Backend, Recipe]) -> None:
             )
     if not native_available():
         raise InputError(NOT_BUILT)
-
-
-def _retnet(spec: ModelSpec) -> RetNetConfig:
-    config = decode_config(msgspec.json.encode(spec.config), "the bundle's model")
-    if not isinstance(config, RetNetConfig):
-        raise InputError(f"the native backend runs RetNets, and this is a {spec.kind}")
-    return config
 
 
 def _plan(model: ir.Model, config: RetNetConfig) -> Plan:

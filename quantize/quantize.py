@@ -27,9 +27,8 @@ from retnet_edge.quantize.recipe import (
     check_backend,
     check_calibration,
     check_graphs,
-    with_state,
 )
-from retnet_edge.quantize.recipe_file import named_recipe
+from retnet_edge.quantize.recipe_file import recipes_for
 from retnet_edge.quantize.rounding import Blocks
 from retnet_edge.quantize.schemes import (
     DynamicInt8,
@@ -75,12 +74,7 @@ def quantize(
     `out` that exists.
     """
     source, out = Bundle.open(bundle), Path(out)
-    recipes = {
-        backend: with_state(
-            named_recipe(recipe, backend) if isinstance(recipe, str) else recipe, state
-        )
-        for backend in source.manifest.backends
-    }
+    recipes = recipes_for(recipe, source.manifest.backends, state)
     with new_bundle(out) as folder:
         write_quantized(source, recipes, folder, say, checkpoint, calibration, native=native)
     return out
@@ -98,11 +92,8 @@ def write_quantized(
 ) -> None:
     """Write every file of the quantized bundle into an existing folder."""
     manifest = source.manifest
-    if native:
-        check_native(recipes)
-    for backend, recipe in recipes.items():
-        check_backend(recipe, backend)
-        check_calibration(recipe, calibration)
+    check_recipes(recipes, calibration, native=native)
+    for recipe in recipes.values():
         check_graphs(recipe, manifest)
     check_unquantized(source)
     graphs: list[GraphSpec] = []
@@ -136,6 +127,18 @@ def write_quantized(
             verification=NOT_VERIFIED,
         ),
     )
+
+
+def check_recipes(
+    recipes: Mapping[Backend, Recipe], calibration: str | Path | None, *, native: bool
+) -> None:
+    """What shows without a bundle. Raises InputError for a recipe that its backend, or the native
+    one where it is asked for, cannot take, and for one that needs text where none is given."""
+    for backend, recipe in recipes.items():
+        check_backend(recipe, backend)
+        check_calibration(recipe, calibration)
+    if native:
+        check_native(recipes)
 
 
 def copy_unchanged(source: Bundle, folder: Path) -> None:

@@ -27,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,7 +35,7 @@ import msgspec
 
 from retnet_edge.errors import InputError
 from retnet_edge.quantize.built_in import find_recipe
-from retnet_edge.quantize.recipe import Recipe, Rule, check_backend
+from retnet_edge.quantize.recipe import Recipe, Rule, check_backend, with_state
 from retnet_edge.quantize.schemes import (
     BLOCKS,
     BlockInt4,
@@ -65,6 +66,18 @@ SCHEMES: dict[str, type[Scheme]] = {
     "float32": Float32,
 }
 STATES: tuple[StateScheme, ...] = get_args(StateScheme)
+
+
+def recipes_for(
+    recipe: str | Recipe, backends: Iterable[Backend], state: StateScheme
+) -> dict[Backend, Recipe]:
+    """The recipe of each backend, with its states in `state`; see `named_recipe`, `with_state`."""
+    return {
+        backend: with_state(
+            named_recipe(recipe, backend) if isinstance(recipe, str) else recipe, state
+        )
+        for backend in backends
+    }
 
 
 def named_recipe(name: str, backend: Backend) -> Recipe:

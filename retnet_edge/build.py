@@ -11,10 +11,8 @@ from retnet_edge.config import RetNetConfig
 from retnet_edge.contexts import text_contexts
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import BACKENDS, check_backends, export
-from retnet_edge.quantize.native import check_native
-from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import check_backend, check_calibration, with_state
-from retnet_edge.quantize.recipe_file import named_recipe
+from retnet_edge.quantize.quantize import check_recipes, quantize
+from retnet_edge.quantize.recipe_file import recipes_for
 from retnet_edge.quantize.schemes import StateScheme
 from retnet_edge.runtime.verdict import Verdict
 from retnet_edge.runtime.writer import remove_bundle
@@ -55,12 +53,8 @@ def build(
     if recipe == FP32 and native:
         raise InputError("--native needs a recipe of 4 or 8 bits; fp32 has neither")
     if recipe != FP32:
-        recipes = {BACKENDS[n]: with_state(named_recipe(recipe, BACKENDS[n]), state) for n in to}
-        for backend, found in recipes.items():
-            check_backend(found, backend)
-            check_calibration(found, calibration)
-        if native:
-            check_native(recipes)
+        recipes = recipes_for(recipe, [BACKENDS[name] for name in to], state)
+        check_recipes(recipes, calibration, native=native)
     if out.exists():
         raise InputError(f"{out} exists already: name a new directory or remove it first")
     if not out.absolute().parent.is_dir():

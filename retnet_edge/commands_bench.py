@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from retnet_edge.errors import InputError
+from retnet_edge.runtime.manifest import Backend
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]
@@ -53,7 +55,7 @@ def prepare(bundle: Path) -> None:
 @click.option("--repetitions", type=int, default=5, show_default=True)
 @click.option(
     "--backend",
-    type=click.Choice(["onnxruntime", "executorch", "native"]),
+    type=click.Choice(get_args(Backend)),
     help="Of those that BUNDLE has [default: the first].",
 )
 @click.option("--memory/--no-memory", default=True, show_default=True, help="Measure memory too.")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 from click.core import ParameterSource
 
 from retnet_edge.errors import CheckFailed, InputError
+from retnet_edge.runtime.manifest import Backend
 
 if TYPE_CHECKING:
     from retnet_edge.runtime.report import Entry
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from retnet_edge.verify import Verdicts
 
 _PATH = click.Path(path_type=Path)
-_BACKEND = click.Choice(["onnxruntime", "executorch", "native"])
+_BACKEND = click.Choice(get_args(Backend))
 _CALIBRATION = "Text for recipes that are calibrated; not what is verified on."
 _state = click.option(
     "--state",

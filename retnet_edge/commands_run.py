@@ -6,11 +6,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from retnet_edge.errors import InputError
+from retnet_edge.runtime.manifest import Backend
 
 if TYPE_CHECKING:
     from retnet_edge.runtime.session import Session
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=int, help="Computing threads [default: for this machine].")
 @click.option(
     "--backend",
-    type=click.Choice(["onnxruntime", "executorch", "native"]),
+    type=click.Choice(get_args(Backend)),
     help="Of those that BUNDLE has [default: the first].",
 )
 def generate(

@@ -21,7 +21,7 @@ import torch
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.et_program import load_program, save_trace, set_threads
-from retnet_edge.runtime.et_session import find_graph, made_with
+from retnet_edge.runtime.et_session import made_with
 from retnet_edge.runtime.profile import WARMUP, OperatorTime
 from retnet_edge.runtime.session import state_shape
 
@@ -34,7 +34,7 @@ _NATIVE = "native_call_"
 def profile_steps(bundle: Bundle, *, steps: int, threads: int | None) -> list[OperatorTime]:
     """Time by operator of `steps` steps, each state fed back; see `profile.profile`."""
     set_threads(threads)
-    spec = find_graph(bundle, "step")
+    spec = bundle.manifest.graph_for("executorch", "step")
     if spec is None:
         raise InputError(f"{bundle.path} has no step graph for executorch")
     program, method = load_program(bundle.file(spec.file), made_with(bundle), trace=True)

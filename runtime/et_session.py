@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.et_program import load_program, set_threads
-from retnet_edge.runtime.manifest import GraphSpec
 from retnet_edge.runtime.session import State, check_states, check_tokens, state_shape
 
 _Described = tuple[str | int, ...]  # dtype, dimensions
@@ -47,7 +46,7 @@ class EtSession:
         self._view.flags.writeable = False
         self._step = self._load("step")
         self._prefill: Any = None
-        spec = find_graph(bundle, "prefill")
+        spec = bundle.manifest.graph_for("executorch", "prefill")
         self._span = 0 if spec is None else int(spec.inputs[0].shape[1])
 
     @property
@@ -109,7 +108,7 @@ class EtSession:
         self._position += tokens.shape[1]
 
     def _load(self, kind: Literal["step", "prefill"]) -> Any:
-        spec = find_graph(self._bundle, kind)
+        spec = self._bundle.manifest.graph_for("executorch", kind)
         if spec is None:
             has = ", ".join(f"{g.kind} for {g.backend}" for g in self._bundle.manifest.graphs)
             raise InputError(f"{self._bundle.path} has no {kind} graph for executorch ({has})")
@@ -130,14 +129,6 @@ class EtSession:
                         f"{_show(says)}"
                     )
         return method
-
-
-def find_graph(bundle: Bundle, kind: Literal["step", "prefill"]) -> GraphSpec | None:
-    """The ExecuTorch program of that kind, if the bundle has one."""
-    for graph in bundle.manifest.graphs:
-        if graph.kind == kind and graph.backend == "executorch":
-            return graph
-    return None
 
 
 def made_with(bundle: Bundle) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.manifest import StateSpec
-from retnet_edge.runtime.ort_graph import find_graph, load_graph, run_bound
+from retnet_edge.runtime.ort_graph import load_graph, run_bound
 from retnet_edge.runtime.session import (
     PREFILL_SPAN,
     State,
@@ -67,7 +67,7 @@ class KvSession:
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Feed tokens in spans of PREFILL_SPAN; the view that `step` returns too."""
         ids = check_tokens(tokens, len(self._view))
-        if ids.size == 1 or find_graph(self._bundle, "prefill") is None:
+        if ids.size == 1 or self._bundle.manifest.graph_for("onnxruntime", "prefill") is None:
             for token in ids[0]:
                 self.step(int(token))
             return self._view

@@ -212,6 +212,13 @@ class Manifest(_Frozen, frozen=True):
         names = [name for graph in graphs for name in (graph.file, *graph.external_data)]
         return tuple(dict.fromkeys(names))
 
+    def graph_for(self, backend: Backend, kind: Literal["step", "prefill"]) -> GraphSpec | None:
+        """The backend's graph of that kind, if the bundle has one."""
+        for graph in self.graphs:
+            if graph.backend == backend and graph.kind == kind:
+                return graph
+        return None
+
     def graph(self, kind: Literal["step", "prefill"]) -> GraphSpec:
         """The graph of that kind. Raises InputError where the bundle has none."""
         for graph in self.graphs:

@@ -15,6 +15,7 @@ import msgspec
 from retnet_edge.config import RetNetConfig, decode_config
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.manifest import ModelSpec
 
 PLAN_FILE = "native.json"
 PLAN_VERSION = 1
@@ -107,6 +108,14 @@ def _size(data: Data) -> int:
     return data.size if isinstance(data, Place) else len(data)
 
 
+def retnet_config(model: ModelSpec, where: str) -> RetNetConfig:
+    """The configuration of a bundle's model. Raises InputError, naming `where`, for no RetNet."""
+    config = decode_config(msgspec.json.encode(model.config), where)
+    if not isinstance(config, RetNetConfig):
+        raise InputError(f"{where}: the native backend runs RetNets, and this is a {model.kind}")
+    return config
+
+
 def encode_plan(plan: Plan) -> bytes:
     """The plan as indented JSON, ending in a newline."""
     return msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n"
@@ -132,9 +141,7 @@ def read_plan(bundle: Bundle, file: str, weights_bytes: int) -> tuple[Plan, RetN
     another version, or describes another model than the manifest.
     """
     path = bundle.file(file)
-    config = decode_config(msgspec.json.encode(bundle.manifest.model.config), path)
-    if not isinstance(config, RetNetConfig):
-        raise InputError(f"{path}: the native backend runs RetNets alone")
+    config = retnet_config(bundle.manifest.model, str(path))
     plan = decode_plan(path)
     check_plan(plan, config, weights_bytes, str(path))
     return plan, config

@@ -11,7 +11,6 @@ import ctypes
 import mmap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,6 @@ from retnet_edge.config import RetNetConfig
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.heap import trim_heap
-from retnet_edge.runtime.manifest import GraphSpec
 from retnet_edge.runtime.native_library import CLayer, CMatrix, CModel, Engine, addresses
 from retnet_edge.runtime.native_plan import Data, Place, Plan, PlannedMatrix, read_plan
 from retnet_edge.runtime.session import (
@@ -53,7 +51,7 @@ class NativeSession:
         self._logits = np.zeros(bundle.manifest.model.vocab_size, dtype=np.float32)
         self._view: NDArray[np.float32] = self._logits[:]
         self._view.flags.writeable = False
-        self._places = self._token.ctypes.data, self._logits.ctypes.data
+        self._token_at, self._logits_at = self._token.ctypes.data, self._logits.ctypes.data
         self.engine = load_engine(bundle, checked_threads(threads), kernels)
 
     @property
@@ -77,9 +75,7 @@ class NativeSession:
         if not 0 <= token < len(self._view):
             check_tokens([token], len(self._view))
         self._token[0] = token
-        at, logits = self._places
-        self.engine.run(at, 1, self._position, self._addresses, logits)
-        self._position += 1
+        self._run(self._token_at, 1)
         return self._view
 
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -87,9 +83,7 @@ class NativeSession:
         ids = check_tokens(tokens, len(self._view))[0]
         for start in range(0, ids.size, PREFILL_SPAN):
             span = ids[start : start + PREFILL_SPAN]
-            logits = self._places[1]
-            self.engine.run(span.ctypes.data, span.size, self._position, self._addresses, logits)
-            self._position += span.size
+            self._run(span.ctypes.data, span.size)
         trim_heap()
         return self._view
 
@@ -104,18 +98,15 @@ class NativeSession:
             buffer[...] = state
         self._position = position
 
-
-def find_graph(bundle: Bundle, kind: Literal["step", "prefill"]) -> GraphSpec | None:
-    """The bundle's native plan for that kind of call, if it has one."""
-    for graph in bundle.manifest.graphs:
-        if graph.kind == kind and graph.backend == "native":
-            return graph
-    return None
+    def _run(self, tokens: int, count: int) -> None:
+        """Feed `count` int64 tokens that lie at the address `tokens`."""
+        self.engine.run(tokens, count, self._position, self._addresses, self._logits_at)
+        self._position += count
 
 
 def load_engine(bundle: Bundle, threads: int, kernels: str | None = None) -> Engine:
     """The bundle's model on its mapped weights. Raises InputError as `NativeSession` does."""
-    graph = find_graph(bundle, "step")
+    graph = bundle.manifest.graph_for("native", "step")
     if graph is None or len(graph.external_data) != 1:
         raise InputError(f"{bundle.path} has no native plan with one file of weights")
     weights = _mapped(bundle.file(graph.external_data[0]))

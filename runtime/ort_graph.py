@@ -21,20 +21,14 @@ its 8-bit weights to an operator that rounds the activations to int8, whatever t
 _FATAL = 4  # every error is also raised, and the caller says it in a sentence
 
 
-def find_graph(bundle: Bundle, kind: Literal["step", "prefill"]) -> GraphSpec | None:
-    """The bundle's graph of that kind for ONNX Runtime, if it has one."""
-    for graph in bundle.manifest.graphs:
-        if graph.kind == kind and graph.backend == "onnxruntime":
-            return graph
-    return None
-
-
 def main_graph(bundle: Bundle) -> tuple[Literal["step", "prefill"], GraphSpec]:
     """The graph that a session steps with: the prefill graph where it serves both.
 
     Raises InputError where the bundle has no graph for ONNX Runtime.
     """
-    prefill, step = find_graph(bundle, "prefill"), find_graph(bundle, "step")
+    manifest = bundle.manifest
+    prefill = manifest.graph_for("onnxruntime", "prefill")
+    step = manifest.graph_for("onnxruntime", "step")
     if prefill is not None and prefill.serves_step:
         return "prefill", prefill
     if step is None:
@@ -67,7 +61,7 @@ def load_graph(
     Raises InputError where the bundle has no such graph, threads is below 1, ONNX Runtime refuses
     the file, or the file's inputs and outputs are not those of the manifest.
     """
-    graph = find_graph(bundle, kind)
+    graph = bundle.manifest.graph_for("onnxruntime", kind)
     if graph is None:
         has = ", ".join(f"{g.kind} for {g.backend}" for g in bundle.manifest.graphs)
         raise InputError(f"{bundle.path} has no {kind} graph for onnxruntime (it has: {has})")

@@ -20,7 +20,6 @@ from retnet_edge.runtime.bundle import Bundle
 from retnet_edge.runtime.heap import trim_heap
 from retnet_edge.runtime.manifest import StateSpec
 from retnet_edge.runtime.ort_graph import (
-    find_graph,
     load_graph,
     main_graph,
     run_bound,
@@ -52,7 +51,7 @@ class OrtSession:
         self._view.flags.writeable = False
         kind, main = main_graph(bundle)
         self._one_graph = kind == "prefill"
-        prompts = find_graph(bundle, "prefill") or main
+        prompts = bundle.manifest.graph_for("onnxruntime", "prefill") or main
         in_place = main.states_in_place and prompts.states_in_place
         self._buffers = tuple(
             [np.zeros(state_shape(spec, 0), dtype=spec.dtype) for spec in self._specs]
@@ -95,7 +94,7 @@ class OrtSession:
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Feed tokens in spans of PREFILL_SPAN; the view that `step` returns too."""
         ids = check_tokens(tokens, len(self._view))
-        if ids.size == 1 or find_graph(self._bundle, "prefill") is None:
+        if ids.size == 1 or self._bundle.manifest.graph_for("onnxruntime", "prefill") is None:
             for token in ids[0]:
                 self.step(int(token))
             return self._view

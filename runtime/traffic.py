@@ -7,7 +7,7 @@ import re
 
 from retnet_edge.runtime import native_plan
 from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import Backend, GraphSpec
+from retnet_edge.runtime.manifest import Backend
 from retnet_edge.runtime.onnx_external import external_data
 
 _EMBEDDING = "embedding.weight"
@@ -20,7 +20,8 @@ def step_weight_bytes(bundle: Bundle, backend: Backend) -> int:
     external files count by their place, so what is shared counts once; of ExecuTorch programs, the
     file's size counts.
     """
-    graph = _step(bundle, backend)
+    graph = bundle.manifest.graph_for(backend, "step")
+    assert graph is not None
     if backend == "native":
         return native_plan.step_weight_bytes(native_plan.decode_plan(bundle.file(graph.file)))
     if backend == "executorch":
@@ -39,10 +40,6 @@ def step_bytes(bundle: Bundle, backend: Backend, *, position: int, batch: int = 
     """Bytes of a step at `position`: weights once, the states of each sequence in and out."""
     states = bundle.manifest.state_bytes(position)
     return step_weight_bytes(bundle, backend) + 2 * batch * states
-
-
-def _step(bundle: Bundle, backend: Backend) -> GraphSpec:
-    return next(g for g in bundle.manifest.graphs if g.kind == "step" and g.backend == backend)
 
 
 def _embedding_bytes(bundle: Bundle) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tiny_bundle import rewrite_manifest
 
 from retnet_edge.build import build
 from retnet_edge.cli import main
+from retnet_edge.config import RetNetConfig
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import export
 from retnet_edge.quantize.quantize import quantize
@@ -41,6 +43,7 @@ pytestmark = pytest.mark.skipif(
 
 TOKENS = [int(token) for token in np.random.default_rng(5).integers(0, VOCABULARY, 300)]
 LOOSE = Tolerance(None, 2.0, 2.0, 0.0)
+Export = Callable[[str], Exported]
 Quantized = Callable[..., Bundle]
 
 
@@ -68,23 +71,23 @@ CASES = [("base", name) for name in ("int8", "int4-weight", *SCHEMES)] + [
 
 
 @pytest.fixture(scope="module")
-def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
-    """(variant, recipe) -> its bundle and checkpoint, made once; no test changes them."""
-    exported: dict[str, Exported] = {}
-    made: dict[tuple[str, str], Bundle] = {}
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Variant -> its fp32 bundle and checkpoint, made once; no test changes them."""
+    return cache(lambda variant: export_variant(variant, tmp_path_factory.mktemp("fp32")))
 
-    def get(variant: str = "base", recipe: str = "int8") -> Bundle:
-        if variant not in exported:
-            exported[variant] = export_variant(variant, tmp_path_factory.mktemp("fp32"))
-        if (variant, recipe) not in made:
-            out = tmp_path_factory.mktemp("native") / "q.edge"
-            chosen = mixed(recipe, SCHEMES[recipe]) if recipe in SCHEMES else recipe
-            quantize(exported[variant].bundle, out, recipe=chosen, native=True, say=silent)
-            made[variant, recipe] = Bundle.open(out)
-        return made[variant, recipe]
 
-    get.exported = exported  # type: ignore[attr-defined]
-    return get
+@pytest.fixture(scope="module")
+def quantized(exported: Export, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    """(variant, recipe) -> its bundle, made once; no test changes it."""
+
+    @cache
+    def make(variant: str, recipe: str) -> Bundle:
+        out = tmp_path_factory.mktemp("native") / "q.edge"
+        chosen = mixed(recipe, SCHEMES[recipe]) if recipe in SCHEMES else recipe
+        quantize(exported(variant).bundle, out, recipe=chosen, native=True, say=silent)
+        return Bundle.open(out)
+
+    return lambda variant="base", recipe="int8": make(variant, recipe)
 
 
 def plan_of(bundle: Bundle) -> Plan:
@@ -138,14 +141,16 @@ def exact_model(bundle: Bundle, exported: Exported) -> Any:
 @pytest.mark.parametrize(("variant", "recipe"), CASES)
 @pytest.mark.parametrize("kernels", [None, "plain"])
 def test_the_bundles_weights_in_float64(
-    quantized: Quantized, variant: str, recipe: str, kernels: str | None
+    exported: Export, quantized: Quantized, variant: str, recipe: str, kernels: str | None
 ) -> None:
     """What is left between the two is the rounding of activations: to 16 bits beside weights of 8,
     to 8 in blocks beside weights of 4."""
     bundle = quantized(variant, recipe)
-    exported = quantized.exported[variant]  # type: ignore[attr-defined]
-    model = exact_model(bundle, exported)
-    states = random_states(exported.model.config, 1)
+    source = exported(variant)
+    model = exact_model(bundle, source)
+    config = source.model.config
+    assert isinstance(config, RetNetConfig)
+    states = random_states(config, 1)
     session = NativeSession(bundle, threads=1, kernels=kernels)
     position = 1_000_003
     session.load_states(states, position)
@@ -275,9 +280,8 @@ def test_memory_does_not_grow(quantized: Quantized) -> None:
     assert memory.anonymous_slope.high < 1.0
 
 
-def test_build_verifies_it(tmp_path: Path, quantized: Quantized) -> None:
-    quantized()
-    checkpoint = quantized.exported["base"].checkpoint  # type: ignore[attr-defined]
+def test_build_verifies_it(tmp_path: Path, exported: Export) -> None:
+    checkpoint = exported("base").checkpoint
     text = tmp_path / "text.txt"
     text.write_text("The cat sat on the mat, and the dog sat by the door.\n\n" * 40)
     verdict = build(
@@ -301,28 +305,28 @@ def test_build_verifies_it(tmp_path: Path, quantized: Quantized) -> None:
     ],
 )
 def test_refused_recipes(
-    quantized: Quantized, tmp_path: Path, recipe: Any, options: dict[str, Any], message: str
+    exported: Export, tmp_path: Path, recipe: Any, options: dict[str, Any], message: str
 ) -> None:
-    quantized()
-    bundle = quantized.exported["base"].bundle  # type: ignore[attr-defined]
+    bundle = exported("base").bundle
     with pytest.raises(InputError, match=message):
         quantize(bundle, tmp_path / "q.edge", recipe=recipe, native=True, say=silent, **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_refused_graphs(quantized: Quantized, tmp_path: Path) -> None:
+def test_refused_graphs(exported: Export, tmp_path: Path) -> None:
     """Of the portable flavour, whose products are no MatMulNBits."""
-    quantized()
-    checkpoint = quantized.exported["base"].checkpoint  # type: ignore[attr-defined]
+    checkpoint = exported("base").checkpoint
     portable = export(checkpoint, tmp_path / "p.edge", flavour="portable", say=silent)
     with pytest.raises(InputError, match="the native backend"):
         quantize(portable, tmp_path / "q.edge", recipe="int8", native=True, say=silent)
     assert not (tmp_path / "q.edge").exists()
 
 
-def test_a_tuned_bundle_keeps_its_plan(quantized: Quantized, tmp_path: Path) -> None:
+def test_a_tuned_bundle_keeps_its_plan(
+    exported: Export, quantized: Quantized, tmp_path: Path
+) -> None:
     bundle = quantized("base", "int4-weight")
-    checkpoint = quantized.exported["base"].checkpoint  # type: ignore[attr-defined]
+    checkpoint = exported("base").checkpoint
     text = tmp_path / "text.txt"
     text.write_text("The cat sat on the mat, and the dog sat by the door.\n\n" * 60)
     options = TuneOptions(steps=3, batch=2, seq_len=32, lr=0.05)
@@ -338,7 +342,7 @@ def test_a_tuned_bundle_keeps_its_plan(quantized: Quantized, tmp_path: Path) -> 
     assert (open_session(bundle, 1, "native").prefill(TOKENS[:20]) != found).any()
 
 
-def test_refused_models(quantized: Quantized, tmp_path: Path) -> None:
+def test_refused_models(exported: Export, tmp_path: Path) -> None:
     other = export_variant("transformer", tmp_path / "t")
     with pytest.raises(InputError, match="runs RetNets, and this is a transformer"):
         quantize(other.bundle, tmp_path / "q.edge", recipe="int8", native=True, say=silent)
@@ -346,17 +350,17 @@ def test_refused_models(quantized: Quantized, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="native needs a recipe of 4 or 8 bits"):
         build(tmp_path, tmp_path / "b.edge", text=tmp_path, recipe="fp32", native=True)
     with pytest.raises(InputError, match="has no graphs for native; it has: onnxruntime"):
-        open_session(Bundle.open(quantized.exported["base"].bundle), backend="native")  # type: ignore[attr-defined]
+        open_session(Bundle.open(exported("base").bundle), backend="native")
 
 
 def test_without_the_library(
-    quantized: Quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Export, quantized: Quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = quantized()
     monkeypatch.setattr(native_library, "_LIBRARY", None)
     with pytest.raises(InputError, match="for want of a C compiler"):
         open_session(bundle, backend="native")
-    source = quantized.exported["base"].bundle  # type: ignore[attr-defined]
+    source = exported("base").bundle
     with pytest.raises(InputError, match="for want of a C compiler"):
         quantize(source, tmp_path / "q.edge", recipe="int8", native=True, say=silent)
     assert open_session(bundle, threads=1).step(1).shape == (VOCABULARY,)
@@ -399,7 +403,7 @@ def test_plans_that_do_not_hold_up(
     assert open_session(bundle, threads=1).step(1).shape == (VOCABULARY,)
 
 
-def test_the_commands(quantized: Quantized, tmp_path: Path, capsys: Any) -> None:
+def test_the_commands(exported: Export, quantized: Quantized, tmp_path: Path, capsys: Any) -> None:
     bundle = quantized()
     assert main(["info", str(bundle.path)]) == 0
     assert "step and prefill for native, on weights.bin" in " ".join(
@@ -407,7 +411,7 @@ def test_the_commands(quantized: Quantized, tmp_path: Path, capsys: Any) -> None
     )
     options = ["--prompt", "The cat", "--max-tokens", "5", "--threads", "1"]
     assert main(["generate", str(bundle.path), "--backend", "native", *options]) == 0
-    source = quantized.exported["base"].bundle  # type: ignore[attr-defined]
+    source = exported("base").bundle
     out = tmp_path / "q.edge"
     assert main(["quantize", str(source), str(out), "--recipe", "int4-weight", "--native"]) == 0
     assert Bundle.open(out).manifest.backends == ("onnxruntime", "native")
