@@ -45,14 +45,14 @@ test: $(STAMP)  ## the fast tests
 test-slow: $(STAMP)  ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile -m slow $(PYTEST_ARGS)
 
-test-hf4: $(HF4)/.installed  ## retnet_edge.hf on transformers 4.57, in a venv of its own
-	OMP_NUM_THREADS=1 $(HF4)/bin/python -m pytest --noconftest $(PYTEST_ARGS) tests/retnet_edge/test_hf.py
+test-hf4: $(HF4)/.installed  ## retnet_edge.integrations.transformers on transformers 4.57, in a venv of its own
+	OMP_NUM_THREADS=1 $(HF4)/bin/python -m pytest --noconftest $(PYTEST_ARGS) tests/retnet_edge/integrations/test_transformers.py
 
 test-lm-eval: $(LM_EVAL)/.installed  ## lm-eval on the shipped checkpoint, in a venv of its own
-	OMP_NUM_THREADS=1 $(LM_EVAL)/bin/python -m pytest --noconftest -m slow $(PYTEST_ARGS) tests/retnet_edge/test_lm_eval.py
+	OMP_NUM_THREADS=1 $(LM_EVAL)/bin/python -m pytest --noconftest -m slow $(PYTEST_ARGS) tests/retnet_edge/integrations/test_lm_eval.py
 
 test-optimum: $(OPTIMUM)/.installed  ## the optimum bridge on optimum-onnx 0.1, in a venv of its own
-	OMP_NUM_THREADS=1 $(OPTIMUM)/bin/python -m pytest --noconftest $(PYTEST_ARGS) tests/retnet_edge/test_optimum_*.py
+	OMP_NUM_THREADS=1 $(OPTIMUM)/bin/python -m pytest --noconftest $(PYTEST_ARGS) tests/retnet_edge/integrations/test_optimum_*.py
 
 lint: $(STAMP)  ## ruff and mypy
 	$(PY) -m ruff check .
@@ -72,7 +72,7 @@ $(BUNDLE)/manifest.json:
 	$(MAKE) demo
 
 clean:  ## remove the venvs, caches, build leftovers and the demo's bundle
-	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) $(OPTIMUM) $(PEERS) build dist *.egg-info runtime/_native.* .mypy_cache .ruff_cache .pytest_cache .hypothesis '$(BUNDLE)'
+	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) $(OPTIMUM) $(PEERS) build dist *.egg-info runtime/backends/native/_native.* .mypy_cache .ruff_cache .pytest_cache .hypothesis '$(BUNDLE)'
 	find retnet_edge export quantize runtime tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Only this file is watched, not pip's state: after a hand-made change in .venv, `make clean`.

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from retnet_edge.checkpoint import LanguageModel, build_model
 from retnet_edge.config import ModelConfig
-from retnet_edge.model import MultiScaleRetention, RetNet
+from retnet_edge.model.checkpoint import LanguageModel, build_model
+from retnet_edge.model.retnet import MultiScaleRetention, RetNet
 
 SWISH_IS_ONE = 1.2784645427610738
 """x with x · sigmoid(x) = 1."""

@@ -26,16 +26,17 @@ import torch
 from step_speed import in_turns
 from tokenizers import Tokenizer
 
-from retnet_edge.checkpoint import build_model, load_checkpoint, write_checkpoint
 from retnet_edge.export.export import export
+from retnet_edge.model.checkpoint import build_model, load_checkpoint, write_checkpoint
 from retnet_edge.presets import preset
-from retnet_edge.quantize.built_in import RECIPES
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import Backend
-from retnet_edge.runtime.native_library import native_available
-from retnet_edge.runtime.profile import profile
-from retnet_edge.runtime.session import Session, open_session
+from retnet_edge.quantize.recipes.built_in import RECIPES
+from retnet_edge.runtime.backends.native.library import native_available
+from retnet_edge.runtime.backends.profile import profile
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.backends.session import Session
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import Backend
 from retnet_edge.tokenizer import read_documents, train_tokenizer
 
 BACKENDS: dict[str, Backend] = {"onnx": "onnxruntime", "executorch": "executorch"}

@@ -18,7 +18,7 @@ from retnet_edge.config import RetNetConfig, encode_config
 from retnet_edge.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
-    from retnet_edge.trainer import TrainOptions
+    from retnet_edge.training.trainer import TrainOptions
 
 WARMUP_SHARE = 0.05
 VALIDATIONS = 20
@@ -73,7 +73,7 @@ def train_options(settings: Settings, run: Run) -> dict[str, Any]:
 
 def checked_options(settings: Settings, run: Run) -> TrainOptions:
     """The run's TrainOptions. Raises InputError naming what is not allowed."""
-    from retnet_edge.trainer import TrainOptions
+    from retnet_edge.training.trainer import TrainOptions
 
     try:
         return msgspec.convert(train_options(settings, run), TrainOptions)
@@ -96,8 +96,8 @@ def unpacked(text: Path, work: Path) -> Path:
 
 def shards(settings: Settings) -> Any:
     """The three tokenized texts (train, valid, heldout), made by the first caller."""
-    from retnet_edge.data import Shards
-    from retnet_edge.shards import write_shards
+    from retnet_edge.data.dataset import Shards
+    from retnet_edge.data.shards import write_shards
     from retnet_edge.tokenizer import load_tokenizer
 
     work = Path(settings.work)
@@ -119,11 +119,11 @@ def train_one(settings: Settings, run: Run) -> Record:
     import torch
     from ablations import builder
 
-    from retnet_edge.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, load_weights
-    from retnet_edge.evaluate import evaluate
-    from retnet_edge.metrics import METRICS_FILE, read_metrics
+    from retnet_edge.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, load_weights
     from retnet_edge.tokenizer import load_tokenizer
-    from retnet_edge.trainer import fit
+    from retnet_edge.training.evaluate import evaluate
+    from retnet_edge.training.metrics import METRICS_FILE, read_metrics
+    from retnet_edge.training.trainer import fit
 
     train, valid, heldout = shards(settings)
     entries = load_tokenizer(Path(settings.tokenizer)).get_vocab_size()

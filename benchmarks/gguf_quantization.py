@@ -30,9 +30,9 @@ def reference(args: argparse.Namespace) -> None:
     import msgspec
     import torch
 
-    from retnet_edge.checkpoint import load_checkpoint
-    from retnet_edge.contexts import text_contexts
-    from retnet_edge.transformer import Transformer
+    from retnet_edge.data.contexts import text_contexts
+    from retnet_edge.model.checkpoint import load_checkpoint
+    from retnet_edge.model.transformer import Transformer
 
     source = load_checkpoint(args.checkpoint)
     assert isinstance(source.model, Transformer)

@@ -15,11 +15,12 @@ from pathlib import Path
 from comparison_runs import Run, config_of
 from head_shape_records import ShapeCost, ShapeCosts, write_costs
 
-from retnet_edge.checkpoint import build_model, write_checkpoint
 from retnet_edge.config import RetNetConfig
 from retnet_edge.export.export import export
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.session import Session, open_session
+from retnet_edge.model.checkpoint import build_model, write_checkpoint
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.backends.session import Session
+from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.tokenizer import load_tokenizer
 
 SHAPES = (Run("wide-heads", "shape"), Run("retnet", "shape"))

@@ -19,9 +19,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from retnet_edge.optimum_recipes import nearest_recipe, quantize_step
+from retnet_edge.integrations.optimum.recipes import nearest_recipe, quantize_step
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.bundle.bundle import Bundle
 
 Floats = NDArray[np.float64]
 

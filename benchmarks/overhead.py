@@ -18,11 +18,11 @@ from unittest.mock import patch
 from rich.console import Console
 from rich.table import Table
 
-from retnet_edge.runtime.bench_records import spread
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.generate import generate
-from retnet_edge.runtime.sampling import Sampling
-from retnet_edge.runtime.session import open_session
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.bench.records import spread
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.text.generate import generate
+from retnet_edge.runtime.text.sampling import Sampling
 
 STEPS = 300
 ROUNDS = 9
@@ -62,7 +62,7 @@ def main() -> None:
         return STEPS
 
     def without_backend(run: Callable[[], int]) -> float:
-        with patch("retnet_edge.runtime.ort_session.run_bound", _nothing):
+        with patch("retnet_edge.runtime.backends.ort.session.run_bound", _nothing):
             return microseconds(run)
 
     session.prefill(tokenizer.encode("The sea was calm, and the").ids)

@@ -99,7 +99,7 @@ def spread(values: list[float]) -> list[float]:
 def measure(args: argparse.Namespace) -> None:
     """All rows, to `--out`."""
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # ReadBandwidth makes its own threads
-    from retnet_edge.runtime.read_bandwidth import ReadBandwidth
+    from retnet_edge.runtime.bench.read_bandwidth import ReadBandwidth
 
     rows: list[Row] = []
     read: dict[int, list[float]] = {}

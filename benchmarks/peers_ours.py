@@ -6,8 +6,8 @@ import sys
 
 from peers_process import serve
 
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.session import open_session
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.bundle.bundle import Bundle
 
 
 class Ours:

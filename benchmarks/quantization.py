@@ -27,19 +27,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from retnet_edge.checkpoint import Checkpoint, load_checkpoint
-from retnet_edge.contexts import text_contexts
+from retnet_edge.data.contexts import text_contexts
 from retnet_edge.export.export import export
-from retnet_edge.model import RetNet
+from retnet_edge.model.checkpoint import Checkpoint, load_checkpoint
+from retnet_edge.model.retnet import RetNet
 from retnet_edge.progress import progress
-from retnet_edge.quantize.built_in import find_recipe
-from retnet_edge.quantize.exposed import ExposedStep
+from retnet_edge.quantize.calibration.instrumented import ExposedStep
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import Recipe, Rule, with_state
-from retnet_edge.quantize.recipe_file import STATES, read_recipe
-from retnet_edge.quantize.schemes import BlockInt4, DynamicInt8, Scheme, StaticInt8Qdq
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.ort_graph import rows_share_scales
+from retnet_edge.quantize.recipes.built_in import find_recipe
+from retnet_edge.quantize.recipes.file import STATES, read_recipe
+from retnet_edge.quantize.recipes.recipe import Recipe, Rule, with_state
+from retnet_edge.quantize.recipes.schemes import BlockInt4, DynamicInt8, Scheme, StaticInt8Qdq
+from retnet_edge.runtime.backends.ort.graph import rows_share_scales
+from retnet_edge.runtime.bundle.bundle import Bundle
 
 RESULTS = Path(__file__).parent / "results" / "quantization.json"
 PLAIN = "int8+int8-state, plainly rounded"

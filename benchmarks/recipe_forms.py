@@ -23,13 +23,13 @@ from rich.table import Table
 
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import export
-from retnet_edge.quantize.built_in import RECIPES
+from retnet_edge.pipeline.verify import verify
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import Recipe, with_state
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import Backend
-from retnet_edge.runtime.verdict import Measured
-from retnet_edge.verify import verify
+from retnet_edge.quantize.recipes.built_in import RECIPES
+from retnet_edge.quantize.recipes.recipe import Recipe, with_state
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import Backend
+from retnet_edge.runtime.verify.verdict import Measured
 
 RESULTS = Path(__file__).parent / "results" / "recipe-forms.json"
 FORMS: dict[str, tuple[Literal["onnx", "executorch"], Literal["ort", "portable"], Backend]] = {

@@ -28,7 +28,7 @@ import msgspec
 from training_speed import retnet
 
 from retnet_edge.config import encode_config
-from retnet_edge.metrics import METRICS_FILE, read_metrics
+from retnet_edge.training.metrics import METRICS_FILE, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "edge-15m"

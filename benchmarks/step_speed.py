@@ -16,10 +16,11 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from retnet_edge.runtime.bench_records import spread
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.machine import OtherLoad
-from retnet_edge.runtime.session import Session, open_session
+from retnet_edge.runtime.backends.machine import OtherLoad
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.backends.session import Session
+from retnet_edge.runtime.bench.records import spread
+from retnet_edge.runtime.bundle.bundle import Bundle
 
 WARM_UP = 5
 Key = TypeVar("Key")

@@ -18,17 +18,17 @@ from rich.console import Console
 from rich.table import Table
 from step_speed import step_milliseconds
 
-from retnet_edge.checkpoint import load_checkpoint
-from retnet_edge.contexts import text_contexts
+from retnet_edge.data.contexts import text_contexts
 from retnet_edge.export.export import export
-from retnet_edge.quantize.built_in import RECIPES
+from retnet_edge.model.checkpoint import load_checkpoint
+from retnet_edge.model.reference import Float64Reference
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import Recipe, Rule
-from retnet_edge.quantize.schemes import BlockInt8, DynamicInt8
-from retnet_edge.reference import Float64Reference
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.parity import measure_parity
-from retnet_edge.runtime.session import open_session
+from retnet_edge.quantize.recipes.built_in import RECIPES
+from retnet_edge.quantize.recipes.recipe import Recipe, Rule
+from retnet_edge.quantize.recipes.schemes import BlockInt8, DynamicInt8
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.verify.parity import measure_parity
 
 ROUNDS = 15
 STEPS = 200

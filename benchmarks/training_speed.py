@@ -25,10 +25,10 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from retnet_edge.checkpoint import build_model
 from retnet_edge.config import RetNetConfig, retnet_config, thetas_rope, transformer_like
-from retnet_edge.model import How
-from retnet_edge.retention import retention_chunkwise
+from retnet_edge.model.checkpoint import build_model
+from retnet_edge.model.retention import retention_chunkwise
+from retnet_edge.model.retnet import How
 
 VOCAB = 32_000
 SHAPES = {"tiny": (128, 2, 1), "400m": (1024, 24, 4), "1.3b": (2048, 24, 8)}

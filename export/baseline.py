@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from retnet_edge.checkpoint import Checkpoint, build_model, write_checkpoint
+from retnet_edge.atomic import new_folder
 from retnet_edge.config import RetNetConfig, transformer_like
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import export
-from retnet_edge.runtime.writer import new_bundle
+from retnet_edge.model.checkpoint import Checkpoint, build_model, write_checkpoint
 
 
 def export_baseline(checkpoint: Checkpoint, folder: Path) -> Path:
@@ -24,6 +24,6 @@ def export_baseline(checkpoint: Checkpoint, folder: Path) -> Path:
     torch.manual_seed(0)
     source = folder / "baseline"
     model = build_model(transformer_like(checkpoint.config))
-    with new_bundle(source) as written:
+    with new_folder(source) as written:
         write_checkpoint(written, model, checkpoint.tokenizer)
     return export(source, folder / "baseline.edge", say=lambda text: None)

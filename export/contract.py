@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from retnet_edge.checkpoint import LanguageModel
 from retnet_edge.export.kv_step import TransformerGraph
 from retnet_edge.export.step import CHUNK, Form, RetNetGraph
-from retnet_edge.model import RetNet
-from retnet_edge.runtime.manifest import StateSpec
-from retnet_edge.transformer import Transformer
+from retnet_edge.model.checkpoint import LanguageModel
+from retnet_edge.model.retnet import RetNet
+from retnet_edge.model.transformer import Transformer
+from retnet_edge.runtime.bundle.manifest import StateSpec
 
 BATCH = Dim("batch", min=1, max=1 << 16)
 EXAMPLE_BATCH = 2  # torch specialises a graph to an example size of 1

@@ -12,17 +12,17 @@ import msgspec
 import onnx_ir as ir
 
 from retnet_edge import __version__
-from retnet_edge.checkpoint import TOKENIZER_FILE, Checkpoint, load_checkpoint
+from retnet_edge.atomic import new_folder
 from retnet_edge.config import encode_config
 from retnet_edge.errors import InputError
 from retnet_edge.export.contract import Flavour, lowerings, state_specs
 from retnet_edge.export.golden import write_golden
 from retnet_edge.export.onnx_graph import lower_onnx
-from retnet_edge.model import RetNet
-from retnet_edge.onnx_files import graph_spec, save_models
-from retnet_edge.reference import Float64Reference
-from retnet_edge.runtime.bundle import check_vocabulary
-from retnet_edge.runtime.manifest import (
+from retnet_edge.lowering.onnx_files import graph_spec, save_models
+from retnet_edge.model.checkpoint import TOKENIZER_FILE, Checkpoint, load_checkpoint
+from retnet_edge.model.reference import Float64Reference
+from retnet_edge.model.retnet import RetNet
+from retnet_edge.runtime.bundle.manifest import (
     NOT_VERIFIED,
     SCHEMA_VERSION,
     Backend,
@@ -35,8 +35,8 @@ from retnet_edge.runtime.manifest import (
     TokenizerSpec,
     Tolerance,
 )
-from retnet_edge.runtime.writer import new_bundle, write_manifest
-from retnet_edge.tokenizer import END_OF_TEXT
+from retnet_edge.runtime.bundle.writer import write_manifest
+from retnet_edge.tokenizer import END_OF_TEXT, check_vocabulary
 
 BACKENDS: dict[str, Backend] = {"onnx": "onnxruntime", "executorch": "executorch"}
 """What --to takes, and the backend that runs it."""
@@ -74,7 +74,7 @@ def export(
     if "executorch" in to and not isinstance(source.model, RetNet):
         raise InputError(f"{checkpoint}: the Transformer baseline is exported to onnx only")
     check_vocabulary(source.tokenizer, source.config.vocab_size, source.path / TOKENIZER_FILE)
-    with new_bundle(out) as folder:
+    with new_folder(out) as folder:
         write_bundle(source, folder, say, to, flavour)
     return out
 
@@ -132,7 +132,7 @@ def _write_onnx(
 def _write_executorch(
     source: Checkpoint, states: tuple[StateSpec, ...], folder: Path, say: Callable[[str], None]
 ) -> list[GraphSpec]:
-    from retnet_edge.executorch_files import (
+    from retnet_edge.lowering.executorch_files import (
         delegation_line,
         executorch_graphs,
         lower_executorch,

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from retnet_edge.retention import retention_recurrent
-from retnet_edge.rotary import rotate
+from retnet_edge.model.retention import retention_recurrent
+from retnet_edge.model.rotary import rotate
 
 
 def rotate_packed(x: Tensor, cos: Tensor, sin: Tensor, heads: int, *, fused: bool = True) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from retnet_edge.export.graph_ops import rotate_packed, unpack
 from retnet_edge.export.step import FeedForwardGraph, Projection, head_logits, norm_graph
-from retnet_edge.rotary import cos_sin
-from retnet_edge.transformer import Attention, AttentionBlock, Transformer
+from retnet_edge.model.rotary import cos_sin
+from retnet_edge.model.transformer import Attention, AttentionBlock, Transformer
 
 
 class AttentionGraph(nn.Module):

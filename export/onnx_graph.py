@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 
 from retnet_edge.export.contract import Lowering
-from retnet_edge.runtime.manifest import StateSpec
+from retnet_edge.runtime.bundle.manifest import StateSpec
 
 OPSETS = {"ort": 23, "portable": 18}
 _SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: its modules from the outside in, its own name

@@ -3,8 +3,8 @@
     (tokens [B, T] int64, position [B] int64, state_0 … state_{L-1} [B, H, K, V] float32)
         -> (logits [B, vocab] float32 of the last token, next_state_0 … next_state_{L-1})
 
-`RetNetGraph` computes what `retnet_edge.model.RetNet` does, with the weights of a checkpoint, in
-the operators that run best: weight matrices stand [in, out] so that each linear map is one MatMul
+`RetNetGraph` computes what `model.retnet.RetNet` does, with the weights of a checkpoint, in the
+operators that run best: weight matrices stand [in, out] so that each linear map is one MatMul
 of a named initializer, heads stay packed, decays and angles are constants of the graph.
 """
 
@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retnet_edge.export.graph_ops import pack, retention_step, rotate_packed, unpack
-from retnet_edge.model import Block, FeedForward, MultiScaleRetention, RetNet, position_sum
-from retnet_edge.retention import retention_span
-from retnet_edge.rotary import cos_sin
+from retnet_edge.model.retention import retention_span
+from retnet_edge.model.retnet import Block, FeedForward, MultiScaleRetention, RetNet, position_sum
+from retnet_edge.model.rotary import cos_sin
 
 CHUNK = 128
 Form = Literal["fused", "plain", "chunkwise"]

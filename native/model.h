@@ -1,4 +1,4 @@
-/* What the Python side fills in (runtime/native_library.py has the same structures for ctypes). */
+/* What the Python side fills in (runtime/backends/native/library.py has the same structures for ctypes). */
 #ifndef RETNET_MODEL_H
 #define RETNET_MODEL_H
 

@@ -2,6 +2,6 @@
 
 from optimum.commands.export.onnx import ONNXExportCommand
 
-from retnet_edge.optimum_cli import install
+from retnet_edge.integrations.optimum.cli import install
 
 install(ONNXExportCommand)

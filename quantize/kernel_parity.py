@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from retnet_edge.quantize.exposed import Array, ExposedStep, step_feeds
-from retnet_edge.quantize.fake_quantized import (
+from retnet_edge.quantize.calibration.instrumented import Array, ExposedStep, step_feeds
+from retnet_edge.quantize.graphs.block_tensors import blocks_of, constant, unpacked
+from retnet_edge.quantize.numerics.fake_quantized import (
     block_int8_product,
     dynamic_int8_product,
     static_int8_product,
 )
-from retnet_edge.quantize.graph_blocks import blocks_of, constant, unpacked
-from retnet_edge.quantize.rounding import Blocks, dequantize, middle, unpack
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.ort_graph import has_wide_activations
+from retnet_edge.quantize.numerics.rounding import Blocks, dequantize, middle, unpack
+from retnet_edge.runtime.backends.ort.graph import has_wide_activations
+from retnet_edge.runtime.bundle.bundle import Bundle
 
 _Formula = Callable[[Any], NDArray[np.float64]]
 

@@ -15,12 +15,11 @@ import onnx_ir as ir
 
 from retnet_edge.config import RetNetConfig
 from retnet_edge.errors import InputError
-from retnet_edge.onnx_files import WEIGHTS_FILE
-from retnet_edge.quantize.recipe import Recipe
-from retnet_edge.quantize.schemes import BlockInt4, BlockInt8
-from retnet_edge.runtime.manifest import Backend, GraphSpec, ModelSpec, TensorSpec
-from retnet_edge.runtime.native_library import NOT_BUILT, native_available
-from retnet_edge.runtime.native_plan import (
+from retnet_edge.lowering.onnx_files import WEIGHTS_FILE
+from retnet_edge.quantize.recipes.recipe import Recipe
+from retnet_edge.quantize.recipes.schemes import BlockInt4, BlockInt8
+from retnet_edge.runtime.backends.native.library import NOT_BUILT, native_available
+from retnet_edge.runtime.backends.native.plan import (
     PLAN_FILE,
     PLAN_VERSION,
     Bits,
@@ -33,6 +32,7 @@ from retnet_edge.runtime.native_plan import (
     encode_plan,
     retnet_config,
 )
+from retnet_edge.runtime.bundle.manifest import Backend, GraphSpec, ModelSpec, TensorSpec
 
 _PRODUCTS, _NORMS = 4, 3  # of a layer
 _PRODUCT_OPERATORS = ("MatMulNBits", "MatMul", "MatMulInteger")

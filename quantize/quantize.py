@@ -12,25 +12,33 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from retnet_edge.contexts import calibration_contexts
+from retnet_edge.atomic import new_folder
+from retnet_edge.data.contexts import calibration_contexts
 from retnet_edge.errors import InputError
-from retnet_edge.onnx_files import graph_spec, save_models
-from retnet_edge.quantize.activations import input_rms
-from retnet_edge.quantize.blocks import apply_blocks, quantize_weight
-from retnet_edge.quantize.dynamic_int8 import apply_dynamic_int8
-from retnet_edge.quantize.graph_edit import drop_unused, weight_matrices
-from retnet_edge.quantize.half import apply_half
-from retnet_edge.quantize.native import check_native, write_native_plan
-from retnet_edge.quantize.observed import Inputs, input_grams, input_samples, sampled_contexts
-from retnet_edge.quantize.recipe import (
+from retnet_edge.lowering.onnx_files import graph_spec, save_models
+from retnet_edge.quantize.calibration.activations import input_rms
+from retnet_edge.quantize.calibration.statistics import (
+    Inputs,
+    input_grams,
+    input_samples,
+    sampled_contexts,
+)
+from retnet_edge.quantize.graphs.edit import drop_unused, weight_matrices
+from retnet_edge.quantize.native_plan import check_native, write_native_plan
+from retnet_edge.quantize.numerics.rounding import Blocks
+from retnet_edge.quantize.passes.blocks import apply_blocks, quantize_weight
+from retnet_edge.quantize.passes.dynamic_int8 import apply_dynamic_int8
+from retnet_edge.quantize.passes.half import apply_half
+from retnet_edge.quantize.passes.states import quantize_states, state_specs
+from retnet_edge.quantize.passes.static_int8 import apply_static_int8
+from retnet_edge.quantize.recipes.file import recipes_for
+from retnet_edge.quantize.recipes.recipe import (
     Recipe,
     check_backend,
     check_calibration,
     check_graphs,
 )
-from retnet_edge.quantize.recipe_file import recipes_for
-from retnet_edge.quantize.rounding import Blocks
-from retnet_edge.quantize.schemes import (
+from retnet_edge.quantize.recipes.schemes import (
     DynamicInt8,
     Float32,
     Half,
@@ -38,17 +46,15 @@ from retnet_edge.quantize.schemes import (
     StateScheme,
     StaticInt8Qdq,
 )
-from retnet_edge.quantize.states import quantize_states, state_specs
-from retnet_edge.quantize.static_int8 import apply_static_int8
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import (
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import (
     NOT_VERIFIED,
     Backend,
     GraphSpec,
     Quantization,
     QuantizedTensor,
 )
-from retnet_edge.runtime.writer import new_bundle, write_manifest
+from retnet_edge.runtime.bundle.writer import write_manifest
 
 
 def quantize(
@@ -75,7 +81,7 @@ def quantize(
     """
     source, out = Bundle.open(bundle), Path(out)
     recipes = recipes_for(recipe, source.manifest.backends, state)
-    with new_bundle(out) as folder:
+    with new_folder(out) as folder:
         write_quantized(source, recipes, folder, say, checkpoint, calibration, native=native)
     return out
 
@@ -101,7 +107,7 @@ def write_quantized(
     for backend, recipe in recipes.items():
         states = manifest.states
         if backend == "executorch":
-            from retnet_edge.quantize.executorch_graph import write_quantized_programs
+            from retnet_edge.quantize.executorch.graph import write_quantized_programs
 
             written = write_quantized_programs(source, checkpoint, recipe, folder, say, calibration)
         else:

@@ -21,22 +21,29 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from retnet_edge.atomic import replace_file
 from retnet_edge.errors import InputError
 from retnet_edge.progress import progress
-from retnet_edge.quantize.activations import input_rms
-from retnet_edge.quantize.built_in import OUTER, TAIL, TAILED
-from retnet_edge.quantize.exposed import ExposedStep
-from retnet_edge.quantize.graph_edit import weight_matrices
-from retnet_edge.quantize.observed import input_grams
+from retnet_edge.quantize.calibration.activations import input_rms
+from retnet_edge.quantize.calibration.instrumented import ExposedStep
+from retnet_edge.quantize.calibration.statistics import input_grams
+from retnet_edge.quantize.graphs.edit import weight_matrices
+from retnet_edge.quantize.numerics.rounding import scale_type
 from retnet_edge.quantize.quantize import apply_recipe, check_unquantized, contexts_of
-from retnet_edge.quantize.recipe import Recipe, Rule
-from retnet_edge.quantize.recipe_file import recipe_toml
-from retnet_edge.quantize.rounding import scale_type
-from retnet_edge.quantize.schemes import BlockInt4, BlockInt6, BlockInt8, Float32, InBlocks, Scheme
-from retnet_edge.runtime.agreement import log_softmax
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import Tolerance
-from retnet_edge.runtime.writer import replace_file
+from retnet_edge.quantize.recipes.built_in import OUTER, TAIL, TAILED
+from retnet_edge.quantize.recipes.file import recipe_toml
+from retnet_edge.quantize.recipes.recipe import Recipe, Rule
+from retnet_edge.quantize.recipes.schemes import (
+    BlockInt4,
+    BlockInt6,
+    BlockInt8,
+    Float32,
+    InBlocks,
+    Scheme,
+)
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import Tolerance
+from retnet_edge.runtime.verify.agreement import log_softmax
 
 SPAN = 8  # tokens of a call; the logits of the last are compared
 TOKENS = 512  # of each context

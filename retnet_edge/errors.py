@@ -39,3 +39,9 @@ def is_disk_full(error: BaseException) -> bool:
             return True
         cause = cause.__cause__ or cause.__context__
     return False
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text without line breaks, and without ONNX Runtime's prefix of codes."""
+    text = " ".join(str(error).split())
+    return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text

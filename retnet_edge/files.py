@@ -1,4 +1,4 @@
-"""File names inside a bundle: which ones are allowed, and what their bytes hash to."""
+"""Files inside a folder that is not trusted: which names are allowed, and what bytes hash to."""
 
 from __future__ import annotations
 
@@ -6,14 +6,25 @@ import hashlib
 import re
 import stat
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.manifest import FileEntry
 
 # Letters that mean the same on every system and to every backend. ONNX Runtime gives names such
 # as "*/_ORT_MEM_ADDR_/*" a meaning of their own, so the list says what is allowed, not what is not.
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _CHUNK = 1 << 20
+
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Size in bytes and SHA-256 (hex) of a file."""
+
+    size: Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+    sha256: Sha256
 
 
 def check_name(name: str, where: str | Path) -> str:

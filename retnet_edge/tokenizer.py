@@ -12,6 +12,8 @@ from retnet_edge.errors import InputError
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257
 
+_VOCABULARY_PADDING = 128
+
 
 def read_documents(path: Path) -> Iterator[str]:
     """Documents of a text file: what stands between lines that hold only `<|endoftext|>`.
@@ -69,3 +71,18 @@ def load_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
         raise InputError(f"{path}: not a tokenizer file: {error}") from error
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocabulary: int, path: Path) -> None:
+    """Every token id has a logit, and the vocabulary is at most padded to a multiple of 128.
+
+    Raises InputError naming `path`, the tokenizer's file.
+    """
+    size = tokenizer.get_vocab_size()
+    padded = -(-size // _VOCABULARY_PADDING) * _VOCABULARY_PADDING
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if not (0 < size <= vocabulary <= padded and largest < vocabulary):
+        raise InputError(
+            f"{path} does not match the vocabulary: the tokenizer has {size} tokens (largest id "
+            f"{largest}) and the model {vocabulary}, where {size} to {padded} are allowed"
+        )

@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 from tiny_bundle import TinyModel, train_tokenizer, write_tiny_bundle
 
-from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.bundle.bundle import Bundle
 
 
 @dataclass(frozen=True)

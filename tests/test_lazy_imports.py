@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_MODULES = [
-    f"retnet_edge.runtime.{path.stem}"
-    for path in sorted((ROOT / "runtime").glob("*.py"))
+    ".".join(("retnet_edge", *path.relative_to(ROOT).with_suffix("").parts))
+    for path in sorted((ROOT / "runtime").rglob("*.py"))
     if path.stem != "__init__"
 ]
 
@@ -73,9 +73,9 @@ def test_the_package_loads_no_backend(tmp_path: Path) -> None:
 
 # ExecuTorch's own Python runtime hands over torch tensors; these load only when it is asked for.
 ON_EXECUTORCH = {
-    "retnet_edge.runtime.et_program",
-    "retnet_edge.runtime.et_profile",
-    "retnet_edge.runtime.et_session",
+    "retnet_edge.runtime.backends.executorch.program",
+    "retnet_edge.runtime.backends.executorch.profile",
+    "retnet_edge.runtime.backends.executorch.session",
 }
 
 

@@ -17,6 +17,7 @@ MAPPED = ("export", "quantize", "runtime")
 FOLDERS = ("retnet_edge", *MAPPED)
 PLUGIN = "optimum/commands/register/register_retnet_edge.py"  # what optimum-cli looks for
 PACKAGE_DATA = {"html.j2", "typed"}
+LIBRARY = "retnet_edge/runtime/backends/native/_native."
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -37,9 +38,21 @@ def package_files(tree: Path) -> set[str]:
     return {PLUGIN} | {
         (path if folder == "retnet_edge" else Path("retnet_edge") / path).as_posix()
         for folder in FOLDERS
-        for path in (found.relative_to(tree) for found in (tree / folder).iterdir())
+        for path in (found.relative_to(tree) for found in sources(tree / folder))
         if path.suffix == ".py" or path.name.split(".", 1)[-1] in PACKAGE_DATA
     }
+
+
+def sources(folder: Path) -> list[Path]:
+    """Files below a folder, without those behind links to other folders and without caches."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            if not path.is_symlink() and path.name != "__pycache__":
+                found += sources(path)
+        else:
+            found.append(path)
+    return found
 
 
 def wheel_files(wheel: Path) -> set[str]:
@@ -92,20 +105,21 @@ def build_wheel(source: Path, out: Path) -> Path:
     return found
 
 
-def test_packages_name_every_folder_and_each_is_flat() -> None:
+def test_packages_name_every_folder_on_disk() -> None:
+    """setuptools leaves a folder that `packages` does not name out of the wheel, silently."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     mapped = {f"retnet_edge.{name}": name for name in MAPPED}
     mapped |= {"optimum.commands.register": "optimum_plugin"}
-    assert settings["packages"] == ["retnet_edge", *mapped]
     assert settings["package-dir"] == mapped
+    on_disk = {
+        ".".join(("retnet_edge", *place.parts) if place.parts[0] in MAPPED else place.parts)
+        for folder in FOLDERS
+        for place in {path.parent.relative_to(ROOT) for path in sources(ROOT / folder)}
+    }
+    assert sorted(settings["packages"]) == sorted({*on_disk, "optimum.commands.register"})
     for folder in FOLDERS:
-        assert (ROOT / folder / "__init__.py").is_file()
-        inside = {
-            path.name
-            for path in (ROOT / folder).iterdir()
-            if path.is_dir() and not path.is_symlink() and path.name != "__pycache__"
-        }
-        assert not inside, f"{folder}/ has sub-folders, which `packages` would leave out: {inside}"
+        for path in sources(ROOT / folder):
+            assert (path.parent / "__init__.py").is_file(), path.parent
 
 
 def test_links_point_at_the_folders() -> None:
@@ -118,7 +132,7 @@ def test_links_point_at_the_folders() -> None:
 def test_wheel_holds_the_package_and_nothing_else(tree: Path, wheel: Path) -> None:
     names = wheel_files(wheel)
     package = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
-    built = {name for name in package if name.startswith("retnet_edge/runtime/_native.")}
+    built = {name for name in package if name.startswith(LIBRARY)}
     assert len(built) == (shutil.which("cc") is not None)
     assert package - built == package_files(tree)
     assert "retnet_edge/py.typed" in package
@@ -140,14 +154,15 @@ def test_sdist_holds_every_source_once(tree: Path, sdist: Path) -> None:
     assert len(names) == len(set(names))
     through_links = tuple(f"retnet_edge/{folder}/" for folder in MAPPED)
     assert not [name for name in names if name.startswith(through_links)]
-    sources = {
+    expected = {
         path.relative_to(tree).as_posix()
         for folder in FOLDERS
-        for path in (tree / folder).glob("*.py")
+        for path in sources(tree / folder)
+        if path.suffix == ".py"
     }
-    sources.add("optimum_plugin/register_retnet_edge.py")
-    sources |= {path.relative_to(tree).as_posix() for path in (tree / "native").iterdir()}
-    assert sources | {"pyproject.toml", "README.md", "LICENSE"} <= set(names)
+    expected.add("optimum_plugin/register_retnet_edge.py")
+    expected |= {path.relative_to(tree).as_posix() for path in (tree / "native").iterdir()}
+    assert expected | {"pyproject.toml", "README.md", "LICENSE"} <= set(names)
 
 
 def test_wheel_installs_one_name_and_a_file_for_optimum(wheel: Path, tmp_path: Path) -> None:
@@ -160,8 +175,8 @@ def test_wheel_installs_one_name_and_a_file_for_optimum(wheel: Path, tmp_path: P
     assert files == [target / PLUGIN]  # no __init__.py: the namespace is optimum's
     code = (
         f"import sys; sys.path.insert(0, {str(target)!r})\n"
-        "import retnet_edge.runtime.manifest\n"
-        "print(retnet_edge.runtime.manifest.__file__)"
+        "import retnet_edge.runtime.bundle.manifest\n"
+        "print(retnet_edge.runtime.bundle.manifest.__file__)"
     )
     found = run(sys.executable, "-c", code, cwd=tmp_path).strip()
-    assert Path(found) == target / "retnet_edge" / "runtime" / "manifest.py"
+    assert Path(found) == target / "retnet_edge" / "runtime" / "bundle" / "manifest.py"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 RUN = """
 import os
-from retnet_edge.runtime.ort_graph import onnxruntime
+from retnet_edge.runtime.backends.ort.graph import onnxruntime
 onnxruntime.get_available_providers()
 print(os.environ["ORT_DISABLE_TELEMETRY"])
 """

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from retnet_edge.quantize.exposed import exposed_inputs
-from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.quantize.calibration.instrumented import exposed_inputs
+from retnet_edge.runtime.bundle.bundle import Bundle
 
 TOKENS = 256
 

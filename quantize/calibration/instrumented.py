@@ -10,10 +10,10 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from retnet_edge.quantize.graph_edit import product_inputs
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.ort_graph import LITERAL, has_wide_activations
-from retnet_edge.runtime.session import state_shape
+from retnet_edge.quantize.graphs.edit import product_inputs
+from retnet_edge.runtime.backends.ort.graph import LITERAL, has_wide_activations
+from retnet_edge.runtime.backends.session import state_shape
+from retnet_edge.runtime.bundle.bundle import Bundle
 
 Array = NDArray[Any]
 

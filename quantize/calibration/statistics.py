@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from retnet_edge.quantize.exposed import ExposedStep, exposed_inputs
-from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.quantize.calibration.instrumented import ExposedStep, exposed_inputs
+from retnet_edge.runtime.bundle.bundle import Bundle
 
 Floats = NDArray[np.float32]
 

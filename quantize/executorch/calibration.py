@@ -15,9 +15,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from retnet_edge.contexts import calibration_contexts
-from retnet_edge.model import RetNet
-from retnet_edge.xnnpack_graph import XnnpackGraph
+from retnet_edge.data.contexts import calibration_contexts
+from retnet_edge.lowering.xnnpack_graph import XnnpackGraph
+from retnet_edge.model.retnet import RetNet
 
 CHUNK = 64
 

@@ -15,23 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.errors import InputError
-from retnet_edge.executorch_files import (
+from retnet_edge.lowering.executorch_files import (
     delegation_line,
     executorch_graphs,
     lower_executorch,
     quiet,
 )
-from retnet_edge.model import RetNet
-from retnet_edge.quantize.calibration import Seen, calibration_text, observe
-from retnet_edge.quantize.executorch_static import static_module
-from retnet_edge.quantize.group_gptq import quantize_groups
-from retnet_edge.quantize.recipe import Recipe, Rule
-from retnet_edge.quantize.schemes import ChannelInt8, GroupInt4, StaticInt8
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import GraphSpec, QuantizedTensor
-from retnet_edge.xnnpack_graph import XnnpackGraph
+from retnet_edge.lowering.xnnpack_graph import XnnpackGraph
+from retnet_edge.model.checkpoint import load_checkpoint
+from retnet_edge.model.retnet import RetNet
+from retnet_edge.quantize.executorch.calibration import Seen, calibration_text, observe
+from retnet_edge.quantize.executorch.static import static_module
+from retnet_edge.quantize.numerics.group_gptq import quantize_groups
+from retnet_edge.quantize.recipes.recipe import Recipe, Rule
+from retnet_edge.quantize.recipes.schemes import ChannelInt8, GroupInt4, StaticInt8
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import GraphSpec, QuantizedTensor
 
 
 def write_quantized_programs(

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retnet_edge.executorch_files import example_inputs, quiet
-from retnet_edge.quantize.calibration import Seen
-from retnet_edge.runtime.manifest import StateSpec
-from retnet_edge.xnnpack_graph import XnnpackGraph
+from retnet_edge.lowering.executorch_files import example_inputs, quiet
+from retnet_edge.lowering.xnnpack_graph import XnnpackGraph
+from retnet_edge.quantize.executorch.calibration import Seen
+from retnet_edge.runtime.bundle.manifest import StateSpec
 
 _EPS = 2**-12
 

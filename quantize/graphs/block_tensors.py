@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from retnet_edge.quantize.rounding import Blocks, middle, pack, unpack
+from retnet_edge.quantize.numerics.rounding import Blocks, middle, pack, unpack
 
 CODES, LOW_CODES = ".codes", ".low_codes"
 ZEROS, LOW_ZEROS = ".zeros", ".low_zeros"

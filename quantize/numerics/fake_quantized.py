@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retnet_edge.quantize.rounding import LEVELS, ZERO_POINT
+from retnet_edge.quantize.numerics.rounding import LEVELS, ZERO_POINT
 
 Array = NDArray[Any]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from retnet_edge.quantize.rounding import (
+from retnet_edge.quantize.numerics.rounding import (
     Blocks,
     Floats,
     in_blocks,

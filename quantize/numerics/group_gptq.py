@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retnet_edge.quantize.gptq import damped, fit_scales, round_codes
+from retnet_edge.quantize.numerics.gptq import damped, fit_scales, round_codes
 
 LOW, HIGH = -8, 7
 DAMPING = 0.05  # of the mean of H's diagonal; 0.01 was within the noise of it

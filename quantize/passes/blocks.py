@@ -10,12 +10,19 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
-from retnet_edge.quantize.gptq import gptq_blocks
-from retnet_edge.quantize.graph_blocks import LOOKUP_SCALES, SCALES, kernel_parts
-from retnet_edge.quantize.graph_edit import Weight, add_initializer, cast_to_float32, replace
-from retnet_edge.quantize.rounding import Blocks, Codes, Floats, pack, round_blocks, scale_type
-from retnet_edge.quantize.schemes import InBlocks
-from retnet_edge.quantize.tails import split_tail
+from retnet_edge.quantize.graphs.block_tensors import LOOKUP_SCALES, SCALES, kernel_parts
+from retnet_edge.quantize.graphs.edit import Weight, add_initializer, cast_to_float32, replace
+from retnet_edge.quantize.numerics.gptq import gptq_blocks
+from retnet_edge.quantize.numerics.rounding import (
+    Blocks,
+    Codes,
+    Floats,
+    pack,
+    round_blocks,
+    scale_type,
+)
+from retnet_edge.quantize.passes.outliers import split_tail
+from retnet_edge.quantize.recipes.schemes import InBlocks
 
 CONTRIB = "com.microsoft"
 INT8_COMPUTE = 4  # MatMulNBits' accuracy_level; without it 8-bit weights run 70 times slower

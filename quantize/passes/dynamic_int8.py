@@ -10,13 +10,13 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from retnet_edge.quantize.graph_edit import Weight, add_initializer, replace
-from retnet_edge.quantize.lookup import replace_lookup
-from retnet_edge.quantize.observed import Inputs
-from retnet_edge.quantize.rounding import ZERO_POINT, quantize_channels
-from retnet_edge.quantize.schemes import DynamicInt8
-from retnet_edge.quantize.smoothing import divide, smoothed
-from retnet_edge.quantize.tails import split_tail, summed
+from retnet_edge.quantize.calibration.statistics import Inputs
+from retnet_edge.quantize.graphs.edit import Weight, add_initializer, replace
+from retnet_edge.quantize.numerics.rounding import ZERO_POINT, quantize_channels
+from retnet_edge.quantize.passes.embedding_gather import replace_lookup
+from retnet_edge.quantize.passes.outliers import split_tail, summed
+from retnet_edge.quantize.passes.smoothing import divide, smoothed
+from retnet_edge.quantize.recipes.schemes import DynamicInt8
 
 
 def apply_dynamic_int8(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from retnet_edge.quantize.graph_edit import add_initializer, replace
-from retnet_edge.quantize.rounding import ZERO_POINT
+from retnet_edge.quantize.graphs.edit import add_initializer, replace
+from retnet_edge.quantize.numerics.rounding import ZERO_POINT
 
 
 def replace_lookup(model: ir.Model, lookup: ir.Node, codes: ir.Value, scales: ir.Value) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from retnet_edge.quantize.graph_edit import Weight, add_initializer, cast_to_float32, replace
-from retnet_edge.quantize.schemes import Half
+from retnet_edge.quantize.graphs.edit import Weight, add_initializer, cast_to_float32, replace
+from retnet_edge.quantize.recipes.schemes import Half
 
 _TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from retnet_edge.quantize.graph_edit import add_initializer
+from retnet_edge.quantize.graphs.edit import add_initializer
 
 
 def split_tail(

@@ -13,8 +13,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
-from retnet_edge.quantize.graph_edit import Weight, add_initializer
-from retnet_edge.quantize.observed import Inputs
+from retnet_edge.quantize.calibration.statistics import Inputs
+from retnet_edge.quantize.graphs.edit import Weight, add_initializer
 
 Floats = NDArray[np.float32]
 

@@ -22,10 +22,10 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from retnet_edge.quantize.graph_edit import add_initializer
-from retnet_edge.quantize.schemes import StateScheme
-from retnet_edge.runtime.manifest import Dtype, StateSpec
-from retnet_edge.runtime.state_values import CODES
+from retnet_edge.quantize.graphs.edit import add_initializer
+from retnet_edge.quantize.recipes.schemes import StateScheme
+from retnet_edge.runtime.bundle.manifest import Dtype, StateSpec
+from retnet_edge.runtime.bundle.state_values import CODES
 
 TURN, TURNS = 40503, 65536  # their quotient is the golden ratio's inverse, to 5 digits
 _NAMES: dict[Dtype, str] = {"float16": "FLOAT16", "int8": "INT8", "float32": "FLOAT"}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from retnet_edge.errors import InputError
-from retnet_edge.quantize.recipe import Recipe, Rule
-from retnet_edge.quantize.schemes import (
+from retnet_edge.quantize.recipes.recipe import Recipe, Rule
+from retnet_edge.quantize.recipes.schemes import (
     BlockInt4,
     BlockInt8,
     ChannelInt8,
@@ -15,7 +15,7 @@ from retnet_edge.quantize.schemes import (
     StaticInt8,
     StaticInt8Qdq,
 )
-from retnet_edge.runtime.manifest import Backend, Tolerance
+from retnet_edge.runtime.bundle.manifest import Backend, Tolerance
 
 # What enters the two output projections of a block is a gate times a value: heavy tails, whose
 # rounding makes two thirds of all that int8 changes.

@@ -34,9 +34,9 @@ from typing import Any, get_args
 import msgspec
 
 from retnet_edge.errors import InputError
-from retnet_edge.quantize.built_in import find_recipe
-from retnet_edge.quantize.recipe import Recipe, Rule, check_backend, with_state
-from retnet_edge.quantize.schemes import (
+from retnet_edge.quantize.recipes.built_in import find_recipe
+from retnet_edge.quantize.recipes.recipe import Recipe, Rule, check_backend, with_state
+from retnet_edge.quantize.recipes.schemes import (
     BLOCKS,
     BlockInt4,
     BlockInt6,
@@ -51,7 +51,7 @@ from retnet_edge.quantize.schemes import (
     StaticInt8,
     StaticInt8Qdq,
 )
-from retnet_edge.runtime.manifest import Backend, Tolerance
+from retnet_edge.runtime.bundle.manifest import Backend, Tolerance
 
 SCHEMES: dict[str, type[Scheme]] = {
     "int8-block": BlockInt8,

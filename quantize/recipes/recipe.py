@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from retnet_edge.errors import InputError
-from retnet_edge.quantize.schemes import (
+from retnet_edge.quantize.recipes.schemes import (
     ChannelInt8,
     DynamicInt8,
     Float32,
@@ -22,7 +22,7 @@ from retnet_edge.quantize.schemes import (
     StaticInt8Qdq,
     is_sampled,
 )
-from retnet_edge.runtime.manifest import Backend, Manifest, Tolerance
+from retnet_edge.runtime.bundle.manifest import Backend, Manifest, Tolerance
 
 
 @dataclass(frozen=True)

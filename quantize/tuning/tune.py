@@ -23,23 +23,24 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from retnet_edge.checkpoint import TOKENIZER_FILE, load_checkpoint
-from retnet_edge.data import Shards
+from retnet_edge.atomic import check_target, new_folder
+from retnet_edge.data.dataset import Shards
+from retnet_edge.data.shards import write_shards
+from retnet_edge.data.sources import check_readable
 from retnet_edge.errors import CheckFailed, InputError
-from retnet_edge.onnx_files import graph_spec, save_models
+from retnet_edge.lowering.onnx_files import graph_spec, save_models
+from retnet_edge.model.checkpoint import TOKENIZER_FILE, load_checkpoint
 from retnet_edge.progress import progress
-from retnet_edge.quantize.graph_blocks import read_blocks, write_blocks
-from retnet_edge.quantize.native import write_native_plan
+from retnet_edge.quantize.graphs.block_tensors import read_blocks, write_blocks
+from retnet_edge.quantize.native_plan import write_native_plan
+from retnet_edge.quantize.numerics.rounding import Blocks
 from retnet_edge.quantize.quantize import copy_unchanged
-from retnet_edge.quantize.rounding import Blocks
-from retnet_edge.quantize.tuned_blocks import TunedBlocks
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import NOT_VERIFIED, GraphSpec, Quantization
-from retnet_edge.runtime.writer import check_target, new_bundle, write_manifest
-from retnet_edge.schedule import warmup_cosine
-from retnet_edge.shards import write_shards
-from retnet_edge.sources import check_readable
+from retnet_edge.quantize.tuning.tuned_blocks import TunedBlocks
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import NOT_VERIFIED, GraphSpec, Quantization
+from retnet_edge.runtime.bundle.writer import write_manifest
 from retnet_edge.tokenizer import load_tokenizer
+from retnet_edge.training.schedule import warmup_cosine
 
 TUNED = "-tuned"
 WARMUP = 0.05  # of the steps
@@ -97,7 +98,7 @@ def tune(
             f"{bundle}: no matrix of recipe {source.manifest.quantization.recipe} is in blocks; "
             "int8, int4 and recipes of int8-block and int4-block can be tuned"
         )
-    with new_bundle(out) as folder:
+    with new_folder(out) as folder:
         with tempfile.TemporaryDirectory(prefix="retnet-edge-") as shards:
             tokenizer = load_tokenizer(loaded.path / TOKENIZER_FILE)
             text = Shards(

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retnet_edge.int8_aware import pass_through
-from retnet_edge.quantize.rounding import HALF_SCALES, Blocks
+from retnet_edge.quantize.numerics.rounding import HALF_SCALES, Blocks
+from retnet_edge.training.quantization_aware import pass_through
 
 INSIDE = 0.49  # of a cell, half as wide as a code
 

@@ -31,23 +31,21 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "train": Entry("retnet_edge.commands_train:train", "Train a model on text files."),
+    "train": Entry("retnet_edge.cli.train:train", "Train a model on text files."),
     "import": Entry(
-        "retnet_edge.commands_import:import_command", "Take another project's RetNet checkpoint."
+        "retnet_edge.cli.importing:import_command", "Take another project's RetNet checkpoint."
     ),
-    "export": Entry("retnet_edge.commands_make:export", "Lower a checkpoint to an fp32 bundle."),
-    "quantize": Entry("retnet_edge.commands_make:quantize", "Apply a recipe to a bundle."),
+    "export": Entry("retnet_edge.cli.make:export", "Lower a checkpoint to an fp32 bundle."),
+    "quantize": Entry("retnet_edge.cli.make:quantize", "Apply a recipe to a bundle."),
     "tune": Entry(
-        "retnet_edge.commands_tune:tune", "Train a quantized bundle to predict as its model does."
+        "retnet_edge.cli.tune:tune", "Train a quantized bundle to predict as its model does."
     ),
-    "verify": Entry("retnet_edge.commands_make:verify", "Judge a bundle by its checkpoint."),
-    "build": Entry("retnet_edge.commands_make:build", "Export, quantize and verify in one go."),
-    "generate": Entry("retnet_edge.commands_run:generate", "Continue a text with a bundle."),
-    "prepare": Entry(
-        "retnet_edge.commands_bench:prepare", "Pack a bundle's weights for this machine."
-    ),
-    "bench": Entry("retnet_edge.commands_bench:bench", "Measure a bundle's speed and memory."),
-    "info": Entry("retnet_edge.commands_run:info", "Print what a bundle or checkpoint holds."),
+    "verify": Entry("retnet_edge.cli.make:verify", "Judge a bundle by its checkpoint."),
+    "build": Entry("retnet_edge.cli.make:build", "Export, quantize and verify in one go."),
+    "generate": Entry("retnet_edge.cli.run:generate", "Continue a text with a bundle."),
+    "prepare": Entry("retnet_edge.cli.bench:prepare", "Pack a bundle's weights for this machine."),
+    "bench": Entry("retnet_edge.cli.bench:bench", "Measure a bundle's speed and memory."),
+    "info": Entry("retnet_edge.cli.run:info", "Print what a bundle or checkpoint holds."),
 }
 
 # Packages of the extras of pyproject.toml, by the extra that installs them.

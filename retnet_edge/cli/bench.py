@@ -9,7 +9,7 @@ from typing import get_args
 import click
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.manifest import Backend
+from retnet_edge.runtime.bundle.manifest import Backend
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]
@@ -39,7 +39,7 @@ def prepare(bundle: Path) -> None:
 
     Sessions map the packed weights from there: they load faster and hold no copy of their own.
     """
-    from retnet_edge.runtime.prepare import prepare as run
+    from retnet_edge.runtime.backends.ort.prepare import prepare as run
 
     folder = run(bundle, say=lambda text: click.echo(text, err=True))
     click.echo(f"wrote {folder}")
@@ -84,10 +84,10 @@ def bench(
     from rich.console import Console
 
     from retnet_edge.progress import progress
-    from retnet_edge.runtime.bench import bench as run
-    from retnet_edge.runtime.bench_output import print_bench, print_profile, to_csv, to_markdown
-    from retnet_edge.runtime.bundle import Bundle
-    from retnet_edge.runtime.profile import profile as run_profile
+    from retnet_edge.runtime.backends.profile import profile as run_profile
+    from retnet_edge.runtime.bench.bench import bench as run
+    from retnet_edge.runtime.bench.output import print_bench, print_profile, to_csv, to_markdown
+    from retnet_edge.runtime.bundle.bundle import Bundle
 
     console = Console(soft_wrap=not sys.stdout.isatty())
     if profile:

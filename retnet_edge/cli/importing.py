@@ -25,7 +25,7 @@ _FORMATS = ("auto", "torchscale", "fla", "syncdoth")
 )
 def import_command(source: str, out: Path, source_format: str, tokenizer: Path | None) -> None:
     """Write the RetNet in SOURCE, a folder or a hub id, as a checkpoint at OUT."""
-    from retnet_edge.import_checkpoint import import_checkpoint
+    from retnet_edge.importing.checkpoint import import_checkpoint
 
     import_checkpoint(source, out, source_format=source_format, tokenizer=tokenizer, say=click.echo)
     click.echo(f"wrote {out}")

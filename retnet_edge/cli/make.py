@@ -11,12 +11,12 @@ import click
 from click.core import ParameterSource
 
 from retnet_edge.errors import CheckFailed, InputError
-from retnet_edge.runtime.manifest import Backend
+from retnet_edge.runtime.bundle.manifest import Backend
 
 if TYPE_CHECKING:
-    from retnet_edge.runtime.report import Entry
-    from retnet_edge.runtime.verdict import Verdict
-    from retnet_edge.verify import Verdicts
+    from retnet_edge.pipeline.verify import Verdicts
+    from retnet_edge.runtime.verify.report.page import Entry
+    from retnet_edge.runtime.verify.verdict import Verdict
 
 _PATH = click.Path(path_type=Path)
 _BACKEND = click.Choice(get_args(Backend))
@@ -120,8 +120,8 @@ def quantize(
     if found is not None and budget is not None:
         if context.get_parameter_source("recipe") is not ParameterSource.DEFAULT:
             raise InputError("--search finds a recipe: leave --recipe out")
+        from retnet_edge.atomic import check_target
         from retnet_edge.quantize.search import search
-        from retnet_edge.runtime.writer import check_target
 
         check_target(out)
         calibration = options["calibration"]
@@ -149,10 +149,10 @@ def verify(
 
     Every backend of every bundle is a column of one report; each bundle also gets its own.
     """
-    from retnet_edge.runtime.card import model_card
-    from retnet_edge.runtime.report import render_report
-    from retnet_edge.runtime.writer import replace_file
-    from retnet_edge.verify import verify_all
+    from retnet_edge.atomic import replace_file
+    from retnet_edge.pipeline.verify import verify_all
+    from retnet_edge.runtime.verify.report.card import model_card
+    from retnet_edge.runtime.verify.report.page import render_report
 
     for option, path in (("--report", report), ("--card", card)):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
@@ -182,14 +182,14 @@ def verify(
 @_verification
 def build(checkpoint: Path, out: Path, as_json: bool, to: str, **options: Any) -> None:
     """Export CHECKPOINT, quantize it, verify it: a bundle at OUT; status 1 if a figure fails."""
-    from retnet_edge.build import build as run
+    from retnet_edge.pipeline.build import build as run
 
     _conclude(out, run(checkpoint, out, to=to.split(","), say=_say, **options), as_json)
 
 
 def _conclude(path: Path, verdict: Verdict, as_json: bool) -> None:
-    from retnet_edge.runtime.report import print_report
-    from retnet_edge.runtime.verify import to_json
+    from retnet_edge.runtime.verify.report.page import print_report
+    from retnet_edge.runtime.verify.verify import to_json
 
     if as_json:
         sys.stdout.write(to_json(verdict).decode())
@@ -200,8 +200,8 @@ def _conclude(path: Path, verdict: Verdict, as_json: bool) -> None:
 
 
 def _conclude_all(found: Verdicts, as_json: bool) -> None:
-    from retnet_edge.runtime.report import print_report
-    from retnet_edge.runtime.verify import to_json
+    from retnet_edge.runtime.verify.report.page import print_report
+    from retnet_edge.runtime.verify.verify import to_json
 
     if as_json:
         sys.stdout.write(to_json(found).decode())
@@ -212,8 +212,8 @@ def _conclude_all(found: Verdicts, as_json: bool) -> None:
 
 
 def _entries(verdicts: dict[str, Verdict]) -> list[Entry]:
-    from retnet_edge.runtime.bundle import Bundle
-    from retnet_edge.runtime.report import labels
+    from retnet_edge.runtime.bundle.bundle import Bundle
+    from retnet_edge.runtime.verify.report.page import labels
 
     called = labels(list(verdicts))
     return [

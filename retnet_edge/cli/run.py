@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.manifest import Backend
+from retnet_edge.runtime.bundle.manifest import Backend
 
 if TYPE_CHECKING:
-    from retnet_edge.runtime.session import Session
+    from retnet_edge.runtime.backends.session import Session
 
 
 @click.command()
@@ -62,11 +62,16 @@ def generate(
     however long it gets. Ctrl-D ends. With --state, it also survives the end of the program: the
     next call goes on where this one, or the last reply of an interactive one, ended.
     """
-    from retnet_edge.runtime.bundle import Bundle
-    from retnet_edge.runtime.generate import generate as stream
-    from retnet_edge.runtime.sampling import Sampling
-    from retnet_edge.runtime.session import open_session
-    from retnet_edge.runtime.snapshot import Snapshot, check_place, load_snapshot, save_snapshot
+    from retnet_edge.runtime.backends.select import open_session
+    from retnet_edge.runtime.bundle.bundle import Bundle
+    from retnet_edge.runtime.text.generate import generate as stream
+    from retnet_edge.runtime.text.sampling import Sampling
+    from retnet_edge.runtime.text.snapshot import (
+        Snapshot,
+        check_place,
+        load_snapshot,
+        save_snapshot,
+    )
 
     if (prompt is None) != interactive:
         raise InputError("give either --prompt TEXT or --interactive")
@@ -143,7 +148,7 @@ def _print(pieces: Iterator[str]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def info(path: Path, as_json: bool) -> None:
     """Print what PATH, a bundle or a checkpoint, holds."""
-    from retnet_edge.info import info as describe
+    from retnet_edge.pipeline.info import info as describe
 
     facts = describe(path)
     if as_json:

@@ -135,8 +135,8 @@ def train(
     **options: Any,
 ) -> None:
     """Train a RetNet, or the Transformer baseline, on text."""
-    from retnet_edge.train import pick_device, train_options
-    from retnet_edge.train import train as run
+    from retnet_edge.training.train import pick_device, train_options
+    from retnet_edge.training.train import train as run
 
     if init is not None:
         for name in ("model", "architecture", "tokenizer", "vocab_size"):

@@ -47,9 +47,9 @@ def tune(
 
     The new bundle at OUT has the same graphs, and is as large and as fast.
     """
-    from retnet_edge.quantize.tune import TuneOptions
-    from retnet_edge.quantize.tune import tune as run
-    from retnet_edge.train import pick_device
+    from retnet_edge.quantize.tuning.tune import TuneOptions
+    from retnet_edge.quantize.tuning.tune import tune as run
+    from retnet_edge.training.train import pick_device
 
     run(
         bundle,

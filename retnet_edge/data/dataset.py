@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from retnet_edge.data.shards import read_manifest
 from retnet_edge.errors import InputError
-from retnet_edge.shards import read_manifest
 
 
 class Shards:

@@ -18,11 +18,11 @@ import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
-from retnet_edge.encoding import Encoded, encode_groups
+from retnet_edge.atomic import new_folder
+from retnet_edge.data.encoding import Encoded, encode_groups
+from retnet_edge.data.sources import Kind, Source, find_sources, read_source
 from retnet_edge.errors import InputError
 from retnet_edge.progress import progress
-from retnet_edge.runtime.writer import new_bundle
-from retnet_edge.sources import Kind, Source, find_sources, read_source
 from retnet_edge.tokenizer import END_OF_TEXT
 
 MANIFEST_FILE = "manifest.json"
@@ -271,7 +271,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
     beside = folder.with_name(f"{folder.name}.new")
     for left_over in (beside, *folder.parent.glob(f".{beside.name}.*.partial")):
         shutil.rmtree(left_over, ignore_errors=True)
-    with new_bundle(beside) as staging:
+    with new_folder(beside) as staging:
         yield staging
     if folder.exists():
         shutil.rmtree(folder)

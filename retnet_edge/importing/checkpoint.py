@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from retnet_edge.checkpoint import TOKENIZER_FILE, write_checkpoint
+from retnet_edge.atomic import new_folder
 from retnet_edge.errors import InputError
-from retnet_edge.import_files import (
+from retnet_edge.importing.files import (
     CONFIG_FILE,
     SourceWeights,
     read_fields,
     read_source_weights,
     source_folder,
 )
-from retnet_edge.import_fla import import_fla
-from retnet_edge.import_layout import Imported
-from retnet_edge.import_torchscale import import_syncdoth, import_torchscale
-from retnet_edge.model import RetNet
-from retnet_edge.runtime.writer import new_bundle
+from retnet_edge.importing.fla import import_fla
+from retnet_edge.importing.layout import Imported
+from retnet_edge.importing.torchscale import import_syncdoth, import_torchscale
+from retnet_edge.model.checkpoint import TOKENIZER_FILE, write_checkpoint
+from retnet_edge.model.retnet import RetNet
 from retnet_edge.tokenizer import load_tokenizer
 
 FORMATS: dict[str, Callable[[dict[str, Any], SourceWeights, str], Imported]] = {
@@ -71,7 +71,7 @@ def import_checkpoint(
     model.load_state_dict(tensors, strict=not config.tie_embeddings, assign=True)
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
-    with new_bundle(out) as target:
+    with new_folder(out) as target:
         write_checkpoint(target, model, words)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(

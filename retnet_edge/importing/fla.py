@@ -14,8 +14,8 @@ from torch import Tensor
 
 from retnet_edge.config import RetNetConfig, gammas_eq8, thetas_rope
 from retnet_edge.errors import InputError
-from retnet_edge.import_files import SourceWeights
-from retnet_edge.import_layout import (
+from retnet_edge.importing.files import SourceWeights
+from retnet_edge.importing.layout import (
     Imported,
     need,
     repeat_heads,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from retnet_edge.config import RetNetConfig
 from retnet_edge.errors import InputError
-from retnet_edge.import_files import SourceWeights
+from retnet_edge.importing.files import SourceWeights
 
 Fields = TypeVar("Fields", bound=msgspec.Struct)
 

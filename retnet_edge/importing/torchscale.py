@@ -21,8 +21,8 @@ from retnet_edge.config import (
     thetas_torchscale,
 )
 from retnet_edge.errors import InputError
-from retnet_edge.import_files import SourceWeights
-from retnet_edge.import_layout import (
+from retnet_edge.importing.files import SourceWeights
+from retnet_edge.importing.layout import (
     Imported,
     ends,
     half_split,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-import retnet_edge.hf  # noqa: F401 - registers the Auto classes
+import retnet_edge.integrations.transformers  # noqa: F401 - registers the Auto classes
 
 
 def main() -> None:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from retnet_edge.model import RetNet
-from retnet_edge.runtime.manifest import Delegation, GraphSpec, StateSpec, TensorSpec
-from retnet_edge.xnnpack_graph import XnnpackGraph
+from retnet_edge.lowering.xnnpack_graph import XnnpackGraph
+from retnet_edge.model.retnet import RetNet
+from retnet_edge.runtime.bundle.manifest import Delegation, GraphSpec, StateSpec, TensorSpec
 
 STEP_FILE, PREFILL_FILE = "step.pte", "prefill.pte"
 PREFILL_TOKENS = 64

@@ -10,8 +10,8 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
-from retnet_edge.in_place import updates_in_place
-from retnet_edge.runtime.manifest import Dtype, GraphSpec, TensorSpec
+from retnet_edge.lowering.in_place import updates_in_place
+from retnet_edge.runtime.bundle.manifest import Dtype, GraphSpec, TensorSpec
 
 WEIGHTS_FILE = "weights.bin"
 INLINE_BYTES = 1024  # smaller tensors stay in the graph, where shape inference reads them

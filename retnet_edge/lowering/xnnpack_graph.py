@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retnet_edge.config import RetNetConfig
-from retnet_edge.model import Block, FeedForward, MultiScaleRetention, RetNet
+from retnet_edge.model.retnet import Block, FeedForward, MultiScaleRetention, RetNet
 
 
 def inverse_rms(x: Tensor, eps: float | Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class Norm(nn.Module):
 class Place(nn.Module):
     """What follows from the position: cosines, sines, and the head norm's eps.
 
-    Whole turns are dropped in float64, as in `retnet_edge.rotary`, which XNNPACK does not have:
+    Whole turns are dropped in float64, as in `model/rotary.py`, which XNNPACK does not have:
     these few numbers a call run beside it.
     """
 
@@ -192,7 +192,7 @@ class BlockGraph(nn.Module):
 class XnnpackGraph(nn.Module):
     """The step contract of a RetNet for `tokens` tokens a call; see the module's docstring.
 
-    Weights are copies, under the names of `retnet_edge.model.RetNet`; the head is never tied, since
+    Weights are copies, under the names of `model.retnet.RetNet`; the head is never tied, since
     the embedding is looked up outside of XNNPACK, which packs a copy of its own.
     """
 

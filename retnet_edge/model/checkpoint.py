@@ -19,10 +19,10 @@ from retnet_edge.config import (
     encode_checkpoint_config,
 )
 from retnet_edge.errors import InputError
-from retnet_edge.model import RetNet
-from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.model.retnet import RetNet
+from retnet_edge.model.transformer import Transformer
+from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.tokenizer import load_tokenizer
-from retnet_edge.transformer import Transformer
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -26,7 +26,7 @@ import torch.distributed._functional_collectives
 import torch.nn.functional as F
 from torch import Tensor
 
-from retnet_edge.retention import chunk_scan, out_of_state
+from retnet_edge.model.retention import chunk_scan, out_of_state
 
 
 class Context(NamedTuple):

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from retnet_edge.checkpoint import Checkpoint
 from retnet_edge.errors import InputError
-from retnet_edge.model import CHUNKWISE, RetNet
+from retnet_edge.model.checkpoint import Checkpoint
+from retnet_edge.model.retnet import CHUNKWISE, RetNet
 
 
 class Float64Reference:

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retnet_edge.state_scan import scan
+from retnet_edge.model.state_scan import scan
 
 MOST_LOG_FACTOR = 40.0
 """Largest log γ^-(C-1): e^40 = 2·10^17, and float32 and bfloat16 reach 10^38."""

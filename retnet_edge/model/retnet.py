@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from retnet_edge.config import RetNetConfig
-from retnet_edge.context_parallel import Context, add_state_in
-from retnet_edge.loss import cross_entropy
-from retnet_edge.retention import retention_chunkwise, retention_parallel, retention_recurrent
-from retnet_edge.retention_scaled import decay_factors, folds, retention_scaled
-from retnet_edge.rotary import cos_sin, rotate_pairs, turns
+from retnet_edge.model.context_parallel import Context, add_state_in
+from retnet_edge.model.loss import cross_entropy
+from retnet_edge.model.retention import retention_chunkwise, retention_parallel, retention_recurrent
+from retnet_edge.model.retention_scaled import decay_factors, folds, retention_scaled
+from retnet_edge.model.rotary import cos_sin, rotate_pairs, turns
 
 Form = Literal["parallel", "chunkwise", "recurrent"]
 CHUNK = 256

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retnet_edge.config import TransformerConfig
-from retnet_edge.model import (
+from retnet_edge.model.retnet import (
     CHUNKWISE,
     FeedForward,
     How,
@@ -22,7 +22,7 @@ from retnet_edge.model import (
     init_weights,
     run_block,
 )
-from retnet_edge.rotary import cos_sin, rotate, turns
+from retnet_edge.model.rotary import cos_sin, rotate, turns
 
 
 class Attention(nn.Module):

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from retnet_edge.quantize.exposed import ExposedStep
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.parity import BlockError
+from retnet_edge.quantize.calibration.instrumented import ExposedStep
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.verify.parity import BlockError
 
 SPAN = 128  # tokens of a call
 

@@ -6,17 +6,17 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from retnet_edge.checkpoint import load_checkpoint
+from retnet_edge.atomic import remove_folder
 from retnet_edge.config import RetNetConfig
-from retnet_edge.contexts import text_contexts
+from retnet_edge.data.contexts import text_contexts
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import BACKENDS, check_backends, export
+from retnet_edge.model.checkpoint import load_checkpoint
+from retnet_edge.pipeline.verify import verify
 from retnet_edge.quantize.quantize import check_recipes, quantize
-from retnet_edge.quantize.recipe_file import recipes_for
-from retnet_edge.quantize.schemes import StateScheme
-from retnet_edge.runtime.verdict import Verdict
-from retnet_edge.runtime.writer import remove_bundle
-from retnet_edge.verify import verify
+from retnet_edge.quantize.recipes.file import recipes_for
+from retnet_edge.quantize.recipes.schemes import StateScheme
+from retnet_edge.runtime.verify.verdict import Verdict
 
 FP32 = "fp32"
 
@@ -93,5 +93,5 @@ def build(
             say=say,
         )
     except BaseException:
-        remove_bundle(out)
+        remove_folder(out)
         raise

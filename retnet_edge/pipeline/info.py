@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.manifest import MANIFEST_FILE, GraphSpec
+from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, GraphSpec
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -38,7 +38,7 @@ def info(path: str | Path) -> Facts:
 
 
 def _bundle(path: Path) -> Facts:
-    from retnet_edge.runtime.bundle import Bundle
+    from retnet_edge.runtime.bundle.bundle import Bundle
 
     bundle = Bundle.open(path)
     manifest = bundle.manifest

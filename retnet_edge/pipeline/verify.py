@@ -12,25 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from retnet_edge.block_errors import measure_blocks
-from retnet_edge.checkpoint import Checkpoint, load_checkpoint
-from retnet_edge.contexts import text_contexts
+from retnet_edge.data.contexts import text_contexts
 from retnet_edge.errors import InputError
 from retnet_edge.export.baseline import export_baseline
+from retnet_edge.model.checkpoint import Checkpoint, load_checkpoint
+from retnet_edge.model.reference import Float64Reference
+from retnet_edge.pipeline.block_errors import measure_blocks
 from retnet_edge.progress import progress
 from retnet_edge.quantize.kernel_parity import KernelParity, measure_kernel_parity
-from retnet_edge.reference import Float64Reference
-from retnet_edge.runtime.between import Between
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.golden import GOLDEN_FILE, read_golden
-from retnet_edge.runtime.manifest import Backend
-from retnet_edge.runtime.parity import BlockError
-from retnet_edge.runtime.replay import replay
-from retnet_edge.runtime.report import column_name, labels
-from retnet_edge.runtime.session import choose_backend, open_session
-from retnet_edge.runtime.verdict import Check, Verdict
-from retnet_edge.runtime.verify import BASELINE_STEPS, measure_baseline, measure_pairs
-from retnet_edge.runtime.verify import verify as verify_bundle
+from retnet_edge.runtime.backends.select import choose_backend, open_session
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import Backend
+from retnet_edge.runtime.verify.backend_pairs import Between
+from retnet_edge.runtime.verify.golden import GOLDEN_FILE, read_golden
+from retnet_edge.runtime.verify.parity import BlockError
+from retnet_edge.runtime.verify.replay import replay
+from retnet_edge.runtime.verify.report.page import column_name, labels
+from retnet_edge.runtime.verify.verdict import Check, Verdict
+from retnet_edge.runtime.verify.verify import BASELINE_STEPS, measure_baseline, measure_pairs
+from retnet_edge.runtime.verify.verify import verify as verify_bundle
 
 KERNEL_TOKENS = 64
 BLOCK_TOKENS = 2048  # at most, which bounds the memory

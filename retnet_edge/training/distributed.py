@@ -31,8 +31,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from retnet_edge.context_parallel import Context
 from retnet_edge.errors import CheckFailed, InputError, SaidElsewhere
+from retnet_edge.model.context_parallel import Context
 from retnet_edge.progress import progress
 
 T = TypeVar("T")

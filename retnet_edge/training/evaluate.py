@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from retnet_edge.checkpoint import LanguageModel
-from retnet_edge.data import Shards
-from retnet_edge.distributed import World
-from retnet_edge.model import How
+from retnet_edge.data.dataset import Shards
+from retnet_edge.model.checkpoint import LanguageModel
+from retnet_edge.model.retnet import How
+from retnet_edge.training.distributed import World
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from retnet_edge.errors import InputError
-from retnet_edge.model import RetNet
-from retnet_edge.transformer import Transformer
+from retnet_edge.model.retnet import RetNet
+from retnet_edge.model.transformer import Transformer
 
 BLOCK = 128
 LEVELS = 127

@@ -35,10 +35,9 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from retnet_edge.atomic import replace_file
 from retnet_edge.errors import DISK_FULL, InputError, is_disk_full
-from retnet_edge.runtime.files import file_entry
-from retnet_edge.runtime.manifest import FileEntry
-from retnet_edge.runtime.writer import replace_file
+from retnet_edge.files import FileEntry, file_entry
 
 MANIFEST_FILE = "manifest.json"
 METADATA_FILE = ".metadata"

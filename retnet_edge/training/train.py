@@ -12,21 +12,21 @@ import msgspec
 import torch
 from tokenizers import Tokenizer
 
-from retnet_edge.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, load_checkpoint
 from retnet_edge.config import ModelConfig, RetNetConfig, decode_config, transformer_like
-from retnet_edge.data import Shards
-from retnet_edge.distributed import World, processes
+from retnet_edge.data.dataset import Shards
+from retnet_edge.data.shards import write_shards
+from retnet_edge.data.sources import Source, check_readable, find_sources, read_texts
 from retnet_edge.errors import InputError
-from retnet_edge.evaluate import Evaluation
+from retnet_edge.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, load_checkpoint
 from retnet_edge.presets import preset
-from retnet_edge.shards import write_shards
-from retnet_edge.sources import Source, check_readable, find_sources, read_texts
 from retnet_edge.tokenizer import (
     SMALLEST_VOCABULARY,
     load_tokenizer,
     train_tokenizer,
 )
-from retnet_edge.trainer import RUN_FILE, TrainOptions, check_shares, fit
+from retnet_edge.training.distributed import World, processes
+from retnet_edge.training.evaluate import Evaluation
+from retnet_edge.training.trainer import RUN_FILE, TrainOptions, check_shares, fit
 
 TRAIN_SHARDS = Path("data/train")
 VALID_SHARDS = Path("data/valid")

@@ -21,26 +21,26 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from retnet_edge.checkpoint import (
+from retnet_edge.atomic import new_folder
+from retnet_edge.config import ModelConfig, RetNetConfig
+from retnet_edge.data.dataset import Shards
+from retnet_edge.errors import CheckFailed, InputError
+from retnet_edge.model.checkpoint import (
     TOKENIZER_FILE,
     LanguageModel,
     build_model,
     load_weights,
     write_checkpoint,
 )
-from retnet_edge.config import ModelConfig, RetNetConfig
-from retnet_edge.data import Shards
-from retnet_edge.distributed import World, shard, whole_weights
-from retnet_edge.errors import CheckFailed, InputError
-from retnet_edge.evaluate import Evaluation, evaluate
-from retnet_edge.int8_aware import Int8Aware, on_grid
-from retnet_edge.metrics import MetricsLog
-from retnet_edge.model import CHUNK, Form, How, RetNet
-from retnet_edge.optimizer import Optimizer, Skips
-from retnet_edge.runtime.writer import new_bundle
-from retnet_edge.schedule import warmup_cosine
-from retnet_edge.step_checkpoint import Progress, StepCheckpoints
+from retnet_edge.model.retnet import CHUNK, Form, How, RetNet
 from retnet_edge.tokenizer import END_OF_TEXT, load_tokenizer
+from retnet_edge.training.distributed import World, shard, whole_weights
+from retnet_edge.training.evaluate import Evaluation, evaluate
+from retnet_edge.training.metrics import MetricsLog
+from retnet_edge.training.optimizer import Optimizer, Skips
+from retnet_edge.training.quantization_aware import Int8Aware, on_grid
+from retnet_edge.training.schedule import warmup_cosine
+from retnet_edge.training.step_checkpoint import Progress, StepCheckpoints
 
 RUN_FILE = "run.json"
 MOST_SKIPPED_IN_A_ROW = 10
@@ -344,5 +344,5 @@ def _resume(
 def _write_result(
     target: Path, model: LanguageModel, tokenizer: Tokenizer, weights: dict[str, Tensor]
 ) -> None:
-    with new_bundle(target) as folder:
+    with new_folder(target) as folder:
         write_checkpoint(folder, model, tokenizer, weights=weights)

@@ -2,37 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Protocol, cast
-
-import msgspec
-
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.session import choose_backend
-
-WARMUP = 10  # steps that are not counted
-_MODULES = {
-    "onnxruntime": "retnet_edge.runtime.ort_profile",
-    "executorch": "retnet_edge.runtime.et_profile",
-    "native": "retnet_edge.runtime.native_profile",
-}
-
-
-class OperatorTime(msgspec.Struct, frozen=True):
-    """All calls of one operator in a run of some steps."""
-
-    name: str
-    calls: int
-    microseconds: float
-
-
-class ProfileSteps(Protocol):
-    """What a backend's module (such as `ort_profile`) offers under the name profile_steps."""
-
-    def __call__(self, bundle: Bundle, *, steps: int, threads: int | None) -> list[OperatorTime]:
-        """Time by operator of `steps` steps, after WARMUP that are not counted."""
-        ...
+from retnet_edge.runtime.backends.operators import OperatorTime
+from retnet_edge.runtime.backends.select import choose_backend
+from retnet_edge.runtime.bundle.bundle import Bundle
 
 
 def profile(
@@ -46,6 +19,10 @@ def profile(
     if steps < 1:
         raise InputError(f"steps is {steps}; at least 1 is needed")
     chosen = choose_backend(bundle, backend)
-    module = import_module(_MODULES[chosen])
-    run = cast(ProfileSteps, module.profile_steps)
-    return run(bundle, steps=steps, threads=threads)
+    if chosen == "executorch":
+        from retnet_edge.runtime.backends.executorch.profile import profile_steps
+    elif chosen == "native":
+        from retnet_edge.runtime.backends.native.profile import profile_steps
+    else:
+        from retnet_edge.runtime.backends.ort.profile import profile_steps
+    return profile_steps(bundle, steps=steps, threads=threads)

@@ -1,4 +1,4 @@
-"""The processes whose speed and memory are measured: `python -m retnet_edge.runtime.bench_child`.
+"""The processes whose speed and memory are measured: `python -m retnet_edge.runtime.bench.child`.
 
 Standard output carries progress (a line with the number of tests done) and then one line of JSON.
 Speed and memory get processes of their own: copies of states that speed keeps are no memory of the
@@ -19,9 +19,9 @@ import msgspec
 import numpy as np
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.bench_records import Load, MemoryUse, spread
-from retnet_edge.runtime.machine import OtherLoad
-from retnet_edge.runtime.manifest import Backend
+from retnet_edge.runtime.backends.machine import OtherLoad
+from retnet_edge.runtime.bench.records import Load, MemoryUse, spread
+from retnet_edge.runtime.bundle.manifest import Backend
 
 LATER_LOADS = 3
 MEMORY_STEPS = 64
@@ -62,11 +62,11 @@ class Times(msgspec.Struct, frozen=True):
 
 def measure_times(work: Work) -> Times:
     """Run every test once to warm up, then `repetitions` times, all tests in turn."""
-    from retnet_edge.runtime.batch import Batch
-    from retnet_edge.runtime.bundle import Bundle
-    from retnet_edge.runtime.read_bandwidth import ReadBandwidth
-    from retnet_edge.runtime.session import open_session
-    from retnet_edge.runtime.snapshot import Snapshot
+    from retnet_edge.runtime.backends.select import open_session
+    from retnet_edge.runtime.bench.read_bandwidth import ReadBandwidth
+    from retnet_edge.runtime.bundle.bundle import Bundle
+    from retnet_edge.runtime.text.batch import Batch
+    from retnet_edge.runtime.text.snapshot import Snapshot
 
     load = measure_load(work) if work.load else None
     bundle = Bundle.open(work.bundle)
@@ -133,8 +133,8 @@ def measure_load(work: Work) -> Load:
 
 def _open_once(work: Work) -> float:
     """Milliseconds."""
-    from retnet_edge.runtime.bundle import Bundle
-    from retnet_edge.runtime.session import open_session
+    from retnet_edge.runtime.backends.select import open_session
+    from retnet_edge.runtime.bundle.bundle import Bundle
 
     began = time.perf_counter()
     bundle = Bundle.open(work.bundle)
@@ -156,9 +156,9 @@ def _drop_cached(folder: Path) -> None:
 
 def measure_use(work: Work) -> MemoryUse:
     """Memory after the longest prompt of the tests and some steps."""
-    from retnet_edge.runtime.bundle import Bundle
-    from retnet_edge.runtime.memory_child import Sampler
-    from retnet_edge.runtime.session import open_session
+    from retnet_edge.runtime.backends.select import open_session
+    from retnet_edge.runtime.bundle.bundle import Bundle
+    from retnet_edge.runtime.verify.memory_child import Sampler
 
     sampler = Sampler(1)
     base = sum(sampler.now())
@@ -185,7 +185,7 @@ def _peak() -> int:
 
 def main() -> None:
     """The child: its work is the one argument, as JSON."""
-    from retnet_edge.runtime.memory_child import LIBRARIES, guard
+    from retnet_edge.runtime.verify.memory_child import LIBRARIES, guard
 
     work = msgspec.json.decode(sys.argv[1], type=Work)
     guard(work.parent, huge_pages=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 
-from retnet_edge.runtime import native_plan
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import Backend
-from retnet_edge.runtime.onnx_external import external_data
+from retnet_edge.runtime.backends.native import plan as native_plan
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.external_data import external_data
+from retnet_edge.runtime.bundle.manifest import Backend
 
 _EMBEDDING = "embedding.weight"
 

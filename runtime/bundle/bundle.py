@@ -10,14 +10,14 @@ from pathlib import Path
 import tokenizers
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.contract import check_contract
-from retnet_edge.runtime.files import check_name, file_entry, regular_file
-from retnet_edge.runtime.manifest import MANIFEST_FILE, GraphSpec, Manifest, decode
-from retnet_edge.runtime.onnx_external import external_data
+from retnet_edge.files import check_name, file_entry, regular_file
+from retnet_edge.runtime.bundle.contract import check_contract
+from retnet_edge.runtime.bundle.external_data import external_data
+from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, GraphSpec, Manifest, decode
+from retnet_edge.tokenizer import check_vocabulary
 
 _MANIFEST_BYTES = 16 << 20
 _TOKENIZER_BYTES = 256 << 20
-_VOCABULARY_PADDING = 128
 
 
 @dataclass(frozen=True)
@@ -137,18 +137,3 @@ def _check_external_data(root: Path, manifest: Manifest, graph: GraphSpec) -> No
                 f"{path}: a tensor lies at bytes {external.offset} to "
                 f"{external.offset + (external.length or 0)} of {name!r}, which has {size}"
             )
-
-
-def check_vocabulary(tokenizer: tokenizers.Tokenizer, vocabulary: int, path: Path) -> None:
-    """Every token id has a logit, and the vocabulary is at most padded to a multiple of 128.
-
-    Raises InputError naming `path`, the tokenizer's file.
-    """
-    size = tokenizer.get_vocab_size()
-    padded = -(-size // _VOCABULARY_PADDING) * _VOCABULARY_PADDING
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if not (0 < size <= vocabulary <= padded and largest < vocabulary):
-        raise InputError(
-            f"{path} does not match the vocabulary: the tokenizer has {size} tokens (largest id "
-            f"{largest}) and the model {vocabulary}, where {size} to {padded} are allowed"
-        )

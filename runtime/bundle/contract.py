@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.manifest import Backend, GraphSpec, Manifest, StateSpec, TensorSpec
+from retnet_edge.runtime.bundle.manifest import Backend, GraphSpec, Manifest, StateSpec, TensorSpec
 
 _STATE_BYTES = 4 << 30  # of one sequence; a growing state counts with one token
 _Shape = tuple[int | str, ...]

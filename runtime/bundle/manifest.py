@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from retnet_edge.errors import InputError
+from retnet_edge.files import FileEntry, Sha256
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Dtype = Literal["float32", "float16", "int64", "int8", "uint8"]
 
 Backend = Literal["onnxruntime", "executorch", "native"]
@@ -159,13 +159,6 @@ class Provenance(_Frozen, frozen=True):
 
     checkpoint_sha256: Sha256
     versions: dict[str, str]
-
-
-class FileEntry(_Frozen, frozen=True):
-    """Size in bytes and SHA-256 of a file of the bundle."""
-
-    size: Annotated[int, msgspec.Meta(ge=0, le=2**40)]
-    sha256: Sha256
 
 
 class Verification(_Frozen, frozen=True):

@@ -1,7 +1,7 @@
 """States as numbers, whatever a graph keeps them in.
 
 float32 and float16 are the values. An int8 state [B, H, K, V] is followed by two scales, float32
-[B, H, K, 1] and [B, H, 1, V]: value = code · both (`quantize/states.py` makes such graphs).
+[B, H, K, 1] and [B, H, 1, V]: value = code · both (`quantize/passes/states.py` makes such graphs).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retnet_edge.runtime.manifest import StateSpec
+from retnet_edge.runtime.bundle.manifest import StateSpec
 
 CODES = 126.5
 """Codes that the largest value of a channel takes: any dither below 1 stays within 127."""

@@ -15,10 +15,20 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.ort_graph import load_graph, main_graph, rows_share_scales, run_bound
-from retnet_edge.runtime.session import PREFILL_SPAN, check_states, check_tokens, state_shape
-from retnet_edge.runtime.snapshot import Snapshot
+from retnet_edge.runtime.backends.ort.graph import (
+    load_graph,
+    main_graph,
+    rows_share_scales,
+    run_bound,
+)
+from retnet_edge.runtime.backends.session import (
+    PREFILL_SPAN,
+    check_states,
+    check_tokens,
+    state_shape,
+)
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.text.snapshot import Snapshot
 
 
 class Batch:

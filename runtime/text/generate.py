@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import tokenizers
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.sampling import Sampler, Sampling
-from retnet_edge.runtime.session import Session
+from retnet_edge.runtime.backends.session import Session
+from retnet_edge.runtime.text.sampling import Sampler, Sampling
 
 FED_AT_ONCE = 1024
 """Tokens of a prompt between two reports of progress: whole spans of every backend's prefill."""

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.session import Session
-from retnet_edge.runtime.snapshot import Snapshot
+from retnet_edge.runtime.backends.session import Session
+from retnet_edge.runtime.text.snapshot import Snapshot
 
 
 class PromptCache:

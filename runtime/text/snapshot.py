@@ -21,11 +21,12 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
+from retnet_edge.atomic import replace_file
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import DTYPE_BYTES, Dtype, Sha256
-from retnet_edge.runtime.session import Session, State, check_states, state_shape
-from retnet_edge.runtime.writer import replace_file
+from retnet_edge.files import Sha256
+from retnet_edge.runtime.backends.session import Session, State, check_states, state_shape
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import DTYPE_BYTES, Dtype
 
 _MAGIC = b"RETSTATE"
 _VERSION = 1

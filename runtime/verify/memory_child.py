@@ -1,4 +1,4 @@
-"""The process whose memory is measured: `python -m retnet_edge.runtime.memory_child BUNDLE …`.
+"""The process whose memory is measured: `python -m …runtime.verify.memory_child BUNDLE …`.
 
 It opens the bundle, runs steps on random tokens and reads its own /proc/self/smaps_rollup every so
 many of them, into arrays that were allocated, and touched, before the first step: what grows is the
@@ -29,8 +29,8 @@ PROGRESS_LINES = 50
 SPARE_BYTES = 2 * 2**30
 LIBRARIES = {
     "onnxruntime": "onnxruntime",
-    "executorch": "retnet_edge.runtime.et_session",
-    "native": "retnet_edge.runtime.native_session",
+    "executorch": "retnet_edge.runtime.backends.executorch.session",
+    "native": "retnet_edge.runtime.backends.native.session",
 }
 """What a process imports for a backend before a model is loaded."""
 
@@ -176,8 +176,8 @@ def main(argv: list[str] | None = None) -> None:
     import_module(LIBRARIES[args.backend])
 
     from retnet_edge.errors import InputError
-    from retnet_edge.runtime.bundle import Bundle
-    from retnet_edge.runtime.session import open_session
+    from retnet_edge.runtime.backends.select import open_session
+    from retnet_edge.runtime.bundle.bundle import Bundle
 
     sampler = Sampler(args.steps // args.every)
     base_anonymous, base_files = sampler.now()

@@ -13,19 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.agreement import Figures, StateSample, mean_over, summarise
-from retnet_edge.runtime.golden import GoldenReplay
-from retnet_edge.runtime.probes import (
+from retnet_edge.runtime.backends.session import Session
+from retnet_edge.runtime.verify.agreement import Figures, StateSample, mean_over, summarise
+from retnet_edge.runtime.verify.golden import GoldenReplay
+from retnet_edge.runtime.verify.probes import (
     LONG_PREFIX,
     Place,
     PrefillCheck,
     measure_places,
     measure_prefill,
 )
-from retnet_edge.runtime.replay import BLOCK, Replayed, Tokens, bucket_edges, replay
-from retnet_edge.runtime.replay import Reference as Reference
-from retnet_edge.runtime.session import Session
-from retnet_edge.runtime.worst import Decode, WorstPlace, worst_places
+from retnet_edge.runtime.verify.replay import BLOCK, Replayed, Tokens, bucket_edges, replay
+from retnet_edge.runtime.verify.replay import Reference as Reference
+from retnet_edge.runtime.verify.worst_positions import Decode, WorstPlace, worst_places
 
 
 class Bucket(msgspec.Struct, frozen=True):

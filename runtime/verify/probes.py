@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from retnet_edge.runtime.agreement import (
+from retnet_edge.runtime.backends.session import Session
+from retnet_edge.runtime.bundle.state_values import rounded_states, state_values
+from retnet_edge.runtime.verify.agreement import (
     NO_TARGET,
     Figures,
     StateSample,
@@ -13,9 +15,7 @@ from retnet_edge.runtime.agreement import (
     state_distance,
     summarise,
 )
-from retnet_edge.runtime.replay import Reference, Tokens, run_steps
-from retnet_edge.runtime.session import Session
-from retnet_edge.runtime.state_values import rounded_states, state_values
+from retnet_edge.runtime.verify.replay import Reference, Tokens, run_steps
 
 FAR_POSITION = 1_000_000
 NEAR_POSITION = 10

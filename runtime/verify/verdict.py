@@ -7,12 +7,12 @@ from typing import Literal
 
 import msgspec
 
-from retnet_edge.runtime.between import Between
-from retnet_edge.runtime.manifest import Backend, Tolerance
-from retnet_edge.runtime.memory import Memory
-from retnet_edge.runtime.parity import Parity
-from retnet_edge.runtime.probes import FAR_POSITION
-from retnet_edge.runtime.profile import OperatorTime
+from retnet_edge.runtime.backends.operators import OperatorTime
+from retnet_edge.runtime.bundle.manifest import Backend, Tolerance
+from retnet_edge.runtime.verify.backend_pairs import Between
+from retnet_edge.runtime.verify.memory import Memory
+from retnet_edge.runtime.verify.parity import Parity
+from retnet_edge.runtime.verify.probes import FAR_POSITION
 
 HALVES_RATIO = 2.0
 STATE_ERROR = 1e-4

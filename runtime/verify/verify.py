@@ -12,21 +12,22 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from retnet_edge.atomic import replace_file
 from retnet_edge.errors import DISK_FULL, InputError, is_disk_full
-from retnet_edge.runtime.between import Between, measure_between
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.card import model_card
-from retnet_edge.runtime.golden import GOLDEN_FILE, replay_golden
-from retnet_edge.runtime.manifest import MANIFEST_FILE, Backend, Verification, encode
-from retnet_edge.runtime.memory import Memory, measure_memory, memory_supported
-from retnet_edge.runtime.parity import BlockError, Reference, measure_parity
-from retnet_edge.runtime.probes import LONG_PREFIX
-from retnet_edge.runtime.profile import profile
-from retnet_edge.runtime.replay import Replayed
-from retnet_edge.runtime.report import render_report
-from retnet_edge.runtime.session import backend_version, choose_backend, open_session
-from retnet_edge.runtime.verdict import Check, Measured, Verdict, checks, reasons_of
-from retnet_edge.runtime.writer import replace_file, update_manifest
+from retnet_edge.runtime.backends.profile import profile
+from retnet_edge.runtime.backends.select import backend_version, choose_backend, open_session
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, Backend, Verification, encode
+from retnet_edge.runtime.bundle.writer import update_manifest
+from retnet_edge.runtime.verify.backend_pairs import Between, measure_between
+from retnet_edge.runtime.verify.golden import GOLDEN_FILE, replay_golden
+from retnet_edge.runtime.verify.memory import Memory, measure_memory, memory_supported
+from retnet_edge.runtime.verify.parity import BlockError, Reference, measure_parity
+from retnet_edge.runtime.verify.probes import LONG_PREFIX
+from retnet_edge.runtime.verify.replay import Replayed
+from retnet_edge.runtime.verify.report.card import model_card
+from retnet_edge.runtime.verify.report.page import render_report
+from retnet_edge.runtime.verify.verdict import Check, Measured, Verdict, checks, reasons_of
 
 REPORTS = "reports"
 REPORT_FILE = f"{REPORTS}/report.html"

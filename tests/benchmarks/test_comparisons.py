@@ -26,11 +26,11 @@ from comparison_runs import (
 from comparison_samples import record, records
 from comparisons import ROOT, closest_pair, missing
 
-from retnet_edge.checkpoint import build_model
 from retnet_edge.config import RetNetConfig, TransformerConfig, retnet_config
 from retnet_edge.errors import InputError
-from retnet_edge.model import CHUNKWISE, MultiScaleRetention, Place, RetNet
-from retnet_edge.rotary import cos_sin, turns
+from retnet_edge.model.checkpoint import build_model
+from retnet_edge.model.retnet import CHUNKWISE, MultiScaleRetention, Place, RetNet
+from retnet_edge.model.rotary import cos_sin, turns
 from retnet_edge.tokenizer import train_tokenizer
 
 SCRIPT = ROOT / "benchmarks" / "comparisons.py"

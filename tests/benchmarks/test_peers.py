@@ -15,7 +15,7 @@ import peers_shapes
 import pytest
 import torch
 
-from retnet_edge.checkpoint import build_model
+from retnet_edge.model.checkpoint import build_model
 from retnet_edge.presets import preset
 
 

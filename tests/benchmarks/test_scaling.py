@@ -9,7 +9,7 @@ from scaling import INTERVAL, INTERVALS, Case, cases, command
 from training_speed import SHAPES, retnet
 
 from retnet_edge.config import decode_config
-from retnet_edge.trainer import TrainOptions
+from retnet_edge.training.trainer import TrainOptions
 
 
 def options_of(arguments: list[str]) -> dict[str, str]:
@@ -49,7 +49,7 @@ def test_the_command_is_train_with_the_model_and_enough_text(tmp_path: Path) -> 
 def test_sizes_have_the_parameters_of_their_names() -> None:
     import torch
 
-    from retnet_edge.checkpoint import build_model
+    from retnet_edge.model.checkpoint import build_model
 
     with torch.device("meta"):
         counts = {

@@ -16,19 +16,19 @@ import torch
 from micro_checkpoint import VARIANTS, VOCABULARY, random_tokens, write_variant
 
 from retnet_edge import cli
-from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.errors import InputError
-from retnet_edge.executorch_files import PREFILL_TOKENS
 from retnet_edge.export.export import export
-from retnet_edge.model import RetNet
+from retnet_edge.lowering.executorch_files import PREFILL_TOKENS
+from retnet_edge.lowering.xnnpack_graph import XnnpackGraph
+from retnet_edge.model.checkpoint import load_checkpoint
+from retnet_edge.model.retnet import RetNet
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import MANIFEST_FILE, decode, encode
-from retnet_edge.runtime.memory import memory_supported
-from retnet_edge.runtime.profile import profile
-from retnet_edge.runtime.session import open_session
-from retnet_edge.runtime.writer import write_manifest
-from retnet_edge.xnnpack_graph import XnnpackGraph
+from retnet_edge.runtime.backends.profile import profile
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, decode, encode
+from retnet_edge.runtime.bundle.writer import write_manifest
+from retnet_edge.runtime.verify.memory import memory_supported
 
 TOLERANCE = 2e-5
 OUTSIDE = {

@@ -13,14 +13,14 @@ from micro_checkpoint import random_tokens, write_variant
 from numpy.typing import NDArray
 
 from retnet_edge.export.export import export
-from retnet_edge.in_place import updates_in_place
-from retnet_edge.quantize.built_in import find_recipe
+from retnet_edge.lowering.in_place import updates_in_place
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import with_state
-from retnet_edge.quantize.schemes import StateScheme
-from retnet_edge.runtime.batch import Batch
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.ort_session import OrtSession
+from retnet_edge.quantize.recipes.built_in import find_recipe
+from retnet_edge.quantize.recipes.recipe import with_state
+from retnet_edge.quantize.recipes.schemes import StateScheme
+from retnet_edge.runtime.backends.ort.session import OrtSession
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.text.batch import Batch
 
 Logits = NDArray[np.float32]
 TOKENS = random_tokens(1, 321)[0].tolist()

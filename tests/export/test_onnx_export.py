@@ -22,14 +22,14 @@ from micro_checkpoint import (
     transformer_reference,
 )
 
-from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.config import RetNetConfig, TransformerConfig, encode_config
 from retnet_edge.errors import InputError
 from retnet_edge.export.baseline import export_baseline
 from retnet_edge.export.export import export
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.golden import replay_golden
-from retnet_edge.runtime.session import open_session
+from retnet_edge.model.checkpoint import load_checkpoint
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.verify.golden import replay_golden
 
 TOLERANCE = 2e-5
 LENGTHS = (1, 2, 127, 128, 129, 300)

@@ -19,15 +19,15 @@ from micro_checkpoint import (
 )
 
 from retnet_edge import cli
-from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.config import RetNetConfig
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import export
-from retnet_edge.model import RetNet
+from retnet_edge.model.checkpoint import load_checkpoint
+from retnet_edge.model.retnet import RetNet
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.golden import replay_golden
-from retnet_edge.runtime.session import open_session
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.verify.golden import replay_golden
 
 TOLERANCE = 2e-5
 NAMES = ["base", "z_n"]

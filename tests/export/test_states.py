@@ -10,11 +10,12 @@ from micro_checkpoint import random_tokens, write_variant
 from numpy.typing import NDArray
 
 from retnet_edge.export.export import export
-from retnet_edge.quantize.built_in import RECIPES
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.session import Session, open_session
-from retnet_edge.runtime.snapshot import Snapshot, load_snapshot, save_snapshot
+from retnet_edge.quantize.recipes.built_in import RECIPES
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.backends.session import Session
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.text.snapshot import Snapshot, load_snapshot, save_snapshot
 
 BACKENDS = {"onnx": "onnxruntime", "executorch": "executorch"}
 FORMS: list[object] = [("onnx", "fp32")]

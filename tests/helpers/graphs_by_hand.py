@@ -11,9 +11,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from retnet_edge.quantize.recipe import Recipe, Rule
-from retnet_edge.quantize.schemes import Scheme
-from retnet_edge.runtime.manifest import Tolerance
+from retnet_edge.quantize.recipes.recipe import Recipe, Rule
+from retnet_edge.quantize.recipes.schemes import Scheme
+from retnet_edge.runtime.bundle.manifest import Tolerance
 
 TOLERANCE = Tolerance(
     max_abs_logit_error=None, perplexity_ratio=2.0, mean_kl=1.0, top1_agreement=0.0

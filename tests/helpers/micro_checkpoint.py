@@ -13,12 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retnet_edge.checkpoint import LanguageModel, build_model, load_checkpoint, write_checkpoint
 from retnet_edge.config import ModelConfig, RetNetConfig, gammas_log_linear, transformer_like
 from retnet_edge.export.export import export
-from retnet_edge.model import RetNet
+from retnet_edge.model.checkpoint import (
+    LanguageModel,
+    build_model,
+    load_checkpoint,
+    write_checkpoint,
+)
+from retnet_edge.model.retnet import RetNet
+from retnet_edge.model.transformer import Transformer
 from retnet_edge.tokenizer import train_tokenizer
-from retnet_edge.transformer import Transformer
 
 VOCABULARY = 384
 BASE = RetNetConfig(

@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 import torch
 
-from retnet_edge import step_checkpoint, trainer
+from retnet_edge.atomic import new_folder, replace_file
 from retnet_edge.config import encode_config, retnet_config
-from retnet_edge.evaluate import Evaluation
-from retnet_edge.runtime.writer import new_bundle, replace_file
 from retnet_edge.tokenizer import END_OF_TEXT
-from retnet_edge.train import train
-from retnet_edge.trainer import TrainOptions
+from retnet_edge.training import step_checkpoint, trainer
+from retnet_edge.training.evaluate import Evaluation
+from retnet_edge.training.train import train
+from retnet_edge.training.trainer import TrainOptions
 
 WORDS = {
     "who": ["the cat", "a dog", "the old man", "my sister", "the naïve traveller"],
@@ -102,7 +102,7 @@ def _kill_in(moment: str) -> None:
     elif moment == "before the first checkpoint":
         _replace(step_checkpoint.StepCheckpoints, "save", kill)
     elif moment == "while writing the result":
-        _replace(trainer, "new_bundle", _bundle_that_kills(new_bundle))
+        _replace(trainer, "new_folder", _bundle_that_kills(new_folder))
 
 
 def wait_for(path: Path) -> None:

@@ -13,8 +13,8 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from retnet_edge.checkpoint import build_model, write_checkpoint
 from retnet_edge.config import ModelConfig, RetNetConfig, gammas_log_linear
+from retnet_edge.model.checkpoint import build_model, write_checkpoint
 from retnet_edge.tokenizer import train_tokenizer
 
 Arrays = dict[str, NDArray[Any]]

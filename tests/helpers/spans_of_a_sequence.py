@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from retnet_edge.config import retnet_config
-from retnet_edge.context_parallel import Context
-from retnet_edge.model import Form, How, RetNet, document_ids
+from retnet_edge.model.context_parallel import Context
+from retnet_edge.model.retnet import Form, How, RetNet, document_ids
 
 END = 7
 TOLERANCE = 1e-10

@@ -19,7 +19,8 @@ from onnx import TensorProto, helper
 from onnx.external_data_helper import set_external_data
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from retnet_edge.runtime.manifest import (
+from retnet_edge.atomic import new_folder
+from retnet_edge.runtime.bundle.manifest import (
     MANIFEST_FILE,
     SCHEMA_VERSION,
     GraphSpec,
@@ -35,7 +36,7 @@ from retnet_edge.runtime.manifest import (
     decode,
     encode,
 )
-from retnet_edge.runtime.writer import new_bundle, write_manifest
+from retnet_edge.runtime.bundle.writer import write_manifest
 
 END_OF_TEXT = 0
 TEXT = [
@@ -229,7 +230,7 @@ def write_tiny_bundle(
     """
     tokenizer = train_tokenizer()
     model = model or TinyModel(vocab or tokenizer.get_vocab_size())
-    with new_bundle(target) as folder:
+    with new_folder(target) as folder:
         tokenizer.save(str(folder / "tokenizer.json"))
         graphs = []
         kinds: tuple[Kind, ...] = ("step", "prefill")

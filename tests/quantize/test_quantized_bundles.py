@@ -19,21 +19,21 @@ from micro_checkpoint import Exported, export_variant
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.errors import InputError
+from retnet_edge.model.checkpoint import load_checkpoint
 from retnet_edge.quantize import kernel_parity
-from retnet_edge.quantize.built_in import find_recipe
-from retnet_edge.quantize.graph_blocks import read_blocks, write_blocks
+from retnet_edge.quantize.graphs.block_tensors import read_blocks, write_blocks
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
+from retnet_edge.quantize.numerics.rounding import quantize_blocks, quantize_channels, unpack
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import Recipe, Rule
-from retnet_edge.quantize.rounding import quantize_blocks, quantize_channels, unpack
-from retnet_edge.quantize.schemes import BlockInt4, BlockInt6, BlockInt8, Float32, InBlocks
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import Tolerance
-from retnet_edge.runtime.replay import run_steps
-from retnet_edge.runtime.session import open_session
-from retnet_edge.runtime.writer import update_manifest, write_manifest
+from retnet_edge.quantize.recipes.built_in import find_recipe
+from retnet_edge.quantize.recipes.recipe import Recipe, Rule
+from retnet_edge.quantize.recipes.schemes import BlockInt4, BlockInt6, BlockInt8, Float32, InBlocks
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import Tolerance
+from retnet_edge.runtime.bundle.writer import update_manifest, write_manifest
+from retnet_edge.runtime.verify.replay import run_steps
 
 VARIANTS = ("base", "untied")  # a tied head, and one of its own
 BUILT_IN = ("int8", "int8-dynamic")

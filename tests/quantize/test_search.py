@@ -12,7 +12,7 @@ from micro_checkpoint import Exported, export_variant
 from retnet_edge.cli import main
 from retnet_edge.errors import InputError
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe_file import read_recipe
+from retnet_edge.quantize.recipes.file import read_recipe
 from retnet_edge.quantize.search import (
     LADDER,
     OUTER_LADDER,
@@ -22,7 +22,7 @@ from retnet_edge.quantize.search import (
     read_cache,
     search,
 )
-from retnet_edge.runtime.bundle import Bundle
+from retnet_edge.runtime.bundle.bundle import Bundle
 
 TEXT = "The cat sat on the mat, and the dog sat by the door of the old house. " * 60
 

@@ -13,10 +13,10 @@ from retnet_edge.export.contract import Flavour
 from retnet_edge.export.export import export
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.schemes import StateScheme
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.replay import run_steps
-from retnet_edge.runtime.session import open_session
+from retnet_edge.quantize.recipes.schemes import StateScheme
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.verify.replay import run_steps
 
 TOKENS = np.random.default_rng(5).integers(0, 384, 48)
 FLAVOURS: list[Flavour] = ["ort", "portable"]

@@ -51,7 +51,7 @@ def is_ours(model: str | Path) -> bool:
 
 def _check(args: Any) -> None:
     """Register our model, and name the task, which optimum infers for no local directory."""
-    from retnet_edge.optimum_export import TASK
+    from retnet_edge.integrations.optimum.export import TASK
 
     for name in _REFUSED:
         if getattr(args, name, None):

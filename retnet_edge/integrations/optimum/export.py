@@ -23,15 +23,15 @@ from optimum.utils import NormalizedTextConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import retnet_edge.hf  # noqa: F401 - AutoConfig and AutoTokenizer know our directories
-from retnet_edge.checkpoint import load_checkpoint
+import retnet_edge.integrations.transformers  # noqa: F401 - AutoConfig and AutoTokenizer know our directories
 from retnet_edge.config import MODEL_TYPE
 from retnet_edge.errors import InputError
 from retnet_edge.export.contract import EXAMPLE_BATCH, lowerings, state_specs
 from retnet_edge.export.onnx_graph import lower_onnx
-from retnet_edge.hf_config import RetNetEdgeConfig
-from retnet_edge.hf_state import features
-from retnet_edge.model import RetNet
+from retnet_edge.integrations.transformers.config import RetNetEdgeConfig
+from retnet_edge.integrations.transformers.state import features
+from retnet_edge.model.checkpoint import load_checkpoint
+from retnet_edge.model.retnet import RetNet
 
 TASK = "text-generation-with-past"
 TOLERANCE = 2e-4  # of a logit, as FP32_TOLERANCE has it; optimum warns above it
@@ -171,7 +171,7 @@ class RetNetEdgeOnnxConfig(OnnxConfig):
 def register() -> None:
     """Make our directories known to optimum; a second call changes nothing."""
     TasksManager._CUSTOM_CLASSES["pt", MODEL_TYPE, "text-generation"] = (
-        "retnet_edge.optimum_export",
+        "retnet_edge.integrations.optimum.export",
         RetNetEdgeStep.__name__,
     )
     TasksManager.create_register("onnx")(MODEL_TYPE, TASK)(RetNetEdgeOnnxConfig)

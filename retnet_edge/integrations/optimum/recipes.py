@@ -17,10 +17,10 @@ from optimum.onnxruntime.configuration import QuantizationConfig
 from transformers import PretrainedConfig
 
 from retnet_edge.errors import InputError
-from retnet_edge.quantize.built_in import find_recipe
-from retnet_edge.quantize.graph_edit import Weight, weight_matrices
-from retnet_edge.quantize.recipe import Recipe, Rule
-from retnet_edge.quantize.schemes import DynamicInt8, Float32
+from retnet_edge.quantize.graphs.edit import Weight, weight_matrices
+from retnet_edge.quantize.recipes.built_in import find_recipe
+from retnet_edge.quantize.recipes.recipe import Recipe, Rule
+from retnet_edge.quantize.recipes.schemes import DynamicInt8, Float32
 
 
 def quantization_config(recipe: str | Recipe, graph: str | Path) -> QuantizationConfig:

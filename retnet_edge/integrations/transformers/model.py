@@ -1,4 +1,4 @@
-"""`retnet_edge.model.RetNet` as a transformers model (see retnet_edge.hf).
+"""`retnet_edge.model.retnet.RetNet` as a transformers model (see retnet_edge.hf).
 
 Letters: B batch, T tokens.
 """
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from retnet_edge.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, read_weights
 from retnet_edge.errors import InputError
-from retnet_edge.hf_config import RetNetEdgeConfig
-from retnet_edge.hf_state import RetNetCache, features, masked_features
-from retnet_edge.model import MultiScaleRetention, RetNet
-from retnet_edge.rotary import turns
+from retnet_edge.integrations.transformers.config import RetNetEdgeConfig
+from retnet_edge.integrations.transformers.state import RetNetCache, features, masked_features
+from retnet_edge.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, read_weights
+from retnet_edge.model.retnet import MultiScaleRetention, RetNet
+from retnet_edge.model.rotary import turns
 from retnet_edge.tokenizer import END_OF_TEXT, load_tokenizer
 
 GENERATION_FILE = "generation_config.json"
@@ -31,7 +31,7 @@ VERSION_5 = int(transformers.__version__.split(".")[0]) >= 5
 
 
 class RetNetEdgeForCausalLM(PreTrainedModel, GenerationMixin):
-    """`retnet_edge.model.RetNet` as a transformers model; the states are the cache."""
+    """`retnet_edge.model.retnet.RetNet` as a transformers model; the states are the cache."""
 
     config_class = RetNetEdgeConfig
     main_input_name = "input_ids"

@@ -1,6 +1,6 @@
 """What `retnet_edge.hf` adds around a RetNet: the cache of generate(), and tokens that are masked.
 
-Letters: B batch, T tokens, D d_model. A layer's state is [B, H, K, V], as in retnet_edge.model.
+Letters: B batch, T tokens, D d_model. A layer's state is [B, H, K, V], as in model/retnet.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from retnet_edge.model import CHUNKWISE, How, RetNet
+from retnet_edge.model.retnet import CHUNKWISE, How, RetNet
 
 
 class RetNetCache:

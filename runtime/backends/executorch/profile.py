@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.et_program import load_program, save_trace, set_threads
-from retnet_edge.runtime.et_session import made_with
-from retnet_edge.runtime.profile import WARMUP, OperatorTime
-from retnet_edge.runtime.session import state_shape
+from retnet_edge.runtime.backends.executorch.program import load_program, save_trace, set_threads
+from retnet_edge.runtime.backends.executorch.session import made_with
+from retnet_edge.runtime.backends.operators import WARMUP, OperatorTime
+from retnet_edge.runtime.backends.session import state_shape
+from retnet_edge.runtime.bundle.bundle import Bundle
 
 BETWEEN = "(between operators)"
 RUN = "Method::execute"

@@ -7,9 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from retnet_edge.errors import InputError
-from retnet_edge.runtime.ort_graph import one_line
-from retnet_edge.runtime.threads import checked_threads
+from retnet_edge.errors import InputError, one_line
+from retnet_edge.runtime.backends.threads import checked_threads
 
 
 class _silent:  # noqa: N801 - reads as a statement

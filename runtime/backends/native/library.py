@@ -23,7 +23,7 @@ NOT_BUILT = (
     "(Debian: apt install gcc, then pip install --force-reinstall --no-deps retnet-edge)"
 )
 
-_NAME = "retnet_edge.runtime._native"
+_NAME = "retnet_edge.runtime.backends.native._native"
 
 
 class CMatrix(ctypes.Structure):

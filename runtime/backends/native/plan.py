@@ -14,8 +14,8 @@ import msgspec
 
 from retnet_edge.config import RetNetConfig, decode_config
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import ModelSpec
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import ModelSpec
 
 PLAN_FILE = "native.json"
 PLAN_VERSION = 1

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.native_library import STAGES
-from retnet_edge.runtime.native_session import NativeSession
-from retnet_edge.runtime.profile import WARMUP, OperatorTime
+from retnet_edge.runtime.backends.native.library import STAGES
+from retnet_edge.runtime.backends.native.session import NativeSession
+from retnet_edge.runtime.backends.operators import WARMUP, OperatorTime
+from retnet_edge.runtime.bundle.bundle import Bundle
 
 
 def profile_steps(bundle: Bundle, *, steps: int, threads: int | None) -> list[OperatorTime]:

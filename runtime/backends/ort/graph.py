@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import onnxruntime
 
-from retnet_edge.errors import InputError
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.heap import trim_heap
-from retnet_edge.runtime.huge_pages import huge_pages
-from retnet_edge.runtime.manifest import GraphSpec, Manifest
-from retnet_edge.runtime.prepared import find_prepared
-from retnet_edge.runtime.threads import checked_threads
+from retnet_edge.errors import InputError, one_line
+from retnet_edge.runtime.backends.heap import trim_heap
+from retnet_edge.runtime.backends.huge_pages import huge_pages
+from retnet_edge.runtime.backends.ort.prepared import find_prepared
+from retnet_edge.runtime.backends.threads import checked_threads
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import GraphSpec, Manifest
 
 LITERAL = ("session.disable_quant_qdq", "1")
 """Run QuantizeLinear and DequantizeLinear as they are written. ONNX Runtime would join a MatMul and
@@ -116,12 +116,6 @@ def shrinking() -> Any:
     options = onnxruntime.RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's text without line breaks, and without ONNX Runtime's prefix of codes."""
-    text = " ".join(str(error).split())
-    return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
 
 
 def _numpy_name(onnx_type: str) -> str:

@@ -16,12 +16,11 @@ from pathlib import Path
 import msgspec
 import onnxruntime
 
-from retnet_edge.errors import DISK_FULL, InputError, is_disk_full
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.files import file_entry
-from retnet_edge.runtime.machine import processor
-from retnet_edge.runtime.ort_graph import main_graph, one_line
-from retnet_edge.runtime.prepared import (
+from retnet_edge.errors import DISK_FULL, InputError, is_disk_full, one_line
+from retnet_edge.files import file_entry
+from retnet_edge.runtime.backends.machine import processor
+from retnet_edge.runtime.backends.ort.graph import main_graph
+from retnet_edge.runtime.backends.ort.prepared import (
     GRAPH_FILE,
     PACKED_FILE,
     RECORD_FILE,
@@ -29,6 +28,7 @@ from retnet_edge.runtime.prepared import (
     key_of,
     prepared_folder,
 )
+from retnet_edge.runtime.bundle.bundle import Bundle
 
 _EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph
 

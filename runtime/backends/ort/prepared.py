@@ -15,10 +15,9 @@ import msgspec
 import onnxruntime
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.files import regular_file
-from retnet_edge.runtime.machine import processor
-from retnet_edge.runtime.manifest import FileEntry
+from retnet_edge.files import FileEntry, regular_file
+from retnet_edge.runtime.backends.machine import processor
+from retnet_edge.runtime.bundle.bundle import Bundle
 
 GRAPH_FILE = "graph.onnx"
 PACKED_FILE = "packed.bin"

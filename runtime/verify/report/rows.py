@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from retnet_edge.runtime.between import Between
-from retnet_edge.runtime.manifest import Manifest
-from retnet_edge.runtime.memory import Memory
-from retnet_edge.runtime.parity import Parity
-from retnet_edge.runtime.probes import FAR_POSITION
-from retnet_edge.runtime.verdict import Measured
+from retnet_edge.runtime.bundle.manifest import Manifest
+from retnet_edge.runtime.verify.backend_pairs import Between
+from retnet_edge.runtime.verify.memory import Memory
+from retnet_edge.runtime.verify.parity import Parity
+from retnet_edge.runtime.verify.probes import FAR_POSITION
+from retnet_edge.runtime.verify.verdict import Measured
 
 Rows = list[tuple[str, ...]]
 

@@ -17,18 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retnet_edge.errors import InputError
-from retnet_edge.model import RetNet
-from retnet_edge.quantize import exposed
-from retnet_edge.quantize.activations import TOKENS, input_rms
-from retnet_edge.quantize.exposed import ExposedStep
+from retnet_edge.model.retnet import RetNet
+from retnet_edge.quantize.calibration import instrumented as exposed
+from retnet_edge.quantize.calibration.activations import TOKENS, input_rms
+from retnet_edge.quantize.calibration.instrumented import ExposedStep
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import Recipe, Rule
-from retnet_edge.quantize.schemes import BlockInt8, DynamicInt8
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.replay import run_steps
-from retnet_edge.runtime.session import Session, open_session
-from retnet_edge.runtime.writer import write_manifest
+from retnet_edge.quantize.recipes.recipe import Recipe, Rule
+from retnet_edge.quantize.recipes.schemes import BlockInt8, DynamicInt8
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.backends.session import Session
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.writer import write_manifest
+from retnet_edge.runtime.verify.replay import run_steps
 
 VARIANTS = ("untied", "transformer")  # whose head is tied
 EACH = pytest.mark.parametrize("variant", VARIANTS)

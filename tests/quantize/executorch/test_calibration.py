@@ -9,11 +9,11 @@ import torch
 from micro_checkpoint import random_tokens, write_variant
 from torch import Tensor
 
-from retnet_edge.checkpoint import load_checkpoint
-from retnet_edge.contexts import CONTEXTS
+from retnet_edge.data.contexts import CONTEXTS
 from retnet_edge.errors import InputError
-from retnet_edge.model import RetNet
-from retnet_edge.quantize.calibration import CHUNK, calibration_text, observe
+from retnet_edge.model.checkpoint import load_checkpoint
+from retnet_edge.model.retnet import RetNet
+from retnet_edge.quantize.executorch.calibration import CHUNK, calibration_text, observe
 
 WANTED = {"blocks.1.retention.qkvg": "blocks.1.retention_norm", "blocks.1.ffn.out": ""}
 """What is asked for, and the module whose output is its input, where the model skips the map."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retnet_edge.quantize.gptq import gptq_blocks
-from retnet_edge.quantize.rounding import middle, pack, round_blocks, unpack
+from retnet_edge.quantize.numerics.gptq import gptq_blocks
+from retnet_edge.quantize.numerics.rounding import middle, pack, round_blocks, unpack
 
 EACH = pytest.mark.parametrize(
     ("bits", "symmetric"), [(4, True), (4, False), (6, True), (6, False), (8, True), (8, False)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from retnet_edge.quantize.group_gptq import HIGH, LOW, quantize_groups, search_scales
+from retnet_edge.quantize.numerics.group_gptq import HIGH, LOW, quantize_groups, search_scales
 
 GROUP = 32
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retnet_edge.quantize.ranges import Method, find_range, rounded, scale_and_zero
+from retnet_edge.quantize.numerics.ranges import Method, find_range, rounded, scale_and_zero
 
 RNG = np.random.default_rng(0)
 NORMAL = RNG.standard_normal(100_000).astype(np.float32)

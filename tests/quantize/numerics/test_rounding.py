@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from retnet_edge.quantize.rounding import (
+from retnet_edge.quantize.numerics.rounding import (
     HALF_SCALES,
     LEVELS,
     ZERO_POINT,

@@ -21,11 +21,11 @@ from graphs_by_hand import (
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from retnet_edge.quantize.fake_quantized import block_int8_product, dynamic_int8_product
+from retnet_edge.quantize.numerics.fake_quantized import block_int8_product, dynamic_int8_product
+from retnet_edge.quantize.numerics.rounding import dequantize, quantize_blocks, quantize_channels
+from retnet_edge.quantize.passes.outliers import split_tail
 from retnet_edge.quantize.quantize import apply_recipe
-from retnet_edge.quantize.rounding import dequantize, quantize_blocks, quantize_channels
-from retnet_edge.quantize.schemes import BlockInt8, DynamicInt8, Scheme
-from retnet_edge.quantize.tails import split_tail
+from retnet_edge.quantize.recipes.schemes import BlockInt8, DynamicInt8, Scheme
 
 OUTPUTS = 24
 SHAPES = ((1, 1), (3, 1), (1, 5), (3, 5))

@@ -10,17 +10,18 @@ import pytest
 from micro_checkpoint import Exported, export_variant
 
 from retnet_edge.errors import InputError
-from retnet_edge.quantize.built_in import find_recipe
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import Recipe, Rule, check_backend, with_state
-from retnet_edge.quantize.schemes import Float32, StateScheme
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.golden import replay_golden
-from retnet_edge.runtime.replay import run_steps
-from retnet_edge.runtime.session import Session, open_session
-from retnet_edge.runtime.snapshot import Snapshot, load_snapshot, save_snapshot
-from retnet_edge.runtime.state_values import rounded_states, state_values
+from retnet_edge.quantize.recipes.built_in import find_recipe
+from retnet_edge.quantize.recipes.recipe import Recipe, Rule, check_backend, with_state
+from retnet_edge.quantize.recipes.schemes import Float32, StateScheme
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.backends.session import Session
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.state_values import rounded_states, state_values
+from retnet_edge.runtime.text.snapshot import Snapshot, load_snapshot, save_snapshot
+from retnet_edge.runtime.verify.golden import replay_golden
+from retnet_edge.runtime.verify.replay import run_steps
 
 TOKENS = np.random.default_rng(4).integers(0, 384, 96)
 SCHEMES: list[StateScheme] = ["float16", "int8"]

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from retnet_edge.errors import InputError
-from retnet_edge.quantize.fake_quantized import static_int8_product
-from retnet_edge.quantize.observed import Inputs
+from retnet_edge.quantize.calibration.statistics import Inputs
+from retnet_edge.quantize.numerics.fake_quantized import static_int8_product
+from retnet_edge.quantize.numerics.rounding import quantize_channels
+from retnet_edge.quantize.passes.smoothing import smoothing
 from retnet_edge.quantize.quantize import apply_recipe
-from retnet_edge.quantize.rounding import quantize_channels
-from retnet_edge.quantize.schemes import DynamicInt8, Scheme, StaticInt8Qdq
-from retnet_edge.quantize.smoothing import smoothing
-from retnet_edge.runtime.ort_graph import LITERAL
+from retnet_edge.quantize.recipes.schemes import DynamicInt8, Scheme, StaticInt8Qdq
+from retnet_edge.runtime.backends.ort.graph import LITERAL
 
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((1, 50, 20)).astype(np.float32)

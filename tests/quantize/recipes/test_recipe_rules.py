@@ -20,10 +20,10 @@ from graphs_by_hand import (
 from onnx import TensorProto, helper
 
 from retnet_edge.errors import InputError
-from retnet_edge.quantize.built_in import RECIPES, find_recipe
+from retnet_edge.quantize.numerics.rounding import dequantize, quantize_blocks, quantize_channels
 from retnet_edge.quantize.quantize import apply_recipe
-from retnet_edge.quantize.rounding import dequantize, quantize_blocks, quantize_channels
-from retnet_edge.quantize.schemes import BlockInt8, DynamicInt8, Float32, Scheme
+from retnet_edge.quantize.recipes.built_in import RECIPES, find_recipe
+from retnet_edge.quantize.recipes.schemes import BlockInt8, DynamicInt8, Float32, Scheme
 
 
 @pytest.mark.parametrize("name", ["int8-weight", "fp16", "bf16"])

@@ -12,18 +12,18 @@ import pytest
 import torch
 from micro_checkpoint import VOCABULARY, Exported, export_variant
 
-from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.cli import main
 from retnet_edge.errors import CheckFailed, InputError
-from retnet_edge.quantize.graph_blocks import read_blocks
+from retnet_edge.model.checkpoint import load_checkpoint
+from retnet_edge.quantize.graphs.block_tensors import read_blocks
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
+from retnet_edge.quantize.numerics.rounding import Blocks, round_blocks
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.rounding import Blocks, round_blocks
-from retnet_edge.quantize.tune import TuneOptions, divergence, share_of_rate, tune
-from retnet_edge.quantize.tuned_blocks import TunedBlocks
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.replay import run_steps
-from retnet_edge.runtime.session import open_session
+from retnet_edge.quantize.tuning.tune import TuneOptions, divergence, share_of_rate, tune
+from retnet_edge.quantize.tuning.tuned_blocks import TunedBlocks
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.verify.replay import run_steps
 
 OPTIONS = TuneOptions(steps=30, batch=4, seq_len=64, lr=0.02)
 TEXT = "The cat sat on the mat, and the dog sat by the door of the old house.\n\n" * 60

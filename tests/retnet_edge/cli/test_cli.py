@@ -17,9 +17,9 @@ import pytest
 from conftest import Tiny
 from tiny_bundle import rewrite_manifest, write_tiny_bundle
 
-from retnet_edge import cli
+from retnet_edge.cli import app as cli
 from retnet_edge.errors import CheckFailed
-from retnet_edge.info import info
+from retnet_edge.pipeline.info import info
 
 
 def run(*args: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from retnet_edge import cli
 from retnet_edge.config import encode_config, retnet_config
 
 SENTENCES = ["The cat sat on the mat.", "The dog sat by the door, and the cat slept."] * 40
-SAVED = Path(__file__).parent / "data" / "saved_dataset"
+SAVED = Path(__file__).parents[2] / "data" / "saved_dataset"
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from tiny_bundle import rewrite_manifest
 
 import retnet_edge.export.export as export_module
 from retnet_edge import cli
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.golden import GOLDEN_FILE
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.verify.golden import GOLDEN_FILE
 from retnet_edge.tokenizer import load_tokenizer
 
 SENTENCES = "the cat sat on the mat, and the dog sat by the door\n" * 40
@@ -372,11 +372,11 @@ def assert_interrupted(done: Done) -> None:
 
 LOWERED = ("retnet_edge.export.export:lower_onnx", 2)
 WEIGHTS_WRITTEN = ("onnx_ir:save", 1)
-GRAPHS_WRITTEN = ("retnet_edge.runtime.writer:encode", 1)
+GRAPHS_WRITTEN = ("retnet_edge.runtime.bundle.writer:encode", 1)
 VERIFYING = (
-    ("retnet_edge.verify:measure_kernel_parity", 1),
-    ("retnet_edge.runtime.verify:measure_parity", 1),
-    ("retnet_edge.runtime.verify:render_report", 1),
+    ("retnet_edge.pipeline.verify:measure_kernel_parity", 1),
+    ("retnet_edge.runtime.verify.verify:measure_parity", 1),
+    ("retnet_edge.runtime.verify.verify:render_report", 1),
 )
 
 
@@ -392,7 +392,7 @@ VERIFYING = (
         (quantize_, GRAPHS_WRITTEN),
         (build, LOWERED),
         (build, ("retnet_edge.quantize.quantize:apply_recipe", 1)),
-        (build, ("retnet_edge.runtime.writer:encode", 2)),  # of the quantized bundle
+        (build, ("retnet_edge.runtime.bundle.writer:encode", 2)),  # of the quantized bundle
         *((build, place) for place in VERIFYING),
         *((verify, place) for place in VERIFYING),
         (lambda w: [*verify(w), "--baseline"], ("retnet_edge.export.export:lower_onnx", 1)),
@@ -421,7 +421,7 @@ def test_ctrl_c_while_memory_is_measured_ends_the_process_that_does(
         if seen[-1] != before:
             press_ctrl_c()
 
-    monkeypatch.setattr("retnet_edge.verify.progress", lambda *_: nullcontext(advance))
+    monkeypatch.setattr("retnet_edge.pipeline.verify.progress", lambda *_: nullcontext(advance))
     listing = world.listing()
     assert_interrupted(main(world.judge()))
     assert len(seen[-1].split()) == len(before.split()) + 1
@@ -432,7 +432,7 @@ def test_ctrl_c_while_memory_is_measured_ends_the_process_that_does(
 def test_a_figure_out_of_tolerance_is_status_1_and_leaves_the_bundle(
     world: World, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retnet_edge.verify.KERNEL_ERROR", -1.0)
+    monkeypatch.setattr("retnet_edge.pipeline.verify.KERNEL_ERROR", -1.0)
     before = world.listing()
     done = main([*world.build(), "--json"])
     assert done.status == 1

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from retnet_edge import cli
-from retnet_edge.checkpoint import build_model, load_checkpoint, write_checkpoint
 from retnet_edge.config import retnet_config
+from retnet_edge.model.checkpoint import build_model, load_checkpoint, write_checkpoint
 from retnet_edge.tokenizer import train_tokenizer
 
 SENTENCES = "the cat sat on the mat, and the dog sat by the door\n" * 40

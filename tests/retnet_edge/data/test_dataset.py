@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retnet_edge.data import Shards
-from retnet_edge.encoding import Encoded
+from retnet_edge.data.dataset import Shards
+from retnet_edge.data.encoding import Encoded
+from retnet_edge.data.shards import ShardManifest, ShardWriter
 from retnet_edge.errors import InputError
-from retnet_edge.shards import ShardManifest, ShardWriter
 
 
 def numbers(folder: Path, count: int, shard_tokens: int = 1 << 20) -> Shards:

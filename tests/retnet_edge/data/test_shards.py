@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from test_sources import SAVED, WRITERS
 from tokenizers import Tokenizer, models
 
-from retnet_edge import shards as module
-from retnet_edge.data import Shards
-from retnet_edge.encoding import Encoded, encode, encode_groups
+from retnet_edge.data import shards as module
+from retnet_edge.data.dataset import Shards
+from retnet_edge.data.encoding import Encoded, encode, encode_groups
+from retnet_edge.data.shards import ShardManifest, ShardWriter, read_manifest, write_shards
 from retnet_edge.errors import InputError
-from retnet_edge.shards import ShardManifest, ShardWriter, read_manifest, write_shards
 from retnet_edge.tokenizer import END_OF_TEXT, train_tokenizer
 
 DOCUMENTS = [f"Document {i}: the naïve café was closed on day {i * 7}." for i in range(600)]
@@ -284,8 +284,8 @@ def test_a_manifest_cannot_name_a_file_elsewhere(
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from retnet_edge import shards
-from retnet_edge.runtime import writer
+from retnet_edge.data import shards
+from retnet_edge.runtime.bundle import writer
 from retnet_edge.tokenizer import load_tokenizer
 
 moment, source, tokenizer, folder = sys.argv[1], *map(Path, sys.argv[2:])
@@ -368,7 +368,7 @@ def test_a_process_that_dies_is_a_sentence(bpe: Tokenizer) -> None:
 ENDLESS = """
 import itertools, multiprocessing, sys
 from pathlib import Path
-from retnet_edge.encoding import encode_groups
+from retnet_edge.data.encoding import encode_groups
 from retnet_edge.tokenizer import load_tokenizer
 
 bpe = load_tokenizer(Path(sys.argv[1]))

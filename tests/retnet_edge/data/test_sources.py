@@ -16,17 +16,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retnet_edge.errors import InputError
-from retnet_edge.sources import (
+from retnet_edge.data.sources import (
     END_OF_STREAM,
     check_readable,
     find_sources,
     read_source,
     read_texts,
 )
+from retnet_edge.errors import InputError
 from retnet_edge.tokenizer import END_OF_TEXT
 
-SAVED = Path(__file__).parent.parent / "data" / "saved_dataset"
+SAVED = Path(__file__).parents[2] / "data" / "saved_dataset"
 DOCUMENTS = [f"Document {i}: the naïve café was closed on day {i * 7}." for i in range(40)]
 
 
@@ -243,7 +243,7 @@ def test_pyarrow_is_needed_for_tables_only(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['pyarrow'] = None\n"
         "from pathlib import Path\n"
-        "from retnet_edge.sources import check_readable\n"
+        "from retnet_edge.data.sources import check_readable\n"
         "check_readable(Path('x.jsonl'), 'text')\n"
         "try:\n    check_readable(Path('x.parquet'), 'text')\n"
         "except ValueError as error:\n    print(error)"

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from retnet_edge import cli
-from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.config import RetNetConfig
 from retnet_edge.errors import InputError
-from retnet_edge.import_checkpoint import import_checkpoint
-from retnet_edge.model import RetNet
+from retnet_edge.importing.checkpoint import import_checkpoint
+from retnet_edge.model.checkpoint import load_checkpoint
+from retnet_edge.model.retnet import RetNet
 from retnet_edge.tokenizer import train_tokenizer
 
-DATA = Path(__file__).parent.parent / "data" / "import"
+DATA = Path(__file__).parents[2] / "data" / "import"
 EXACTLY = 2e-6
 """Of the largest logit: float32 rounding. torchscale and syncdoth norm in float32 even inside a
 float64 model, and fla's kernels are float32 throughout."""

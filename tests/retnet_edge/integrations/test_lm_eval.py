@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from retnet_edge.checkpoint import Checkpoint, load_checkpoint
-from retnet_edge.model import RetNet
+from retnet_edge.model.checkpoint import Checkpoint, load_checkpoint
+from retnet_edge.model.retnet import RetNet
 from retnet_edge.tokenizer import END_OF_TEXT, read_documents
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "checkpoints" / "edge-15m"
 ANSWER_TOKENS = 12
 
@@ -106,7 +106,7 @@ def continuation(source: Checkpoint, context: str) -> str:
 
 def lm_eval(folder: Path, *arguments: str) -> dict[str, list[dict[str, Any]]]:
     """Run the command as a user does; the samples of each task, in the documents' order."""
-    command = [sys.executable, "-m", "retnet_edge.lm_eval", "run", "--model", "hf"]
+    command = [sys.executable, "-m", "retnet_edge.integrations.lm_eval", "run", "--model", "hf"]
     command += ["--model_args", f"pretrained={SHIPPED}", "--include_path", str(folder)]
     command += ["--output_path", str(folder / "out"), "--log_samples", "--device", "cpu"]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
@@ -171,7 +171,7 @@ def test_lm_eval_agrees_with_likelihoods_by_hand(batch: int, tmp_path: Path) -> 
 )
 def test_without_lm_eval_it_says_what_to_install() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "retnet_edge.lm_eval"],
+        [sys.executable, "-m", "retnet_edge.integrations.lm_eval"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -17,12 +17,12 @@ import pytest
 import torch
 from optimum_parts import INSTALLED, TIED, UNTIED, run_tokens, session, write
 
-from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.config import transformer_like
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import export
-from retnet_edge.model import RetNet
-from retnet_edge.optimum_cli import install, is_ours
+from retnet_edge.integrations.optimum.cli import install, is_ours
+from retnet_edge.model.checkpoint import load_checkpoint
+from retnet_edge.model.retnet import RetNet
 
 if not INSTALLED:
     pytest.skip("optimum is not installed: make test-optimum", allow_module_level=True)
@@ -162,7 +162,7 @@ def test_the_placeholder_never_passes_for_the_graph(tmp_path: Path) -> None:
     from optimum.exporters.error_utils import ShapeError
     from optimum.exporters.onnx import main_export
 
-    import retnet_edge.optimum_export  # noqa: F401 - registers
+    import retnet_edge.integrations.optimum.export  # noqa: F401 - registers
 
     checkpoint = write(tmp_path / "checkpoint", TIED)
     with pytest.raises(ShapeError):
@@ -175,7 +175,7 @@ def test_the_placeholder_never_passes_for_the_graph(tmp_path: Path) -> None:
 
 
 def test_dtype_other_than_fp32_is_refused(tmp_path: Path) -> None:
-    from retnet_edge.optimum_export import RetNetEdgeStep
+    from retnet_edge.integrations.optimum.export import RetNetEdgeStep
 
     checkpoint = write(tmp_path / "checkpoint", TIED)
     with pytest.raises(InputError, match="exported in fp32"):

@@ -17,13 +17,13 @@ from torch import Tensor
 from retnet_edge.config import transformer_like
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import export
-from retnet_edge.hf import RetNetEdgeForCausalLM
-from retnet_edge.optimum_model import BundleCache, RetNetEdgeORTForCausalLM
+from retnet_edge.integrations.optimum.model import BundleCache, RetNetEdgeORTForCausalLM
+from retnet_edge.integrations.transformers import RetNetEdgeForCausalLM
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.generate import generate
-from retnet_edge.runtime.sampling import Sampler, Sampling
-from retnet_edge.runtime.session import open_session
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.text.generate import generate
+from retnet_edge.runtime.text.sampling import Sampler, Sampling
 
 
 @pytest.fixture(scope="module")

@@ -14,16 +14,20 @@ from optimum_parts import INSTALLED, TIED, UNTIED, run_tokens, write
 
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import export
-from retnet_edge.onnx_files import save_models
-from retnet_edge.quantize.built_in import find_recipe
+from retnet_edge.lowering.onnx_files import save_models
 from retnet_edge.quantize.quantize import apply_recipe
-from retnet_edge.quantize.recipe import Recipe, Rule
-from retnet_edge.quantize.schemes import DynamicInt8, Float32
+from retnet_edge.quantize.recipes.built_in import find_recipe
+from retnet_edge.quantize.recipes.recipe import Recipe, Rule
+from retnet_edge.quantize.recipes.schemes import DynamicInt8, Float32
 
 if not INSTALLED:
     pytest.skip("optimum is not installed: make test-optimum", allow_module_level=True)
 
-from retnet_edge.optimum_recipes import nearest_recipe, quantization_config, quantize_step
+from retnet_edge.integrations.optimum.recipes import (
+    nearest_recipe,
+    quantization_config,
+    quantize_step,
+)
 
 CONFIGS = {"tied": TIED, "untied": UNTIED}
 TOLERANCE = find_recipe("int8-dynamic").tolerance

@@ -23,14 +23,18 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from retnet_edge.checkpoint import build_model, load_checkpoint, write_checkpoint
 from retnet_edge.config import ModelConfig, RetNetConfig, gammas_log_linear, transformer_like
 from retnet_edge.errors import InputError
-from retnet_edge.hf import RetNetCache, RetNetEdgeConfig, RetNetEdgeForCausalLM
-from retnet_edge.model import RetNet
+from retnet_edge.integrations.transformers import (
+    RetNetCache,
+    RetNetEdgeConfig,
+    RetNetEdgeForCausalLM,
+)
+from retnet_edge.model.checkpoint import build_model, load_checkpoint, write_checkpoint
+from retnet_edge.model.retnet import RetNet
 from retnet_edge.tokenizer import train_tokenizer
 
-SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints" / "edge-15m"
+SHIPPED = Path(__file__).resolve().parents[3] / "checkpoints" / "edge-15m"
 TEXT = "the cat sat on the mat, and the dog sat by the door"
 BASE = RetNetConfig(
     vocab_size=288,

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from retnet_edge.checkpoint import (
+from retnet_edge.config import ModelConfig, encode_config, retnet_config, transformer_like
+from retnet_edge.errors import InputError
+from retnet_edge.model.checkpoint import (
     CONFIG_FILE,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
@@ -20,8 +22,6 @@ from retnet_edge.checkpoint import (
     load_checkpoint,
     write_checkpoint,
 )
-from retnet_edge.config import ModelConfig, encode_config, retnet_config, transformer_like
-from retnet_edge.errors import InputError
 from retnet_edge.tokenizer import train_tokenizer
 
 CONFIG = retnet_config(

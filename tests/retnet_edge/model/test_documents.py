@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from retnet_edge.checkpoint import build_model
 from retnet_edge.config import RetNetConfig, retnet_config, transformer_like
-from retnet_edge.model import Form, How, RetNet, document_ids
-from retnet_edge.transformer import Transformer
+from retnet_edge.model.checkpoint import build_model
+from retnet_edge.model.retnet import Form, How, RetNet, document_ids
+from retnet_edge.model.transformer import Transformer
 
 END = 7
 LENGTHS = (5, 1, 11, 3, 20, 9)
@@ -71,7 +71,7 @@ def test_a_retnet_sees_each_document_alone(rule: str, how: tuple[Form, int], cut
 
 @pytest.mark.parametrize("span_chunks", [1, 3])
 def test_borders_between_spans(span_chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retnet_edge.retention.SPAN_CHUNKS", span_chunks)
+    monkeypatch.setattr("retnet_edge.model.retention.SPAN_CHUNKS", span_chunks)
     torch.manual_seed(0)
     model = RetNet(config()).double()
     tokens, _ = packed()

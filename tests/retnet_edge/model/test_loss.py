@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from retnet_edge import loss as loss_module
-from retnet_edge.loss import cross_entropy
+from retnet_edge.model import loss as loss_module
+from retnet_edge.model.loss import cross_entropy
 
 
 @pytest.mark.parametrize("at_once", [1, 50, 150, 1 << 27])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retnet_edge.retention import (
+from retnet_edge.model.retention import (
     SPAN_CHUNKS,
     retention_chunkwise,
     retention_parallel,

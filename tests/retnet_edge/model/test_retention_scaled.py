@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from retnet_edge.retention import retention_chunkwise, retention_recurrent
-from retnet_edge.retention_scaled import decay_factors, folds, retention_scaled
-from retnet_edge.state_scan import scan
+from retnet_edge.model.retention import retention_chunkwise, retention_recurrent
+from retnet_edge.model.retention_scaled import decay_factors, folds, retention_scaled
+from retnet_edge.model.state_scan import scan
 
 GAMMAS = (0.9, 1.0 - 1.0 / 512.0, 1.0)
 SCALE = 0.25

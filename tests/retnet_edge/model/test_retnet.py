@@ -12,7 +12,6 @@ import retnet_by_hand as by_hand
 import torch
 from torch import Tensor, nn
 
-from retnet_edge.checkpoint import build_model
 from retnet_edge.config import (
     RetNetConfig,
     TransformerConfig,
@@ -21,9 +20,10 @@ from retnet_edge.config import (
     retnet_config,
     transformer_like,
 )
-from retnet_edge.model import Form, RetNet, position_sum, to_float64
+from retnet_edge.model.checkpoint import build_model
+from retnet_edge.model.retnet import Form, RetNet, position_sum, to_float64
+from retnet_edge.model.transformer import Transformer
 from retnet_edge.presets import PRESETS, preset
-from retnet_edge.transformer import Transformer
 
 FLOAT64 = 1e-10
 FLOAT32 = 2e-5

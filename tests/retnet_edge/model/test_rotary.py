@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from retnet_edge.config import thetas_rope, thetas_torchscale
-from retnet_edge.rotary import cos_sin, rotate, turns
+from retnet_edge.model.rotary import cos_sin, rotate, turns
 
 PI = Fraction("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899")
 # Roundings of an angle in [0, 2π): the turn's (2π · 2^-25), that of 2π itself (1.8e-7), of their

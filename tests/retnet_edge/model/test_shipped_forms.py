@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from retnet_edge import model as model_module
-from retnet_edge.checkpoint import load_checkpoint
-from retnet_edge.model import Form, RetNet
-from retnet_edge.retention import retention_chunkwise, retention_parallel, retention_recurrent
+from retnet_edge.model import retnet as model_module
+from retnet_edge.model.checkpoint import load_checkpoint
+from retnet_edge.model.retention import retention_chunkwise, retention_parallel, retention_recurrent
+from retnet_edge.model.retnet import Form, RetNet
 
 pytestmark = pytest.mark.slow
 
-CHECKPOINT = Path(model_module.__file__).resolve().parent.parent / "checkpoints" / "edge-15m"
+CHECKPOINT = Path(model_module.__file__).resolve().parents[2] / "checkpoints" / "edge-15m"
 FLOAT64 = 1e-10
 FLOAT32 = 2e-5
 LENGTHS = (2_049, 4_097)

@@ -13,13 +13,13 @@ import torch
 from micro_checkpoint import BASE, VOCABULARY, Exported, export_variant, write_variant
 from onnx import numpy_helper
 
-from retnet_edge.block_errors import measure_blocks
-from retnet_edge.checkpoint import load_checkpoint
 from retnet_edge.export.export import export
+from retnet_edge.model.checkpoint import load_checkpoint
+from retnet_edge.model.reference import Float64Reference
+from retnet_edge.pipeline.block_errors import measure_blocks
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.reference import Float64Reference
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.writer import write_manifest
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.writer import write_manifest
 
 TOKENS = np.random.default_rng(5).integers(0, VOCABULARY, 300)
 

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from several_processes import launch
 
 from retnet_edge.config import ModelConfig, decode_config, transformer_like
-from retnet_edge.context_parallel import Context
-from retnet_edge.data import Shards
-from retnet_edge.distributed import World, processes
+from retnet_edge.data.dataset import Shards
 from retnet_edge.errors import InputError
-from retnet_edge.metrics import read_metrics
-from retnet_edge.trainer import check_shares
+from retnet_edge.model.context_parallel import Context
+from retnet_edge.training.distributed import World, processes
+from retnet_edge.training.metrics import read_metrics
+from retnet_edge.training.trainer import check_shares
 
 TOLERANCE = 1e-5
 """Of losses, in nats, and of weights (issue 3)."""
@@ -168,7 +168,8 @@ def test_what_four_wrote_is_read_by_two_and_by_one_and_back(
 
 KILLED = """
 import os, signal, sys
-from retnet_edge import cli, trainer
+from retnet_edge import cli
+from retnet_edge.training import trainer
 real = trainer.learning_rate
 def rate(options, step):
     if step == 11 and os.environ["RANK"] == "1":
@@ -197,7 +198,7 @@ def test_a_rank_that_dies_ends_the_run_which_then_resumes(
 NOT_FINITE = """
 import os, sys
 from retnet_edge import cli
-from retnet_edge.model import RetNet
+from retnet_edge.model.retnet import RetNet
 real, calls = RetNet.loss, 0
 def loss(self, tokens, **options):
     global calls

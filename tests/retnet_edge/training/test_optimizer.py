@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from retnet_edge.optimizer import Optimizer, Skips
+from retnet_edge.training.optimizer import Optimizer, Skips
 
 
 def optimizer_of(model: nn.Module, *, fused: bool) -> Optimizer:

@@ -16,12 +16,17 @@ from micro_training import OPTIONS, run, write_inputs
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retnet_edge.checkpoint import LanguageModel, build_model, load_checkpoint
 from retnet_edge.config import RetNetConfig, encode_config, retnet_config, transformer_like
-from retnet_edge.data import Shards
+from retnet_edge.data.dataset import Shards
 from retnet_edge.errors import InputError
-from retnet_edge.evaluate import evaluate
-from retnet_edge.int8_aware import (
+from retnet_edge.model.checkpoint import LanguageModel, build_model, load_checkpoint
+from retnet_edge.model.retnet import RetNet
+from retnet_edge.quantize.numerics.fake_quantized import block_int8_product
+from retnet_edge.quantize.numerics.rounding import dequantize, quantize_blocks, quantize_channels
+from retnet_edge.quantize.recipes.schemes import BlockInt8
+from retnet_edge.training.evaluate import evaluate
+from retnet_edge.training.metrics import read_metrics
+from retnet_edge.training.quantization_aware import (
     BLOCK,
     Int8Aware,
     RoundedBlocks,
@@ -29,13 +34,8 @@ from retnet_edge.int8_aware import (
     round_blocks,
     round_rows,
 )
-from retnet_edge.metrics import read_metrics
-from retnet_edge.model import RetNet
-from retnet_edge.quantize.fake_quantized import block_int8_product
-from retnet_edge.quantize.rounding import dequantize, quantize_blocks, quantize_channels
-from retnet_edge.quantize.schemes import BlockInt8
-from retnet_edge.step_checkpoint import StepCheckpoints
-from retnet_edge.trainer import TrainOptions
+from retnet_edge.training.step_checkpoint import StepCheckpoints
+from retnet_edge.training.trainer import TrainOptions
 
 Floats = NDArray[np.float32]
 AWARE = msgspec.structs.replace(OPTIONS, dropout=0.0, int8_aware=10.0)

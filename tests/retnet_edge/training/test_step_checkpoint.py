@@ -18,11 +18,11 @@ from micro_training import OPTIONS, run, write_inputs
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from retnet_edge import step_checkpoint
 from retnet_edge.errors import InputError
-from retnet_edge.optimizer import Optimizer
-from retnet_edge.runtime.files import file_entry
-from retnet_edge.step_checkpoint import Progress, StepCheckpoints, read_manifest
+from retnet_edge.files import file_entry
+from retnet_edge.training import step_checkpoint
+from retnet_edge.training.optimizer import Optimizer
+from retnet_edge.training.step_checkpoint import Progress, StepCheckpoints, read_manifest
 
 
 def state(value: float) -> dict[str, Tensor]:

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from micro_training import OPTIONS, run, write_inputs
 
-from retnet_edge.checkpoint import build_model, load_checkpoint, write_checkpoint
 from retnet_edge.config import TransformerConfig, retnet_config
-from retnet_edge.data import Shards
+from retnet_edge.data.dataset import Shards
 from retnet_edge.errors import InputError
-from retnet_edge.evaluate import evaluate
-from retnet_edge.metrics import read_metrics
+from retnet_edge.model.checkpoint import build_model, load_checkpoint, write_checkpoint
+from retnet_edge.training.evaluate import evaluate
+from retnet_edge.training.metrics import read_metrics
 
 FURTHER = msgspec.structs.replace(OPTIONS, steps=12, dropout=0.0)
 

@@ -18,14 +18,14 @@ import pytest
 import torch
 from micro_training import OPTIONS, run, write_inputs
 
-from retnet_edge.checkpoint import build_model, load_checkpoint
 from retnet_edge.config import TransformerConfig, encode_config, retnet_config
-from retnet_edge.data import Shards
+from retnet_edge.data.dataset import Shards
 from retnet_edge.errors import CheckFailed, InputError
-from retnet_edge.evaluate import evaluate
-from retnet_edge.metrics import read_metrics
-from retnet_edge.model import Form, RetNet
-from retnet_edge.trainer import TrainOptions, learning_rate, make_optimizer
+from retnet_edge.model.checkpoint import build_model, load_checkpoint
+from retnet_edge.model.retnet import Form, RetNet
+from retnet_edge.training.evaluate import evaluate
+from retnet_edge.training.metrics import read_metrics
+from retnet_edge.training.trainer import TrainOptions, learning_rate, make_optimizer
 
 EVALUATED = [4, 8, 12, 16, 20, 24]
 

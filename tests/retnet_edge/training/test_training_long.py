@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from micro_training import OPTIONS, run, write_inputs
 
-from retnet_edge.metrics import read_metrics
-from retnet_edge.model import CHUNK, Form
+from retnet_edge.model.retnet import CHUNK, Form
+from retnet_edge.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -16,26 +16,33 @@ from micro_checkpoint import VOCABULARY, Exported, export_variant, random_states
 from numpy.typing import NDArray
 from tiny_bundle import rewrite_manifest
 
-from retnet_edge.build import build
 from retnet_edge.cli import main
 from retnet_edge.config import RetNetConfig
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import export
+from retnet_edge.pipeline.build import build
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipe import Recipe, Rule
-from retnet_edge.quantize.schemes import BlockInt4, BlockInt6, BlockInt8, Float32, InBlocks, Scheme
-from retnet_edge.quantize.tune import TuneOptions, tune
-from retnet_edge.runtime import native_library
-from retnet_edge.runtime.bench import bench
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import Tolerance
-from retnet_edge.runtime.memory import measure_memory, memory_supported
-from retnet_edge.runtime.native_library import STAGES, native_available
-from retnet_edge.runtime.native_plan import Data, Place, Plan, PlannedMatrix, decode_plan
-from retnet_edge.runtime.native_session import NativeSession
-from retnet_edge.runtime.profile import profile
-from retnet_edge.runtime.session import open_session
-from retnet_edge.runtime.traffic import step_weight_bytes
+from retnet_edge.quantize.recipes.recipe import Recipe, Rule
+from retnet_edge.quantize.recipes.schemes import (
+    BlockInt4,
+    BlockInt6,
+    BlockInt8,
+    Float32,
+    InBlocks,
+    Scheme,
+)
+from retnet_edge.quantize.tuning.tune import TuneOptions, tune
+from retnet_edge.runtime.backends.native import library as native_library
+from retnet_edge.runtime.backends.native.library import STAGES, native_available
+from retnet_edge.runtime.backends.native.plan import Data, Place, Plan, PlannedMatrix, decode_plan
+from retnet_edge.runtime.backends.native.session import NativeSession
+from retnet_edge.runtime.backends.profile import profile
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.bench.bench import bench
+from retnet_edge.runtime.bench.traffic import step_weight_bytes
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import Tolerance
+from retnet_edge.runtime.verify.memory import measure_memory, memory_supported
 
 pytestmark = pytest.mark.skipif(
     not native_available(), reason="the native backend was not built: this needs a C compiler"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SOURCES = ["tests/runtime/check_kernels.c", "native/kernels.c", "native/pool.c"]
+ROOT = Path(__file__).parents[3]
+SOURCES = ["tests/runtime/backends/check_kernels.c", "native/kernels.c", "native/pool.c"]
 SANITIZERS = {
     "memory": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "threads": ["-fsanitize=thread"],

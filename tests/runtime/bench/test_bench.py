@@ -20,21 +20,22 @@ from rich.console import Console
 from retnet_edge import cli
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import export
-from retnet_edge.runtime.bench import bench
-from retnet_edge.runtime.bench_output import (
+from retnet_edge.runtime.backends.huge_pages import huge_pages, large_regions
+from retnet_edge.runtime.backends.machine import OtherLoad, processor
+from retnet_edge.runtime.backends.operators import OperatorTime
+from retnet_edge.runtime.backends.ort.profile import BETWEEN, by_operator
+from retnet_edge.runtime.backends.profile import profile
+from retnet_edge.runtime.bench.bench import bench
+from retnet_edge.runtime.bench.output import (
     print_bench,
     print_profile,
     to_csv,
     to_markdown,
 )
-from retnet_edge.runtime.bench_records import Bench, spread
-from retnet_edge.runtime.huge_pages import huge_pages, large_regions
-from retnet_edge.runtime.machine import OtherLoad, processor
-from retnet_edge.runtime.memory import memory_supported
-from retnet_edge.runtime.ort_profile import BETWEEN, by_operator
-from retnet_edge.runtime.profile import OperatorTime, profile
-from retnet_edge.runtime.read_bandwidth import ReadBandwidth
-from retnet_edge.runtime.traffic import step_bytes, step_weight_bytes
+from retnet_edge.runtime.bench.read_bandwidth import ReadBandwidth
+from retnet_edge.runtime.bench.records import Bench, spread
+from retnet_edge.runtime.bench.traffic import step_bytes, step_weight_bytes
+from retnet_edge.runtime.verify.memory import memory_supported
 
 
 @pytest.fixture(scope="module")

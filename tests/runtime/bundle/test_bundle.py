@@ -14,8 +14,8 @@ from conftest import Tiny
 from tiny_bundle import rewrite_manifest, write_tiny_bundle
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import Manifest
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import Manifest
 
 
 def refused(path: Path, *fragments: str) -> None:

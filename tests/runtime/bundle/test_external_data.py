@@ -14,7 +14,7 @@ from onnx.external_data_helper import set_external_data
 from tiny_bundle import TinyModel, build_graph
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.onnx_external import ExternalData, external_data
+from retnet_edge.runtime.bundle.external_data import ExternalData, external_data
 
 
 def tensor(name: str, location: str = "") -> TensorProto:

@@ -14,15 +14,16 @@ import pytest
 from conftest import Tiny
 from tiny_bundle import write_tiny_bundle
 
+from retnet_edge.atomic import new_folder
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.manifest import Verification
-from retnet_edge.runtime.writer import new_bundle, update_manifest, write_manifest
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import Verification
+from retnet_edge.runtime.bundle.writer import update_manifest, write_manifest
 
 
 def test_a_bundle_appears_when_it_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "b.edge"
-    with new_bundle(target) as folder:
+    with new_folder(target) as folder:
         (folder / "sub").mkdir()
         (folder / "sub/a").write_text("a")
         assert not target.exists()
@@ -40,7 +41,7 @@ def _umask() -> int:
 @pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), SystemExit(1)])
 def test_nothing_is_left_after_an_exception(error: BaseException, tmp_path: Path) -> None:
     def fail() -> None:
-        with new_bundle(tmp_path / "b.edge") as folder:
+        with new_folder(tmp_path / "b.edge") as folder:
             (folder / "a").write_text("a")
             raise error
 
@@ -53,9 +54,9 @@ def test_a_target_that_exists(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("b", "dangling"):
-        with pytest.raises(InputError, match=f"{name} exists already"), new_bundle(tmp_path / name):
+        with pytest.raises(InputError, match=f"{name} exists already"), new_folder(tmp_path / name):
             pytest.fail("not reached")
-    with pytest.raises(InputError, match="is not a directory"), new_bundle(tmp_path / "x/b"):
+    with pytest.raises(InputError, match="is not a directory"), new_folder(tmp_path / "x/b"):
         pytest.fail("not reached")
 
 
@@ -63,7 +64,7 @@ def test_a_target_that_appears_meanwhile(tmp_path: Path) -> None:
     target = tmp_path / "b"
 
     def build() -> None:
-        with new_bundle(target):
+        with new_folder(target):
             target.mkdir()
             (target / "theirs").write_text("x")
 
@@ -89,7 +90,7 @@ except InputError as error:
 
 def test_disk_full(tmp_path: Path) -> None:
     target = tmp_path / "b.edge"
-    script = LIMITED.format(tests=str(Path(__file__).parent.parent))
+    script = LIMITED.format(tests=str(Path(__file__).parents[2] / "helpers"))
     done = subprocess.run(
         [sys.executable, "-c", script, str(target)], capture_output=True, text=True, check=True
     )
@@ -102,7 +103,7 @@ def test_disk_full(tmp_path: Path) -> None:
 def test_disk_full_in_the_words_of_another_library(tmp_path: Path) -> None:
     with (
         pytest.raises(InputError, match=r"disk full .* nothing was written"),
-        new_bundle(tmp_path / "b"),
+        new_folder(tmp_path / "b"),
     ):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
@@ -122,7 +123,7 @@ def test_a_disk_that_really_is_full(small_disk: Path) -> None:
     try:
         with (
             pytest.raises(InputError, match="disk full"),
-            new_bundle(small_disk / "b") as folder,
+            new_folder(small_disk / "b") as folder,
         ):
             (folder / "weights.bin").write_bytes(b"\1" * 200_000)
         assert os.listdir(small_disk) == []
@@ -134,13 +135,13 @@ INTERRUPTED = """
 import sys, time
 import click
 from pathlib import Path
-from retnet_edge import cli
+from retnet_edge.cli import app as cli
 
 @click.command()
 @click.argument("target", type=click.Path(path_type=Path))
 def slow(target):
-    from retnet_edge.runtime.writer import new_bundle
-    with new_bundle(target) as folder:
+    from retnet_edge.atomic import new_folder
+    with new_folder(target) as folder:
         with (folder / "weights.bin").open("wb") as file:
             while True:
                 file.write(b"x" * 1000)
@@ -174,8 +175,8 @@ def test_a_signal_in_the_middle(number: signal.Signals, status: int, tmp_path: P
 SLOW_TO_CLEAN = """
 import os, shutil, signal, sys
 from pathlib import Path
-from retnet_edge import cli
-from retnet_edge.runtime.writer import new_bundle
+from retnet_edge.cli import app as cli
+from retnet_edge.atomic import new_folder
 
 real = shutil.rmtree
 
@@ -187,7 +188,7 @@ def impatient(*args, **options):
 shutil.rmtree = impatient
 signal.signal(signal.SIGTERM, cli._terminate)
 try:
-    with new_bundle(Path(sys.argv[1])) as folder:
+    with new_folder(Path(sys.argv[1])) as folder:
         (folder / "weights.bin").write_bytes(b"x")
         os.kill(os.getpid(), signal.SIGINT)
 except KeyboardInterrupt:
@@ -215,7 +216,7 @@ def test_a_bundle_is_cleaned_up_in_a_thread_too(tmp_path: Path) -> None:
     """Where signals cannot be ignored, and do not arrive."""
 
     def fail() -> None:
-        with new_bundle(tmp_path / "b.edge") as folder:
+        with new_folder(tmp_path / "b.edge") as folder:
             (folder / "a").write_text("a")
             raise RuntimeError("on purpose")
 
@@ -227,7 +228,7 @@ def test_a_bundle_is_cleaned_up_in_a_thread_too(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from retnet_edge.runtime.writer import replace_file
+from retnet_edge.atomic import replace_file
 
 os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
 replace_file(Path(sys.argv[1]), b"half")

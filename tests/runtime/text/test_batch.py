@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.runtime.batch import Batch
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.session import open_session
-from retnet_edge.runtime.snapshot import Snapshot
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.text.batch import Batch
+from retnet_edge.runtime.text.snapshot import Snapshot
 
 TOKENS = random_tokens(1, 400)[0].tolist()
 Logits = list[NDArray[np.float32]]

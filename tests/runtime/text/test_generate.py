@@ -15,9 +15,10 @@ from tiny_bundle import END_OF_TEXT, train_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.generate import FED_AT_ONCE, IncrementalText, StopStrings, generate
-from retnet_edge.runtime.sampling import Sampling
-from retnet_edge.runtime.session import State, open_session
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.backends.session import State
+from retnet_edge.runtime.text.generate import FED_AT_ONCE, IncrementalText, StopStrings, generate
+from retnet_edge.runtime.text.sampling import Sampling
 
 TOKENIZER = train_tokenizer()
 GREEDY = Sampling(temperature=0)

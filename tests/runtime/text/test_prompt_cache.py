@@ -10,10 +10,10 @@ from conftest import Tiny
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.ort_session import OrtSession
-from retnet_edge.runtime.prompt_cache import PromptCache
-from retnet_edge.runtime.session import open_session
-from retnet_edge.runtime.snapshot import Snapshot
+from retnet_edge.runtime.backends.ort.session import OrtSession
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.text.prompt_cache import PromptCache
+from retnet_edge.runtime.text.snapshot import Snapshot
 
 TOKENS = [int(token) for token in np.random.default_rng(6).integers(0, 300, size=90)]
 

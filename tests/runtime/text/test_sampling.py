@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.sampling import Sampler, Sampling, _candidates
+from retnet_edge.runtime.text.sampling import Sampler, Sampling, _candidates
 
 Logits = NDArray[np.float32]
 logits_of = hnp.arrays(

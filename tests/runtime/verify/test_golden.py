@@ -17,8 +17,12 @@ from test_verdict import FLAT, LOOSE, TOLERANCE
 from tiny_bundle import TinyModel
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.bundle import Bundle
-from retnet_edge.runtime.golden import (
+from retnet_edge.runtime.backends.select import open_session
+from retnet_edge.runtime.backends.session import Session
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import Manifest
+from retnet_edge.runtime.bundle.writer import update_manifest
+from retnet_edge.runtime.verify.golden import (
     GOLDEN_FILE,
     LOGIT_ROWS,
     NEAR_TOKENS,
@@ -26,12 +30,9 @@ from retnet_edge.runtime.golden import (
     golden_shapes,
     replay_golden,
 )
-from retnet_edge.runtime.manifest import Manifest
-from retnet_edge.runtime.parity import measure_parity
-from retnet_edge.runtime.report_rows import parity_rows
-from retnet_edge.runtime.session import Session, open_session
-from retnet_edge.runtime.verdict import judge
-from retnet_edge.runtime.writer import update_manifest
+from retnet_edge.runtime.verify.parity import measure_parity
+from retnet_edge.runtime.verify.report.rows import parity_rows
+from retnet_edge.runtime.verify.verdict import judge
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -12,9 +12,8 @@ from numpy_retnet import NetReference, NetSession, text
 from rich.console import Console
 from test_verdict import memory_of
 
-from retnet_edge.runtime.between import Between
-from retnet_edge.runtime.manifest import (
-    FileEntry,
+from retnet_edge.files import FileEntry
+from retnet_edge.runtime.bundle.manifest import (
     GraphSpec,
     Manifest,
     ModelSpec,
@@ -25,11 +24,12 @@ from retnet_edge.runtime.manifest import (
     Tolerance,
     Verification,
 )
-from retnet_edge.runtime.memory import Memory
-from retnet_edge.runtime.parity import BlockError, measure_parity
-from retnet_edge.runtime.report import labels, print_report, render_report
-from retnet_edge.runtime.slope import Slope, fit_slope
-from retnet_edge.runtime.verdict import Measured, Verdict, checks
+from retnet_edge.runtime.verify.backend_pairs import Between
+from retnet_edge.runtime.verify.memory import Memory
+from retnet_edge.runtime.verify.parity import BlockError, measure_parity
+from retnet_edge.runtime.verify.report.page import labels, print_report, render_report
+from retnet_edge.runtime.verify.slope import Slope, fit_slope
+from retnet_edge.runtime.verify.verdict import Measured, Verdict, checks
 
 TOLERANCE = Tolerance(
     max_abs_logit_error=2e-4, perplexity_ratio=1.001, mean_kl=5e-4, top1_agreement=0.99

@@ -1,0 +1,1 @@
+"""What a graph sees on text: statistics of the inputs of its matrix products."""

@@ -1,0 +1,1 @@
+"""Weight matrices of an ONNX graph: found, read and replaced."""

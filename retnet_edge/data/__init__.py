@@ -1,0 +1,1 @@
+"""Text in: sources of documents, token ids, shards on disk, batches and contexts out of them."""

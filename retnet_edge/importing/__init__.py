@@ -1,0 +1,1 @@
+"""Other projects' RetNet checkpoints: found, read, and laid out as ours."""

@@ -1,0 +1,1 @@
+"""Our checkpoints and bundles behind other libraries' interfaces."""

@@ -1,0 +1,1 @@
+"""optimum: its exporter, its quantizer and its generating model, on ours."""

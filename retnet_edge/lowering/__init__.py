@@ -1,0 +1,1 @@
+"""What exporting and quantizing share: graph files, and the step as XNNPACK likes it."""

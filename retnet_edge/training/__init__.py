@@ -1,0 +1,1 @@
+"""Training: the run, its optimizer and schedule, step checkpoints, several processes."""

@@ -1,0 +1,1 @@
+"""One session protocol, and its backends: ONNX Runtime, ExecuTorch, the native library."""

@@ -1,0 +1,1 @@
+"""Sessions on ExecuTorch, and time by operator."""

@@ -1,0 +1,1 @@
+"""Sessions on ONNX Runtime, weights packed for this machine, time by operator."""

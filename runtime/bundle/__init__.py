@@ -1,0 +1,1 @@
+"""The bundle on disk: manifest, a reader that trusts nothing, a writer of whole bundles."""

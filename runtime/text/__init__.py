@@ -1,0 +1,1 @@
+"""Text out: generation, sampling, state files, prompt caches, batches."""

@@ -1,0 +1,1 @@
+"""Is the bundle the model? Parity, memory, the verdict and its report."""

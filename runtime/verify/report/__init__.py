@@ -1,0 +1,1 @@
+"""A verification to read: HTML page, terminal tables, model card."""
