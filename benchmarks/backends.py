@@ -34,9 +34,9 @@ from retnet_edge.quantize.recipes.built_in import RECIPES
 from retnet_edge.runtime.backends.native.library import native_available
 from retnet_edge.runtime.backends.profile import profile
 from retnet_edge.runtime.backends.select import open_session
-from retnet_edge.runtime.backends.session import Session
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Backend
+from retnet_edge.runtime.session.protocol import Session
 from retnet_edge.tokenizer import read_documents, train_tokenizer
 
 BACKENDS: dict[str, Backend] = {"onnx": "onnxruntime", "executorch": "executorch"}

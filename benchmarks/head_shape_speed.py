@@ -24,11 +24,11 @@ from retnet_edge.export.export import export
 from retnet_edge.model.checkpoint import build_model, write_checkpoint
 from retnet_edge.presets import preset
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.runtime.backends.machine import OtherLoad
 from retnet_edge.runtime.backends.select import open_session
-from retnet_edge.runtime.backends.session import Session
 from retnet_edge.runtime.bench.records import Spread, spread
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.machine import OtherLoad
+from retnet_edge.runtime.session.protocol import Session
 from retnet_edge.runtime.text.snapshot import Snapshot
 from retnet_edge.tokenizer import load_tokenizer
 

@@ -19,8 +19,8 @@ from retnet_edge.config import RetNetConfig
 from retnet_edge.export.export import export
 from retnet_edge.model.checkpoint import build_model, write_checkpoint
 from retnet_edge.runtime.backends.select import open_session
-from retnet_edge.runtime.backends.session import Session
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.protocol import Session
 from retnet_edge.tokenizer import load_tokenizer
 
 SHAPES = (Run("wide-heads", "shape"), Run("retnet", "shape"))

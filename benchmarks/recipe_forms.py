@@ -29,7 +29,7 @@ from retnet_edge.quantize.recipes.built_in import RECIPES
 from retnet_edge.quantize.recipes.recipe import Recipe, with_state
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Backend
-from retnet_edge.runtime.verify.verdict import Measured
+from retnet_edge.runtime.report.verdict import Measured
 
 RESULTS = Path(__file__).parent / "results" / "recipe-forms.json"
 FORMS: dict[str, tuple[Literal["onnx", "executorch"], Literal["ort", "portable"], Backend]] = {

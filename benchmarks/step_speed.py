@@ -16,11 +16,11 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from retnet_edge.runtime.backends.machine import OtherLoad
 from retnet_edge.runtime.backends.select import open_session
-from retnet_edge.runtime.backends.session import Session
 from retnet_edge.runtime.bench.records import spread
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.machine import OtherLoad
+from retnet_edge.runtime.session.protocol import Session
 
 WARM_UP = 5
 Key = TypeVar("Key")

@@ -28,7 +28,7 @@ from retnet_edge.quantize.recipes.recipe import Recipe, Rule
 from retnet_edge.quantize.recipes.schemes import BlockInt8, DynamicInt8
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.verify.parity import measure_parity
+from retnet_edge.runtime.parity.parity import measure_parity
 
 ROUNDS = 15
 STEPS = 200

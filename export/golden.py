@@ -1,6 +1,6 @@
 """golden.npz: what the float64 reference computes, small enough to ship, for every runtime.
 
-Two runs of random token ids (rounding shows on any tokens), as `runtime/verify/golden.py` tells.
+Two runs of random token ids (rounding shows on any tokens), as `runtime/parity/golden.py` tells.
 Arrays, per run: `<run>_tokens` int64 [T], `<run>_logits` float32 [16, vocab] of the last 16 tokens;
 and `near_state_i` float32, the states after `near`.
 """
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from retnet_edge.model.reference import Float64Reference
-from retnet_edge.runtime.verify.golden import GOLDEN_FILE, LOGIT_ROWS, NEAR_TOKENS
-from retnet_edge.runtime.verify.probes import FAR_POSITION
+from retnet_edge.runtime.parity.golden import GOLDEN_FILE, LOGIT_ROWS, NEAR_TOKENS
+from retnet_edge.runtime.parity.probes import FAR_POSITION
 
 
 def write_golden(reference: Float64Reference, vocab_size: int, folder: Path) -> None:

@@ -43,7 +43,7 @@ from retnet_edge.quantize.recipes.schemes import (
 )
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Tolerance
-from retnet_edge.runtime.verify.agreement import log_softmax
+from retnet_edge.runtime.parity.agreement import log_softmax
 
 SPAN = 8  # tokens of a call; the logits of the last are compared
 TOKENS = 512  # of each context

@@ -19,15 +19,15 @@ from retnet_edge.runtime.backends.select import backend_version, choose_backend,
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, Backend, Verification, encode
 from retnet_edge.runtime.bundle.writer import update_manifest
-from retnet_edge.runtime.verify.backend_pairs import Between, measure_between
-from retnet_edge.runtime.verify.golden import GOLDEN_FILE, replay_golden
-from retnet_edge.runtime.verify.memory import Memory, measure_memory, memory_supported
-from retnet_edge.runtime.verify.parity import BlockError, Reference, measure_parity
-from retnet_edge.runtime.verify.probes import LONG_PREFIX
-from retnet_edge.runtime.verify.replay import Replayed
-from retnet_edge.runtime.verify.report.card import model_card
-from retnet_edge.runtime.verify.report.page import render_report
-from retnet_edge.runtime.verify.verdict import Check, Measured, Verdict, checks, reasons_of
+from retnet_edge.runtime.memory.memory import Memory, measure_memory, memory_supported
+from retnet_edge.runtime.parity.backend_pairs import Between, measure_between
+from retnet_edge.runtime.parity.golden import GOLDEN_FILE, replay_golden
+from retnet_edge.runtime.parity.parity import BlockError, Reference, measure_parity
+from retnet_edge.runtime.parity.probes import LONG_PREFIX
+from retnet_edge.runtime.parity.replay import Replayed
+from retnet_edge.runtime.report.card import model_card
+from retnet_edge.runtime.report.page import render_report
+from retnet_edge.runtime.report.verdict import Check, Measured, Verdict, checks, reasons_of
 
 REPORTS = "reports"
 REPORT_FILE = f"{REPORTS}/report.html"

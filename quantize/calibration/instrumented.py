@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from retnet_edge.quantize.graphs.edit import product_inputs
 from retnet_edge.runtime.backends.ort.graph import LITERAL, has_wide_activations
-from retnet_edge.runtime.backends.session import state_shape
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.protocol import state_shape
 
 Array = NDArray[Any]
 

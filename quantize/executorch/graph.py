@@ -53,7 +53,7 @@ def write_quantized_programs(
             "--checkpoint"
         )
     loaded = load_checkpoint(checkpoint)
-    loaded.check_made(source)
+    source.check_made_from(loaded.path, loaded.weights_sha256())
     assert isinstance(loaded.model, RetNet)
     model = loaded.model.eval()
     seen: dict[str, Seen] = {}

@@ -89,7 +89,7 @@ def tune(
             f"{bundle}: ExecuTorch programs cannot be tuned; make a bundle without any"
         )
     loaded = load_checkpoint(checkpoint)
-    loaded.check_made(source)
+    source.check_made_from(loaded.path, loaded.weights_sha256())
     graphs = [graph for graph in source.manifest.graphs if graph.backend == "onnxruntime"]
     models = {graph.file: ir.load(source.file(graph.file)) for graph in graphs}
     blocks = read_blocks(next(iter(models.values())))

@@ -15,8 +15,8 @@ from retnet_edge.runtime.bundle.manifest import Backend
 
 if TYPE_CHECKING:
     from retnet_edge.pipeline.verify import Verdicts
-    from retnet_edge.runtime.verify.report.page import Entry
-    from retnet_edge.runtime.verify.verdict import Verdict
+    from retnet_edge.runtime.report.page import Entry
+    from retnet_edge.runtime.report.verdict import Verdict
 
 _PATH = click.Path(path_type=Path)
 _BACKEND = click.Choice(get_args(Backend))
@@ -151,8 +151,8 @@ def verify(
     """
     from retnet_edge.atomic import replace_file
     from retnet_edge.pipeline.verify import verify_all
-    from retnet_edge.runtime.verify.report.card import model_card
-    from retnet_edge.runtime.verify.report.page import render_report
+    from retnet_edge.runtime.report.card import model_card
+    from retnet_edge.runtime.report.page import render_report
 
     for option, path in (("--report", report), ("--card", card)):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
@@ -188,8 +188,8 @@ def build(checkpoint: Path, out: Path, as_json: bool, to: str, **options: Any) -
 
 
 def _conclude(path: Path, verdict: Verdict, as_json: bool) -> None:
-    from retnet_edge.runtime.verify.report.page import print_report
-    from retnet_edge.runtime.verify.verify import to_json
+    from retnet_edge.runtime.report.page import print_report
+    from retnet_edge.runtime.verify import to_json
 
     if as_json:
         sys.stdout.write(to_json(verdict).decode())
@@ -200,8 +200,8 @@ def _conclude(path: Path, verdict: Verdict, as_json: bool) -> None:
 
 
 def _conclude_all(found: Verdicts, as_json: bool) -> None:
-    from retnet_edge.runtime.verify.report.page import print_report
-    from retnet_edge.runtime.verify.verify import to_json
+    from retnet_edge.runtime.report.page import print_report
+    from retnet_edge.runtime.verify import to_json
 
     if as_json:
         sys.stdout.write(to_json(found).decode())
@@ -213,7 +213,7 @@ def _conclude_all(found: Verdicts, as_json: bool) -> None:
 
 def _entries(verdicts: dict[str, Verdict]) -> list[Entry]:
     from retnet_edge.runtime.bundle.bundle import Bundle
-    from retnet_edge.runtime.verify.report.page import labels
+    from retnet_edge.runtime.report.page import labels
 
     called = labels(list(verdicts))
     return [

@@ -14,7 +14,7 @@ from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle.manifest import Backend
 
 if TYPE_CHECKING:
-    from retnet_edge.runtime.backends.session import Session
+    from retnet_edge.runtime.session.protocol import Session
 
 
 @click.command()

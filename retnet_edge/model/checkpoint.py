@@ -21,7 +21,6 @@ from retnet_edge.config import (
 from retnet_edge.errors import InputError
 from retnet_edge.model.retnet import RetNet
 from retnet_edge.model.transformer import Transformer
-from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.tokenizer import load_tokenizer
 
 CONFIG_FILE = "config.json"
@@ -48,13 +47,6 @@ class Checkpoint:
         """SHA-256 of the weights file, the checkpoint's identity in a bundle's provenance."""
         with (self.path / WEIGHTS_FILE).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-
-    def check_made(self, bundle: Bundle) -> None:
-        """Raises InputError where the bundle was not made from these weights."""
-        if bundle.manifest.provenance.checkpoint_sha256 != self.weights_sha256():
-            raise InputError(
-                f"{bundle.path} was not made from {self.path}: the weights' SHA-256 differ"
-            )
 
 
 def build_model(config: ModelConfig, *, dropout: float = 0.0) -> LanguageModel:

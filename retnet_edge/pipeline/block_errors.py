@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from retnet_edge.quantize.calibration.instrumented import ExposedStep
 from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.verify.parity import BlockError
+from retnet_edge.runtime.parity.parity import BlockError
 
 SPAN = 128  # tokens of a call
 

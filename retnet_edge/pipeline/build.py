@@ -16,7 +16,7 @@ from retnet_edge.pipeline.verify import verify
 from retnet_edge.quantize.quantize import check_recipes, quantize
 from retnet_edge.quantize.recipes.file import recipes_for
 from retnet_edge.quantize.recipes.schemes import StateScheme
-from retnet_edge.runtime.verify.verdict import Verdict
+from retnet_edge.runtime.report.verdict import Verdict
 
 FP32 = "fp32"
 

@@ -23,14 +23,14 @@ from retnet_edge.quantize.kernel_parity import KernelParity, measure_kernel_pari
 from retnet_edge.runtime.backends.select import choose_backend, open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Backend
-from retnet_edge.runtime.verify.backend_pairs import Between
-from retnet_edge.runtime.verify.golden import GOLDEN_FILE, read_golden
-from retnet_edge.runtime.verify.parity import BlockError
-from retnet_edge.runtime.verify.replay import replay
-from retnet_edge.runtime.verify.report.page import column_name, labels
-from retnet_edge.runtime.verify.verdict import Check, Verdict
-from retnet_edge.runtime.verify.verify import BASELINE_STEPS, measure_baseline, measure_pairs
-from retnet_edge.runtime.verify.verify import verify as verify_bundle
+from retnet_edge.runtime.parity.backend_pairs import Between
+from retnet_edge.runtime.parity.golden import GOLDEN_FILE, read_golden
+from retnet_edge.runtime.parity.parity import BlockError
+from retnet_edge.runtime.parity.replay import replay
+from retnet_edge.runtime.report.page import column_name, labels
+from retnet_edge.runtime.report.verdict import Check, Verdict
+from retnet_edge.runtime.verify import BASELINE_STEPS, measure_baseline, measure_pairs
+from retnet_edge.runtime.verify import verify as verify_bundle
 
 KERNEL_TOKENS = 64
 BLOCK_TOKENS = 2048  # at most, which bounds the memory
@@ -112,7 +112,7 @@ def verify_all(
     columns: list[tuple[str, Bundle, Backend]] = []
     called = labels(list(opened))
     for name, bundle in opened.items():
-        source.check_made(bundle)
+        bundle.check_made_from(source.path, source.weights_sha256())
         if GOLDEN_FILE in bundle.manifest.files:
             read_golden(bundle.file(GOLDEN_FILE), bundle.manifest)
         has = bundle.manifest.backends

@@ -1,1 +1,1 @@
-"""One session protocol, and its backends: ONNX Runtime, ExecuTorch, the native library."""
+"""What runs a bundle: ONNX Runtime, ExecuTorch, our C library; one of them is chosen here."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.backends.operators import OperatorTime
 from retnet_edge.runtime.backends.select import choose_backend
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.operators import OperatorTime
 
 
 def profile(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.backends.session import Session
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Backend
+from retnet_edge.runtime.session.protocol import Session
 
 
 def open_session(bundle: Bundle, threads: int | None = None, backend: str | None = None) -> Session:

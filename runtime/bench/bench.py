@@ -13,15 +13,15 @@ from typing import TypeVar
 import msgspec
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.backends.machine import processor
 from retnet_edge.runtime.backends.select import backend_version, choose_backend
-from retnet_edge.runtime.backends.threads import default_threads, physical_cores
 from retnet_edge.runtime.bench.child import Test, Times, Work
 from retnet_edge.runtime.bench.records import Bench, Load, MemoryUse, Row, Spread, spread
 from retnet_edge.runtime.bench.traffic import step_bytes, step_weight_bytes
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Backend
-from retnet_edge.runtime.verify.memory import child_output, memory_supported
+from retnet_edge.runtime.memory.memory import child_output, memory_supported
+from retnet_edge.runtime.session.machine import processor
+from retnet_edge.runtime.session.threads import default_threads, physical_cores
 
 _T = TypeVar("_T")
 DISTURBING_CORES = 0.1

@@ -19,9 +19,9 @@ import msgspec
 import numpy as np
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.backends.machine import OtherLoad
 from retnet_edge.runtime.bench.records import Load, MemoryUse, spread
 from retnet_edge.runtime.bundle.manifest import Backend
+from retnet_edge.runtime.session.machine import OtherLoad
 
 LATER_LOADS = 3
 MEMORY_STEPS = 64
@@ -158,7 +158,7 @@ def measure_use(work: Work) -> MemoryUse:
     """Memory after the longest prompt of the tests and some steps."""
     from retnet_edge.runtime.backends.select import open_session
     from retnet_edge.runtime.bundle.bundle import Bundle
-    from retnet_edge.runtime.verify.memory_child import Sampler
+    from retnet_edge.runtime.memory.child import Sampler
 
     sampler = Sampler(1)
     base = sum(sampler.now())
@@ -185,7 +185,7 @@ def _peak() -> int:
 
 def main() -> None:
     """The child: its work is the one argument, as JSON."""
-    from retnet_edge.runtime.verify.memory_child import LIBRARIES, guard
+    from retnet_edge.runtime.memory.child import LIBRARIES, guard
 
     work = msgspec.json.decode(sys.argv[1], type=Work)
     guard(work.parent, huge_pages=True)

@@ -8,8 +8,8 @@ import io
 from rich.console import Console
 from rich.table import Table
 
-from retnet_edge.runtime.backends.operators import OperatorTime
 from retnet_edge.runtime.bench.records import Bench, Row, Spread
+from retnet_edge.runtime.session.operators import OperatorTime
 
 Facts = list[tuple[str, str]]
 HEADINGS = ("test", "depth", "batch", "threads", "tokens/s", "ms", "GB/s", "of bandwidth")

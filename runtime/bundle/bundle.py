@@ -70,6 +70,13 @@ class Bundle:
         lines = [f"{name} {manifest.files[name].sha256}\n" for name in sorted(names)]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
+    def check_made_from(self, checkpoint: Path, weights_sha256: str) -> None:
+        """Raises InputError where it was not made from `checkpoint`, whose weights hash to this."""
+        if self.manifest.provenance.checkpoint_sha256 != weights_sha256:
+            raise InputError(
+                f"{self.path} was not made from {checkpoint}: the weights' SHA-256 differ"
+            )
+
     def file(self, name: str) -> Path:
         """Path of a file of the bundle. Raises InputError where the manifest does not list it."""
         if name not in self.manifest.files:

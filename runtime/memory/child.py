@@ -1,4 +1,4 @@
-"""The process whose memory is measured: `python -m …runtime.verify.memory_child BUNDLE …`.
+"""The process whose memory is measured: `python -m retnet_edge.runtime.memory.child …`.
 
 It opens the bundle, runs steps on random tokens and reads its own /proc/self/smaps_rollup every so
 many of them, into arrays that were allocated, and touched, before the first step: what grows is the

@@ -20,8 +20,8 @@ import msgspec
 import numpy as np
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.verify.memory_child import ROLLUP, Observation
-from retnet_edge.runtime.verify.slope import MIN_SAMPLES, Slope, fit_slope
+from retnet_edge.runtime.memory.child import ROLLUP, Observation
+from retnet_edge.runtime.memory.slope import MIN_SAMPLES, Slope, fit_slope
 
 SAMPLES = 500
 CHILD_ENVIRONMENT = {
@@ -124,7 +124,7 @@ def measure_memory(
     if steps < MIN_SAMPLES:
         raise InputError(f"memory steps must be {MIN_SAMPLES} or more, not {steps}")
     every = max(1, steps // SAMPLES)
-    command = [sys.executable, "-m", "retnet_edge.runtime.verify.memory_child", str(bundle_path)]
+    command = [sys.executable, "-m", "retnet_edge.runtime.memory.child", str(bundle_path)]
     command += [f"--steps={steps}", f"--warmup={warmup}", f"--every={every}"]
     command += [f"--threads={threads}", f"--parent={os.getpid()}"]
     command += [] if backend is None else [f"--backend={backend}"]

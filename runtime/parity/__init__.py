@@ -1,1 +1,1 @@
-"""Is the bundle the model? Parity, memory, the verdict and its report."""
+"""Is the bundle the model? Text through it and through the float64 reference, side by side."""

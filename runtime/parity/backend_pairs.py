@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from retnet_edge.runtime.backends.session import Session
 from retnet_edge.runtime.bundle.state_values import rounded_states, state_values
-from retnet_edge.runtime.verify.agreement import Figures, summarise
-from retnet_edge.runtime.verify.replay import States, Tokens, replay, run_steps
+from retnet_edge.runtime.parity.agreement import Figures, summarise
+from retnet_edge.runtime.parity.replay import States, Tokens, replay, run_steps
+from retnet_edge.runtime.session.protocol import Session
 
 
 class Between(msgspec.Struct, frozen=True):

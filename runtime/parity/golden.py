@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.backends.session import Session, sized
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Manifest
 from retnet_edge.runtime.bundle.state_values import rounded_states, state_values, value_shapes
-from retnet_edge.runtime.verify.probes import FAR_POSITION
-from retnet_edge.runtime.verify.replay import run_steps
+from retnet_edge.runtime.parity.probes import FAR_POSITION
+from retnet_edge.runtime.parity.replay import run_steps
+from retnet_edge.runtime.session.protocol import Session, sized
 
 GOLDEN_FILE = "golden.npz"
 NEAR_TOKENS = 128

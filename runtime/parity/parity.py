@@ -13,19 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.backends.session import Session
-from retnet_edge.runtime.verify.agreement import Figures, StateSample, mean_over, summarise
-from retnet_edge.runtime.verify.golden import GoldenReplay
-from retnet_edge.runtime.verify.probes import (
+from retnet_edge.runtime.parity.agreement import Figures, StateSample, mean_over, summarise
+from retnet_edge.runtime.parity.golden import GoldenReplay
+from retnet_edge.runtime.parity.probes import (
     LONG_PREFIX,
     Place,
     PrefillCheck,
     measure_places,
     measure_prefill,
 )
-from retnet_edge.runtime.verify.replay import BLOCK, Replayed, Tokens, bucket_edges, replay
-from retnet_edge.runtime.verify.replay import Reference as Reference
-from retnet_edge.runtime.verify.worst_positions import Decode, WorstPlace, worst_places
+from retnet_edge.runtime.parity.replay import BLOCK, Replayed, Tokens, bucket_edges, replay
+from retnet_edge.runtime.parity.replay import Reference as Reference
+from retnet_edge.runtime.parity.worst_positions import Decode, WorstPlace, worst_places
+from retnet_edge.runtime.session.protocol import Session
 
 
 class Bucket(msgspec.Struct, frozen=True):

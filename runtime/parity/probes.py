@@ -5,9 +5,8 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from retnet_edge.runtime.backends.session import Session
 from retnet_edge.runtime.bundle.state_values import rounded_states, state_values
-from retnet_edge.runtime.verify.agreement import (
+from retnet_edge.runtime.parity.agreement import (
     NO_TARGET,
     Figures,
     StateSample,
@@ -15,7 +14,8 @@ from retnet_edge.runtime.verify.agreement import (
     state_distance,
     summarise,
 )
-from retnet_edge.runtime.verify.replay import Reference, Tokens, run_steps
+from retnet_edge.runtime.parity.replay import Reference, Tokens, run_steps
+from retnet_edge.runtime.session.protocol import Session
 
 FAR_POSITION = 1_000_000
 NEAR_POSITION = 10

@@ -15,15 +15,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from retnet_edge.runtime.backends.session import Session
 from retnet_edge.runtime.bundle.state_values import state_values
-from retnet_edge.runtime.verify.agreement import (
+from retnet_edge.runtime.parity.agreement import (
     NO_TARGET,
     StateSample,
     Trace,
     compare,
     state_distance,
 )
+from retnet_edge.runtime.session.protocol import Session
 
 Tokens = NDArray[np.int64]
 States = list[NDArray[np.float64]]

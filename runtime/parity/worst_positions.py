@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from retnet_edge.runtime.verify.agreement import Trace
+from retnet_edge.runtime.parity.agreement import Trace
 
 COUNT = 10
 BEFORE = 32  # tokens of the text that are shown

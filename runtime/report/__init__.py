@@ -1,1 +1,1 @@
-"""A verification to read: HTML page, terminal tables, model card."""
+"""The verdict on a verification, and what is read of it: HTML page, tables, model card."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from retnet_edge.runtime.bundle.manifest import Manifest
-from retnet_edge.runtime.verify.report.page import Entry, columns_of
-from retnet_edge.runtime.verify.report.rows import graph_bytes, number, percent, slope
-from retnet_edge.runtime.verify.verdict import Measured
+from retnet_edge.runtime.report.page import Entry, columns_of
+from retnet_edge.runtime.report.rows import graph_bytes, number, percent, slope
+from retnet_edge.runtime.report.verdict import Measured
 
 HEADER = (
     "recipe", "backend", "MB", "perplexity ratio", "bits a byte", "KL, mean", "KL, 99 %", "top-1",

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from retnet_edge.runtime.bundle.manifest import Manifest
-from retnet_edge.runtime.verify.backend_pairs import Between
-from retnet_edge.runtime.verify.memory import Memory
-from retnet_edge.runtime.verify.report.rows import (
+from retnet_edge.runtime.memory.memory import Memory
+from retnet_edge.runtime.parity.backend_pairs import Between
+from retnet_edge.runtime.report.rows import (
     BETWEEN_HEADER,
     BLOCK_HEADER,
     PLACE_HEADER,
@@ -33,7 +33,7 @@ from retnet_edge.runtime.verify.report.rows import (
     side_rows,
     worst_rows,
 )
-from retnet_edge.runtime.verify.verdict import Measured, Verdict
+from retnet_edge.runtime.report.verdict import Measured, Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,12 +84,10 @@ def render_report(title: str, entries: Sequence[Entry], between: Sequence[Betwee
     """
     import jinja2
 
-    from retnet_edge.runtime.verify.report.plots import draw_memory, draw_parity, draw_side_by_side
+    from retnet_edge.runtime.report.plots import draw_memory, draw_parity, draw_side_by_side
 
     template = (
-        files("retnet_edge.runtime.verify.report")
-        .joinpath("report.html.j2")
-        .read_text(encoding="utf-8")
+        files("retnet_edge.runtime.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     )
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True

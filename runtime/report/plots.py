@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from retnet_edge.runtime.verify.memory import Memory
-from retnet_edge.runtime.verify.parity import Parity
+from retnet_edge.runtime.memory.memory import Memory
+from retnet_edge.runtime.parity.parity import Parity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from retnet_edge.runtime.bundle.manifest import Manifest
-from retnet_edge.runtime.verify.backend_pairs import Between
-from retnet_edge.runtime.verify.memory import Memory
-from retnet_edge.runtime.verify.parity import Parity
-from retnet_edge.runtime.verify.probes import FAR_POSITION
-from retnet_edge.runtime.verify.verdict import Measured
+from retnet_edge.runtime.memory.memory import Memory
+from retnet_edge.runtime.parity.backend_pairs import Between
+from retnet_edge.runtime.parity.parity import Parity
+from retnet_edge.runtime.parity.probes import FAR_POSITION
+from retnet_edge.runtime.report.verdict import Measured
 
 Rows = list[tuple[str, ...]]
 

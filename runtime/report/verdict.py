@@ -7,12 +7,12 @@ from typing import Literal
 
 import msgspec
 
-from retnet_edge.runtime.backends.operators import OperatorTime
 from retnet_edge.runtime.bundle.manifest import Backend, Tolerance
-from retnet_edge.runtime.verify.backend_pairs import Between
-from retnet_edge.runtime.verify.memory import Memory
-from retnet_edge.runtime.verify.parity import Parity
-from retnet_edge.runtime.verify.probes import FAR_POSITION
+from retnet_edge.runtime.memory.memory import Memory
+from retnet_edge.runtime.parity.backend_pairs import Between
+from retnet_edge.runtime.parity.parity import Parity
+from retnet_edge.runtime.parity.probes import FAR_POSITION
+from retnet_edge.runtime.session.operators import OperatorTime
 
 HALVES_RATIO = 2.0
 STATE_ERROR = 1e-4

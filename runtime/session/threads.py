@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.backends.machine import OtherLoad
+from retnet_edge.runtime.session.machine import OtherLoad
 
 _MAX_DEFAULT_THREADS = 4  # more wait for memory, and for each other
 _LOOK_SECONDS = 0.05

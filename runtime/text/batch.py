@@ -21,13 +21,13 @@ from retnet_edge.runtime.backends.ort.graph import (
     rows_share_scales,
     run_bound,
 )
-from retnet_edge.runtime.backends.session import (
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.protocol import (
     PREFILL_SPAN,
     check_states,
     check_tokens,
     state_shape,
 )
-from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.text.snapshot import Snapshot
 
 

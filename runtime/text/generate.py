@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import tokenizers
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.backends.session import Session
+from retnet_edge.runtime.session.protocol import Session
 from retnet_edge.runtime.text.sampling import Sampler, Sampling
 
 FED_AT_ONCE = 1024

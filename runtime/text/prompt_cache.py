@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.backends.session import Session
+from retnet_edge.runtime.session.protocol import Session
 from retnet_edge.runtime.text.snapshot import Snapshot
 
 

@@ -24,9 +24,9 @@ import numpy as np
 from retnet_edge.atomic import replace_file
 from retnet_edge.errors import InputError
 from retnet_edge.files import Sha256
-from retnet_edge.runtime.backends.session import Session, State, check_states, state_shape
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import DTYPE_BYTES, Dtype
+from retnet_edge.runtime.session.protocol import Session, State, check_states, state_shape
 
 _MAGIC = b"RETSTATE"
 _VERSION = 1

@@ -28,7 +28,7 @@ from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, decode, encode
 from retnet_edge.runtime.bundle.writer import write_manifest
-from retnet_edge.runtime.verify.memory import memory_supported
+from retnet_edge.runtime.memory.memory import memory_supported
 
 TOLERANCE = 2e-5
 OUTSIDE = {

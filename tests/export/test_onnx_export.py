@@ -29,7 +29,7 @@ from retnet_edge.export.export import export
 from retnet_edge.model.checkpoint import load_checkpoint
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.verify.golden import replay_golden
+from retnet_edge.runtime.parity.golden import replay_golden
 
 TOLERANCE = 2e-5
 LENGTHS = (1, 2, 127, 128, 129, 300)

@@ -27,7 +27,7 @@ from retnet_edge.model.retnet import RetNet
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.verify.golden import replay_golden
+from retnet_edge.runtime.parity.golden import replay_golden
 
 TOLERANCE = 2e-5
 NAMES = ["base", "z_n"]

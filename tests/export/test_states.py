@@ -13,8 +13,8 @@ from retnet_edge.export.export import export
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipes.built_in import RECIPES
 from retnet_edge.runtime.backends.select import open_session
-from retnet_edge.runtime.backends.session import Session
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.protocol import Session
 from retnet_edge.runtime.text.snapshot import Snapshot, load_snapshot, save_snapshot
 
 BACKENDS = {"onnx": "onnxruntime", "executorch": "executorch"}

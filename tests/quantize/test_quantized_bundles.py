@@ -33,7 +33,7 @@ from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Tolerance
 from retnet_edge.runtime.bundle.writer import update_manifest, write_manifest
-from retnet_edge.runtime.verify.replay import run_steps
+from retnet_edge.runtime.parity.replay import run_steps
 
 VARIANTS = ("base", "untied")  # a tied head, and one of its own
 BUILT_IN = ("int8", "int8-dynamic")

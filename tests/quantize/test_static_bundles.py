@@ -16,7 +16,7 @@ from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipes.schemes import StateScheme
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.verify.replay import run_steps
+from retnet_edge.runtime.parity.replay import run_steps
 
 TOKENS = np.random.default_rng(5).integers(0, 384, 48)
 FLAVOURS: list[Flavour] = ["ort", "portable"]

@@ -16,14 +16,14 @@ from tiny_bundle import TinyModel, write_tiny_bundle
 
 from retnet_edge.atomic import replace_file
 from retnet_edge.errors import InputError
+from retnet_edge.runtime import verify as module
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Manifest, Tolerance
 from retnet_edge.runtime.bundle.writer import update_manifest
-from retnet_edge.runtime.verify import verify as module
-from retnet_edge.runtime.verify.golden import GOLDEN_FILE
-from retnet_edge.runtime.verify.memory import memory_supported
-from retnet_edge.runtime.verify.verdict import Verdict
-from retnet_edge.runtime.verify.verify import measure_baseline, verify, write_verdict
+from retnet_edge.runtime.memory.memory import memory_supported
+from retnet_edge.runtime.parity.golden import GOLDEN_FILE
+from retnet_edge.runtime.report.verdict import Verdict
+from retnet_edge.runtime.verify import measure_baseline, verify, write_verdict
 
 pytestmark = pytest.mark.skipif(not memory_supported(), reason="needs /proc/self/smaps_rollup")
 

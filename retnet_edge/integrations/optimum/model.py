@@ -22,8 +22,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from retnet_edge.errors import InputError
 from retnet_edge.integrations.transformers.config import RetNetEdgeConfig
 from retnet_edge.runtime.backends.select import open_session
-from retnet_edge.runtime.backends.session import Session, State
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.protocol import Session, State
 
 
 @dataclass(frozen=True)

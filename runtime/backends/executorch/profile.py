@@ -21,9 +21,9 @@ import torch
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.backends.executorch.program import load_program, save_trace, set_threads
 from retnet_edge.runtime.backends.executorch.session import made_with
-from retnet_edge.runtime.backends.operators import WARMUP, OperatorTime
-from retnet_edge.runtime.backends.session import state_shape
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.operators import WARMUP, OperatorTime
+from retnet_edge.runtime.session.protocol import state_shape
 
 BETWEEN = "(between operators)"
 RUN = "Method::execute"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retnet_edge.errors import InputError, one_line
-from retnet_edge.runtime.backends.threads import checked_threads
+from retnet_edge.runtime.session.threads import checked_threads
 
 
 class _silent:  # noqa: N801 - reads as a statement

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.backends.executorch.program import load_program, set_threads
-from retnet_edge.runtime.backends.session import State, check_states, check_tokens, state_shape
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.protocol import State, check_states, check_tokens, state_shape
 
 _Described = tuple[str | int, ...]  # dtype, dimensions
 _DTYPES = {4: "int64", 6: "float32"}  # ExecuTorch's ScalarType

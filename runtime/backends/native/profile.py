@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from retnet_edge.runtime.backends.native.library import STAGES
 from retnet_edge.runtime.backends.native.session import NativeSession
-from retnet_edge.runtime.backends.operators import WARMUP, OperatorTime
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.operators import WARMUP, OperatorTime
 
 
 def profile_steps(bundle: Bundle, *, steps: int, threads: int | None) -> list[OperatorTime]:

@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 
 from retnet_edge.config import RetNetConfig
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.backends.heap import trim_heap
 from retnet_edge.runtime.backends.native.library import CLayer, CMatrix, CModel, Engine, addresses
 from retnet_edge.runtime.backends.native.plan import Data, Place, Plan, PlannedMatrix, read_plan
-from retnet_edge.runtime.backends.session import (
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.heap import trim_heap
+from retnet_edge.runtime.session.protocol import (
     PREFILL_SPAN,
     State,
     check_states,
     check_tokens,
     state_shape,
 )
-from retnet_edge.runtime.backends.threads import checked_threads
-from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.threads import checked_threads
 
 _Address = Callable[[Data], int]
 

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import onnxruntime
 
 from retnet_edge.errors import InputError, one_line
-from retnet_edge.runtime.backends.heap import trim_heap
-from retnet_edge.runtime.backends.huge_pages import huge_pages
 from retnet_edge.runtime.backends.ort.prepared import find_prepared
-from retnet_edge.runtime.backends.threads import checked_threads
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import GraphSpec, Manifest
+from retnet_edge.runtime.session.heap import trim_heap
+from retnet_edge.runtime.session.huge_pages import huge_pages
+from retnet_edge.runtime.session.threads import checked_threads
 
 LITERAL = ("session.disable_quant_qdq", "1")
 """Run QuantizeLinear and DequantizeLinear as they are written. ONNX Runtime would join a MatMul and

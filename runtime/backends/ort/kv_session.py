@@ -14,15 +14,15 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from retnet_edge.runtime.backends.ort.graph import load_graph, run_bound
-from retnet_edge.runtime.backends.session import (
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import StateSpec
+from retnet_edge.runtime.session.protocol import (
     PREFILL_SPAN,
     State,
     check_states,
     check_tokens,
     state_shape,
 )
-from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.bundle.manifest import StateSpec
 
 
 class KvSession:

@@ -18,7 +18,6 @@ import onnxruntime
 
 from retnet_edge.errors import DISK_FULL, InputError, is_disk_full, one_line
 from retnet_edge.files import file_entry
-from retnet_edge.runtime.backends.machine import processor
 from retnet_edge.runtime.backends.ort.graph import main_graph
 from retnet_edge.runtime.backends.ort.prepared import (
     GRAPH_FILE,
@@ -29,6 +28,7 @@ from retnet_edge.runtime.backends.ort.prepared import (
     prepared_folder,
 )
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.machine import processor
 
 _EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph
 

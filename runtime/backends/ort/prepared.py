@@ -16,8 +16,8 @@ import onnxruntime
 
 from retnet_edge.errors import InputError
 from retnet_edge.files import FileEntry, regular_file
-from retnet_edge.runtime.backends.machine import processor
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.machine import processor
 
 GRAPH_FILE = "graph.onnx"
 PACKED_FILE = "packed.bin"

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from retnet_edge.errors import DISK_FULL, InputError
-from retnet_edge.runtime.backends.operators import WARMUP, OperatorTime
 from retnet_edge.runtime.backends.ort.graph import load_graph, main_graph
-from retnet_edge.runtime.backends.session import state_shape
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.operators import WARMUP, OperatorTime
+from retnet_edge.runtime.session.protocol import state_shape
 
 BETWEEN = "(between operators)"
 

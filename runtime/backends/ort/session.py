@@ -16,17 +16,17 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from retnet_edge.runtime.backends.heap import trim_heap
 from retnet_edge.runtime.backends.ort.graph import load_graph, main_graph, run_bound, shrinking
-from retnet_edge.runtime.backends.session import (
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import StateSpec
+from retnet_edge.runtime.session.heap import trim_heap
+from retnet_edge.runtime.session.protocol import (
     PREFILL_SPAN,
     State,
     check_states,
     check_tokens,
     state_shape,
 )
-from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.bundle.manifest import StateSpec
 
 _Bindings = tuple[Any, ...]
 

@@ -26,10 +26,10 @@ from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipes.recipe import Recipe, Rule
 from retnet_edge.quantize.recipes.schemes import BlockInt8, DynamicInt8
 from retnet_edge.runtime.backends.select import open_session
-from retnet_edge.runtime.backends.session import Session
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.writer import write_manifest
-from retnet_edge.runtime.verify.replay import run_steps
+from retnet_edge.runtime.parity.replay import run_steps
+from retnet_edge.runtime.session.protocol import Session
 
 VARIANTS = ("untied", "transformer")  # whose head is tied
 EACH = pytest.mark.parametrize("variant", VARIANTS)

@@ -16,7 +16,7 @@ from retnet_edge.quantize.kernel_parity import measure_kernel_parity
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.verify.replay import run_steps
+from retnet_edge.runtime.parity.replay import run_steps
 
 TOKENS = np.random.default_rng(7).integers(0, VOCABULARY, 40)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}

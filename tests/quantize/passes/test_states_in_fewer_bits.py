@@ -16,12 +16,12 @@ from retnet_edge.quantize.recipes.built_in import find_recipe
 from retnet_edge.quantize.recipes.recipe import Recipe, Rule, check_backend, with_state
 from retnet_edge.quantize.recipes.schemes import Float32, StateScheme
 from retnet_edge.runtime.backends.select import open_session
-from retnet_edge.runtime.backends.session import Session
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.state_values import rounded_states, state_values
+from retnet_edge.runtime.parity.golden import replay_golden
+from retnet_edge.runtime.parity.replay import run_steps
+from retnet_edge.runtime.session.protocol import Session
 from retnet_edge.runtime.text.snapshot import Snapshot, load_snapshot, save_snapshot
-from retnet_edge.runtime.verify.golden import replay_golden
-from retnet_edge.runtime.verify.replay import run_steps
 
 TOKENS = np.random.default_rng(4).integers(0, 384, 96)
 SCHEMES: list[StateScheme] = ["float16", "int8"]

@@ -23,7 +23,7 @@ from retnet_edge.quantize.tuning.tune import TuneOptions, divergence, share_of_r
 from retnet_edge.quantize.tuning.tuned_blocks import TunedBlocks
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.verify.replay import run_steps
+from retnet_edge.runtime.parity.replay import run_steps
 
 OPTIONS = TuneOptions(steps=30, batch=4, seq_len=64, lr=0.02)
 TEXT = "The cat sat on the mat, and the dog sat by the door of the old house.\n\n" * 60

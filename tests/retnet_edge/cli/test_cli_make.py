@@ -30,7 +30,7 @@ from tiny_bundle import rewrite_manifest
 import retnet_edge.export.export as export_module
 from retnet_edge import cli
 from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.verify.golden import GOLDEN_FILE
+from retnet_edge.runtime.parity.golden import GOLDEN_FILE
 from retnet_edge.tokenizer import load_tokenizer
 
 SENTENCES = "the cat sat on the mat, and the dog sat by the door\n" * 40
@@ -375,8 +375,8 @@ WEIGHTS_WRITTEN = ("onnx_ir:save", 1)
 GRAPHS_WRITTEN = ("retnet_edge.runtime.bundle.writer:encode", 1)
 VERIFYING = (
     ("retnet_edge.pipeline.verify:measure_kernel_parity", 1),
-    ("retnet_edge.runtime.verify.verify:measure_parity", 1),
-    ("retnet_edge.runtime.verify.verify:render_report", 1),
+    ("retnet_edge.runtime.verify:measure_parity", 1),
+    ("retnet_edge.runtime.verify:render_report", 1),
 )
 
 

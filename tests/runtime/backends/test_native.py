@@ -42,7 +42,7 @@ from retnet_edge.runtime.bench.bench import bench
 from retnet_edge.runtime.bench.traffic import step_weight_bytes
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Tolerance
-from retnet_edge.runtime.verify.memory import measure_memory, memory_supported
+from retnet_edge.runtime.memory.memory import measure_memory, memory_supported
 
 pytestmark = pytest.mark.skipif(
     not native_available(), reason="the native backend was not built: this needs a C compiler"

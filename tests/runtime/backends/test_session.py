@@ -17,9 +17,9 @@ from retnet_edge.errors import InputError
 from retnet_edge.runtime.backends.ort.kv_session import KvSession
 from retnet_edge.runtime.backends.ort.session import OrtSession
 from retnet_edge.runtime.backends.select import open_session
-from retnet_edge.runtime.backends.session import Session
-from retnet_edge.runtime.backends.threads import default_threads, physical_cores, threads_for
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.protocol import Session
+from retnet_edge.runtime.session.threads import default_threads, physical_cores, threads_for
 
 TOKENS = [int(token) for token in np.random.default_rng(1).integers(0, 300, size=2_100)]
 TOLERANCE = 2e-4

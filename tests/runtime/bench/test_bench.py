@@ -20,9 +20,6 @@ from rich.console import Console
 from retnet_edge import cli
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import export
-from retnet_edge.runtime.backends.huge_pages import huge_pages, large_regions
-from retnet_edge.runtime.backends.machine import OtherLoad, processor
-from retnet_edge.runtime.backends.operators import OperatorTime
 from retnet_edge.runtime.backends.ort.profile import BETWEEN, by_operator
 from retnet_edge.runtime.backends.profile import profile
 from retnet_edge.runtime.bench.bench import bench
@@ -35,7 +32,10 @@ from retnet_edge.runtime.bench.output import (
 from retnet_edge.runtime.bench.read_bandwidth import ReadBandwidth
 from retnet_edge.runtime.bench.records import Bench, spread
 from retnet_edge.runtime.bench.traffic import step_bytes, step_weight_bytes
-from retnet_edge.runtime.verify.memory import memory_supported
+from retnet_edge.runtime.memory.memory import memory_supported
+from retnet_edge.runtime.session.huge_pages import huge_pages, large_regions
+from retnet_edge.runtime.session.machine import OtherLoad, processor
+from retnet_edge.runtime.session.operators import OperatorTime
 
 
 @pytest.fixture(scope="module")

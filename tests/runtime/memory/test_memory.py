@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.verify.memory import memory_supported, run_child, summarise_memory
-from retnet_edge.runtime.verify.slope import Slope, fit_slope
+from retnet_edge.runtime.memory.memory import memory_supported, run_child, summarise_memory
+from retnet_edge.runtime.memory.slope import Slope, fit_slope
 
 linux = pytest.mark.skipif(not memory_supported(), reason="needs /proc/self/smaps_rollup")
 PAGE = 4096
@@ -80,7 +80,7 @@ def test_series_that_cannot_be_fitted(tokens: range, sizes: range) -> None:
 CHILD = """
 import mmap, sys
 import msgspec
-from retnet_edge.runtime.verify.memory_child import Observation, Sampler, guard, observe
+from retnet_edge.runtime.memory.child import Observation, Sampler, guard, observe
 
 class Fake:
     '''Keeps `leak` more bytes with every step.'''
@@ -161,7 +161,7 @@ def test_a_child_does_not_outlive_the_call(tmp_path: Path) -> None:
 def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     grandchild = (
-        "import os, time; from retnet_edge.runtime.verify.memory_child import guard; "
+        "import os, time; from retnet_edge.runtime.memory.child import guard; "
         "guard(os.getppid());"
         f"open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     )

@@ -18,11 +18,10 @@ from tiny_bundle import TinyModel
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.backends.select import open_session
-from retnet_edge.runtime.backends.session import Session
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Manifest
 from retnet_edge.runtime.bundle.writer import update_manifest
-from retnet_edge.runtime.verify.golden import (
+from retnet_edge.runtime.parity.golden import (
     GOLDEN_FILE,
     LOGIT_ROWS,
     NEAR_TOKENS,
@@ -30,9 +29,10 @@ from retnet_edge.runtime.verify.golden import (
     golden_shapes,
     replay_golden,
 )
-from retnet_edge.runtime.verify.parity import measure_parity
-from retnet_edge.runtime.verify.report.rows import parity_rows
-from retnet_edge.runtime.verify.verdict import judge
+from retnet_edge.runtime.parity.parity import measure_parity
+from retnet_edge.runtime.report.rows import parity_rows
+from retnet_edge.runtime.report.verdict import judge
+from retnet_edge.runtime.session.protocol import Session
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from numpy_retnet import VOCAB, NetReference, NetSession, text
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.verify.agreement import compare, log_softmax, state_distance, summarise
-from retnet_edge.runtime.verify.parity import Parity, measure_parity
-from retnet_edge.runtime.verify.probes import measure_places, measure_prefill
-from retnet_edge.runtime.verify.replay import bucket_edges, replay, spans
+from retnet_edge.runtime.parity.agreement import compare, log_softmax, state_distance, summarise
+from retnet_edge.runtime.parity.parity import Parity, measure_parity
+from retnet_edge.runtime.parity.probes import measure_places, measure_prefill
+from retnet_edge.runtime.parity.replay import bucket_edges, replay, spans
 
 
 def measure(session: NetSession, *lengths: int, **options: object) -> Parity:

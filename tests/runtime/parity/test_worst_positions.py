@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from numpy_retnet import NetReference, NetSession, text
 
-from retnet_edge.runtime.verify.parity import measure_parity
+from retnet_edge.runtime.parity.parity import measure_parity
 
 
 def words(tokens: Sequence[int]) -> str:

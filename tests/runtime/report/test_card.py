@@ -7,10 +7,10 @@ from numpy_retnet import NetReference, NetSession, text
 from test_report import TOLERANCE, manifest
 from test_verdict import memory_of
 
-from retnet_edge.runtime.verify.parity import measure_parity
-from retnet_edge.runtime.verify.report.card import HEADER, model_card
-from retnet_edge.runtime.verify.slope import Slope
-from retnet_edge.runtime.verify.verdict import Measured, Verdict, checks
+from retnet_edge.runtime.memory.slope import Slope
+from retnet_edge.runtime.parity.parity import measure_parity
+from retnet_edge.runtime.report.card import HEADER, model_card
+from retnet_edge.runtime.report.verdict import Measured, Verdict, checks
 
 
 def test_the_card_has_a_row_for_every_bundle_with_its_figures() -> None:

@@ -24,12 +24,12 @@ from retnet_edge.runtime.bundle.manifest import (
     Tolerance,
     Verification,
 )
-from retnet_edge.runtime.verify.backend_pairs import Between
-from retnet_edge.runtime.verify.memory import Memory
-from retnet_edge.runtime.verify.parity import BlockError, measure_parity
-from retnet_edge.runtime.verify.report.page import labels, print_report, render_report
-from retnet_edge.runtime.verify.slope import Slope, fit_slope
-from retnet_edge.runtime.verify.verdict import Measured, Verdict, checks
+from retnet_edge.runtime.memory.memory import Memory
+from retnet_edge.runtime.memory.slope import Slope, fit_slope
+from retnet_edge.runtime.parity.backend_pairs import Between
+from retnet_edge.runtime.parity.parity import BlockError, measure_parity
+from retnet_edge.runtime.report.page import labels, print_report, render_report
+from retnet_edge.runtime.report.verdict import Measured, Verdict, checks
 
 TOLERANCE = Tolerance(
     max_abs_logit_error=2e-4, perplexity_ratio=1.001, mean_kl=5e-4, top1_agreement=0.99

@@ -9,10 +9,10 @@ import pytest
 from numpy_retnet import NetReference, NetSession, text
 
 from retnet_edge.runtime.bundle.manifest import Tolerance
-from retnet_edge.runtime.verify.memory import Memory
-from retnet_edge.runtime.verify.parity import Parity, measure_parity
-from retnet_edge.runtime.verify.slope import Slope
-from retnet_edge.runtime.verify.verdict import checks, judge
+from retnet_edge.runtime.memory.memory import Memory
+from retnet_edge.runtime.memory.slope import Slope
+from retnet_edge.runtime.parity.parity import Parity, measure_parity
+from retnet_edge.runtime.report.verdict import checks, judge
 
 replace = msgspec.structs.replace
 TOLERANCE = Tolerance(

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.backends.select import open_session
-from retnet_edge.runtime.backends.session import State
+from retnet_edge.runtime.session.protocol import State
 from retnet_edge.runtime.text.generate import FED_AT_ONCE, IncrementalText, StopStrings, generate
 from retnet_edge.runtime.text.sampling import Sampling
 

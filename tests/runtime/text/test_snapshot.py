@@ -14,8 +14,8 @@ from tiny_bundle import TinyModel, rewrite_manifest, write_tiny_bundle
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.backends.select import open_session
-from retnet_edge.runtime.backends.session import Session
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.protocol import Session
 from retnet_edge.runtime.text.snapshot import Snapshot, load_snapshot, save_snapshot
 
 TOKENS = [int(token) for token in np.random.default_rng(5).integers(0, 300, size=700)]
