@@ -54,10 +54,11 @@ test-lm-eval: $(LM_EVAL)/.installed  ## lm-eval on the shipped checkpoint, in a 
 test-optimum: $(OPTIMUM)/.installed  ## the optimum bridge on optimum-onnx 0.1, in a venv of its own
 	OMP_NUM_THREADS=1 $(OPTIMUM)/bin/python -m pytest --noconftest $(PYTEST_ARGS) tests/retnet_edge/integrations/test_optimum_*.py
 
-lint: $(STAMP)  ## ruff and mypy
+lint: $(STAMP)  ## ruff, mypy, and the directions in which rooms may import each other
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-logo
 
 bench: $(STAMP) $(BUNDLE)/manifest.json  ## the measurements of benchmarks/ on the demo's bundle
 	$(PY) benchmarks/base_install.py '$(BUNDLE)'
@@ -72,7 +73,7 @@ $(BUNDLE)/manifest.json:
 	$(MAKE) demo
 
 clean:  ## remove the venvs, caches, build leftovers and the demo's bundle
-	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) $(OPTIMUM) $(PEERS) build dist *.egg-info runtime/backends/native/_native.* .mypy_cache .ruff_cache .pytest_cache .hypothesis '$(BUNDLE)'
+	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) $(OPTIMUM) $(PEERS) build dist *.egg-info runtime/backends/native/_native.* .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis '$(BUNDLE)'
 	find retnet_edge export quantize runtime tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Only this file is watched, not pip's state: after a hand-made change in .venv, `make clean`.

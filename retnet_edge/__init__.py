@@ -5,7 +5,7 @@ Importing this package loads neither torch nor a backend; each sub-module says w
 
 import os
 
-__version__ = "0.1.0"
+from retnet_edge.version import __version__ as __version__
 
 # ONNX Runtime 1.29 and newer report use to Microsoft from Linux, macOS, Android and iOS, from three
 # threads of their own, and keep a device id on disk. This must be set before it is first imported.
