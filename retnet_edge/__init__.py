@@ -66,15 +66,17 @@ _MODULES = {
 _PACKAGES = ("export", "quantize")
 
 
-def __getattr__(name: str) -> object:
-    """The public name, imported now."""
-    if name in _PACKAGES:
-        return import_module(f"retnet_edge.{name}")
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"retnet_edge.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker sees the names above, and no others
+
+    def __getattr__(name: str) -> object:
+        """The public name, imported now."""
+        if name in _PACKAGES:
+            return import_module(f"retnet_edge.{name}")
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"retnet_edge.{_MODULES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
