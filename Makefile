@@ -14,6 +14,7 @@ PY := $(VENV)/bin/python
 CLI := $(VENV)/bin/retnet-edge
 PIP := $(PY) -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
 HF4 := .venv-hf4
 LM_EVAL := .venv-lm-eval
 OPTIMUM := .venv-optimum
@@ -30,7 +31,7 @@ help:  ## this list
 
 setup: $(STAMP)  ## make .venv and install the project in it (again only when its requirements change)
 
-demo: $(STAMP)  ## export, quantize and verify the shipped model, then let it write
+demo: $(DEMO_STAMP)  ## export, quantize and verify the shipped model, then let it write
 	rm -rf -- '$(BUNDLE)'
 	mkdir -p '$(dir $(BUNDLE))'
 	$(CLI) build '$(CHECKPOINT)' '$(BUNDLE)' --recipe $(RECIPE) --text '$(CHECKPOINT)/heldout.txt'
@@ -76,13 +77,21 @@ clean:  ## remove the venvs, caches, build leftovers and the demo's bundle
 	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) $(OPTIMUM) $(PEERS) build dist *.egg-info runtime/backends/native/_native.* .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis '$(BUNDLE)'
 	find retnet_edge export quantize runtime tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
+# What the demo needs and no more: no transformers, ExecuTorch, pyarrow or test tools. pip compiles no
+# bytecode, since most of torch is never imported; Python compiles what is, once. All that is set up
+# by `make setup` does for the demo too.
+$(DEMO_STAMP): pyproject.toml constraints.txt $(wildcard native/*) | $(VENV)/bin/pip
+	@if [ ! -e '$(STAMP)' ] || [ -n "$$(find $^ -newer '$(STAMP)')" ]; then \
+	  echo 'Installing retnet-edge and what the demo needs into $(VENV): about a minute, once.'; \
+	  $(call pip_install,'.[export]',--no-compile); \
+	fi
+	@touch $@
+
 # Only this file is watched, not pip's state: after a hand-made change in .venv, `make clean`.
 $(STAMP): pyproject.toml constraints.txt $(wildcard native/*) | $(VENV)/bin/pip
-	@echo 'Installing retnet-edge and its tools into $(VENV); the first time takes some minutes.'
-	@{ $(PIP) install -c constraints.txt setuptools && \
-	  $(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'; } > $(PIP_LOG) 2>&1 || { \
-	  tail -n 25 $(PIP_LOG) >&2; echo 'pip failed; all it said is in $(PIP_LOG)' >&2; exit 1; }
-	@touch $@
+	@echo 'Installing retnet-edge and its tools into $(VENV): some minutes, once.'
+	@$(call pip_install,'.[dev]',)
+	@touch $@ $(DEMO_STAMP)
 
 $(VENV)/bin/pip:
 	@command -v '$(PYTHON)' >/dev/null || { \
@@ -119,6 +128,11 @@ $(PEERS)/.installed: constraints-peers.txt
 	CMAKE_ARGS=-DGGML_NATIVE=ON $(PEERS)/bin/python -m pip install -q -c constraints-peers.txt \
 	  --no-binary llama-cpp-python llama-cpp-python gguf
 	@touch $@
+
+# $(1): what to install, $(2): options. pip's words go to a file, of which a failure shows the end.
+pip_install = { $(PIP) install $(2) -c constraints.txt setuptools && \
+	  $(PIP) install $(2) -c constraints.txt --no-build-isolation -e $(1); } > $(PIP_LOG) 2>&1 || { \
+	  tail -n 25 $(PIP_LOG) >&2; echo 'pip failed; all it said is in $(PIP_LOG)' >&2; exit 1; }
 
 define PINS
 import json, sys

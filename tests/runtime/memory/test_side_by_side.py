@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ from conftest import Tiny
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.memory import memory as module
-from retnet_edge.runtime.memory.memory import measure_memory, memory_supported, time_alone
+from retnet_edge.runtime.memory.memory import Memory, measure_memory, memory_supported, time_alone
 from retnet_edge.runtime.memory.side_by_side import SideBySide
 from retnet_edge.runtime.memory.slope import Slope
 
@@ -51,7 +52,7 @@ def test_what_a_run_raises_is_its_result(tmp_path: Path) -> None:
 def test_children_end_with_the_block(tiny: Tiny) -> None:
     before = children()
     running = threading.Event()
-    runs = []
+    runs: list[Future[Memory]] = []
 
     def leave() -> None:
         with SideBySide() as beside:
