@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sources import SAVED, WRITERS
+from text_files import SAVED, WRITERS
 from tokenizers import Tokenizer, models
 
 from retnet_edge.data import shards as module
