@@ -285,7 +285,7 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from retnet_edge.data import shards
-from retnet_edge.runtime.bundle import writer
+from retnet_edge import atomic
 from retnet_edge.tokenizer import load_tokenizer
 
 moment, source, tokenizer, folder = sys.argv[1], *map(Path, sys.argv[2:])
@@ -308,7 +308,7 @@ if moment == "between shards":
 elif moment == "before the manifest":
     shards.ShardManifest.own_sha256 = kill
 elif moment == "before the first rename":
-    writer._sync_tree = kill
+    atomic._sync_tree = kill
 elif moment == "while the old is removed":
     shards.shutil.rmtree = half_removed
 elif moment == "before the second rename":
