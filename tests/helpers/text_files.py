@@ -1,4 +1,8 @@
-"""Documents as every kind of file that training text may be."""
+"""Documents as every kind of file that training text may be, and what shards hold of them.
+
+Files of tests take the fixtures by assignment, `source = text_files.source`: an imported name would
+be hidden by their own parameters.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+from tokenizers import Tokenizer
 
-from retnet_edge.tokenizer import END_OF_TEXT
+from retnet_edge.tokenizer import END_OF_TEXT, train_tokenizer
 
 SAVED = Path(__file__).parents[1] / "data" / "saved_dataset"
+DOCUMENTS = [f"Document {i}: the naïve café was closed on day {i * 7}." for i in range(600)]
 
 
 def write_text(path: Path, texts: list[str]) -> Path:
@@ -58,3 +65,21 @@ WRITERS: dict[str, Callable[[Path, list[str]], Path]] = {
     "x.parquet": write_parquet,
     "dataset": write_dataset,
 }
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Tokenizer:
+    return train_tokenizer(DOCUMENTS, 400)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_text(tmp_path / "text.txt", DOCUMENTS)
+
+
+def expected(bpe: Tokenizer, texts: list[str]) -> list[int]:
+    return [i for text in texts for i in (*bpe.encode(text).ids, 0)]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
