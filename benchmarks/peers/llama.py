@@ -1,4 +1,4 @@
-"""A GGUF file in llama.cpp, for `peers.py`: `peers_llama.py FILE THREADS CONTEXT [FILL_THREADS]`.
+"""A GGUF file in llama.cpp, as a process: `FILE THREADS CONTEXT [FILL_THREADS]`.
 
 llama.cpp's C interface, so that Python's part of a step is a call. Flash attention is on, prompts
 go in batches of 512, the KV cache is float16 and as long as the deepest test.
@@ -10,7 +10,8 @@ import ctypes
 import sys
 
 import llama_cpp
-from peers_process import FILL, serve
+
+from benchmarks.peers.process import FILL, serve
 
 
 class GGUF:

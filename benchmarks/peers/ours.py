@@ -1,11 +1,10 @@
-"""A bundle in this runtime, for `peers.py`: `peers_ours.py BUNDLE THREADS BACKEND`."""
+"""A bundle in this runtime, as a process: `BUNDLE THREADS BACKEND`."""
 
 from __future__ import annotations
 
 import sys
 
-from peers_process import serve
-
+from benchmarks.peers.process import serve
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
 

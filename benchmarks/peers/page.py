@@ -1,4 +1,4 @@
-"""docs/peers.md and its plot, from the rows that `peers.py measure` left."""
+"""docs/peers.md and its plot, from the rows that `python -m benchmarks.peers measure` left."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from results_plots import COLOURS, STYLE
-from results_text import table
+from benchmarks.results_page.plots import COLOURS, STYLE
+from benchmarks.results_page.text import table
 
 Row = dict[str, Any]
 DEEP = "peers-32k.json"
@@ -37,7 +37,7 @@ GOALS = (
 BACKENDS = ("-native", "")
 HEAD = """# Beside llama.cpp
 
-Written by `python benchmarks/peers.py page`: edit `benchmarks/peers_page.py`, not this page.
+Written by `python -m benchmarks.peers page`: edit `benchmarks/peers/page.py`, not this page.
 `make bench-peers` measures.
 
 The preset edge-135m (130.8M parameters) beside models of as many parameters to 3 %, all with random

@@ -1,4 +1,4 @@
-"""What the measured processes of `peers.py` share: one command a line in, one answer a line out."""
+"""What the measured processes share: one command a line in, one answer a line out."""
 
 from __future__ import annotations
 

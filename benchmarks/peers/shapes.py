@@ -1,4 +1,4 @@
-"""Tensors of the peers that `peers_gguf.py` writes: names as llama.cpp knows them, NumPy shapes.
+"""Tensors of the peers that `gguf_files.py` writes: names as llama.cpp knows them, NumPy shapes.
 
 Each has edge-135m's width and vocabulary and as many layers as make its number of parameters
 (130.8M) to 3 %.

@@ -1,7 +1,8 @@
 """What llama.cpp's Q8_0, Q4_0 and Q4_K cost the Transformer baseline, beside our recipes.
 
-    .venv/bin/python benchmarks/gguf_quantization.py reference CHECKPOINT --text TEXT --folder F
-    .venv-peers/bin/python benchmarks/gguf_quantization.py measure F [--out RESULTS.json]
+    M=benchmarks.quantization.gguf_types
+    .venv/bin/python -m $M reference CHECKPOINT --text TEXT --folder F
+    .venv-peers/bin/python -m $M measure F [--out RESULTS.json]
 
 `reference` writes the checkpoint's weights and its float64 log probabilities on held-out text;
 `measure` writes GGUF files of the weights, runs them in llama.cpp and prints ratio of perplexities,

@@ -1,6 +1,6 @@
 """What recipes cost on held-out text, with and without each trick: perplexity, KL and top-1.
 
-    python benchmarks/quantization.py checkpoints/edge-15m --calibration CALIBRATION.txt
+    python -m benchmarks.quantization.held_out checkpoints/edge-15m --calibration CALIBRATION.txt
 
 Every bundle steps through the same contexts, many at once where none changes another, beside the
 checkpoint in float64: ratio of perplexities, mean KL(float64 ‖ bundle), share of positions whose
@@ -41,7 +41,7 @@ from retnet_edge.quantize.recipes.schemes import BlockInt4, DynamicInt8, Scheme,
 from retnet_edge.runtime.backends.ort.graph import rows_share_scales
 from retnet_edge.runtime.bundle.bundle import Bundle
 
-RESULTS = Path(__file__).parent / "results" / "quantization.json"
+RESULTS = Path(__file__).parents[1] / "results" / "quantization.json"
 PLAIN = "int8+int8-state, plainly rounded"
 SPAN = 32  # positions of all sequences whose float64 logits are held at once
 

@@ -1,6 +1,6 @@
 """What optimum's nearest to `int8-dynamic` costs beside the recipe itself, on an fp32 bundle.
 
-    python benchmarks/optimum_recipe.py BUNDLE.edge checkpoints/edge-15m/heldout.txt
+    python -m benchmarks.quantization.optimum_recipe BUNDLE.edge checkpoints/edge-15m/heldout.txt
 
 Applies both to the bundle's step graph (needs the extra optimum), feeds held-out text through all
 three a token a step and prints perplexity, mean KL and top-1 agreement against fp32. One sequence

@@ -1,6 +1,6 @@
 """Does every recipe pass `verify` in every form of graphs, step and prefill alike?
 
-    python benchmarks/recipe_forms.py checkpoints/edge-15m --calibration CALIBRATION.txt
+    python -m benchmarks.quantization.recipe_forms checkpoints/edge-15m --calibration TEXT.txt
 
 Each built-in recipe, and `int8` with both smaller states, is applied to the `ort` graphs, the
 `portable` graphs and the ExecuTorch programs of a checkpoint, and the bundle verified: steps
@@ -31,7 +31,7 @@ from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Backend
 from retnet_edge.runtime.report.verdict import Measured
 
-RESULTS = Path(__file__).parent / "results" / "recipe-forms.json"
+RESULTS = Path(__file__).parents[1] / "results" / "recipe-forms.json"
 FORMS: dict[str, tuple[Literal["onnx", "executorch"], Literal["ort", "portable"], Backend]] = {
     "ort": ("onnx", "ort", "onnxruntime"),
     "portable": ("onnx", "portable", "onnxruntime"),

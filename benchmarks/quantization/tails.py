@@ -1,6 +1,6 @@
 """What the tails of the int8 recipes buy and cost: with and without, in one run.
 
-    python benchmarks/tails.py checkpoints/edge-15m
+    python -m benchmarks.quantization.tails checkpoints/edge-15m
 
 Quality: KL(float64 ‖ bundle) and top-1 agreement over held-out tokens. Speed: decode steps on one
 thread, the bundles interleaved, the median of the rounds.
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from step_speed import step_milliseconds
 
+from benchmarks.speed.steps import step_milliseconds
 from retnet_edge.data.contexts import text_contexts
 from retnet_edge.export.export import export
 from retnet_edge.model.checkpoint import load_checkpoint

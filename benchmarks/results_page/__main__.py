@@ -1,10 +1,10 @@
 """Make docs/results.md, with its plots, from the committed metrics.
 
-    python benchmarks/results.py
+    python -m benchmarks.results_page
 
-Reads benchmarks/results/comparisons/ (`comparisons.py`) and benchmarks/results/speed/*.json, each
-a table: {"title": …, "command": …, "device": …, "rows": [{column: value, …}, …]}. A section
-appears where there is something measured to show.
+Reads benchmarks/results/comparisons/ (of `benchmarks.comparisons`) and, in
+benchmarks/results/speed/, tables: {"title": …, "command": …, "device": …, "rows": [{column: value,
+…}, …]}. A section appears where there is something measured to show.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from comparison_records import read_folder
-from head_shape_records import read_costs
-from results_plots import plots
-from results_text import (
+
+from benchmarks.comparisons.head_shape_records import read_costs
+from benchmarks.comparisons.records import read_folder
+from benchmarks.results_page.plots import plots
+from benchmarks.results_page.text import (
     Records,
     ablations,
     contexts,
@@ -29,14 +30,13 @@ from results_text import (
     sizes,
     table,
 )
-
 from retnet_edge.errors import InputError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = "results.md"
 INTRODUCTION = (
-    "Written by `python benchmarks/results.py` from the metrics in `benchmarks/results/`: edit the "
-    "script, not this page."
+    "Written by `python -m benchmarks.results_page` from the metrics in `benchmarks/results/`: "
+    "edit the script, not this page."
 )
 
 
@@ -126,7 +126,9 @@ def write_results(comparisons: Path, speed: Path, docs: Path) -> Path:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="results_page", description=(__doc__ or "").split("\n\n")[0]
+    )
     results = ROOT / "benchmarks" / "results"
     parser.add_argument("--comparisons", type=Path, default=results / "comparisons")
     parser.add_argument("--speed", type=Path, default=results / "speed")
@@ -135,7 +137,7 @@ def main() -> int:
     try:
         print(write_results(args.comparisons, args.speed, args.docs))
     except InputError as error:
-        print(f"results.py: {error}", file=sys.stderr)
+        print(f"results_page: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -6,9 +6,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from comparison_records import Record
-from comparison_runs import ABLATIONS, SMALLEST, Run
-from results_text import COMPARED, IN_WORDS, Records
+from benchmarks.comparisons.records import Record
+from benchmarks.comparisons.runs import ABLATIONS, SMALLEST, Run
+from benchmarks.results_page.text import COMPARED, IN_WORDS, Records
 
 COLOURS = ("#3987e5", "#d95926", "#2e9e6b", "#8a8983", "#b04fb3", "#c29a12")
 STYLE: Any = {

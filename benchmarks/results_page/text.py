@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 
-from comparison_records import Failed, Record, Result
-from comparison_runs import ABLATIONS, CONTEXTS, SEEDS, SMALLEST, Run, Size, Variant
-from head_shape_records import ShapeCosts
+from benchmarks.comparisons.head_shape_records import ShapeCosts
+from benchmarks.comparisons.records import Failed, Record, Result
+from benchmarks.comparisons.runs import ABLATIONS, CONTEXTS, SEEDS, SMALLEST, Run, Size, Variant
 
 Records = dict[str, Record]
 
@@ -241,7 +241,7 @@ def head_shapes(records: Records, costs: ShapeCosts | None) -> list[str]:
         words.append(
             f"Milliseconds: one token through the exported fp32 step, {costs.threads} thread of "
             f"{costs.machine}, the shapes in turns, median and quartiles of {costs.rounds} rounds "
-            f"of {costs.steps} (`python benchmarks/comparisons.py heads`)."
+            f"of {costs.steps} (`python -m benchmarks.comparisons heads`)."
         )
     wide, narrow = (_result(records, run) for run in runs)
     if wide and narrow:

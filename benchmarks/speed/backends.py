@@ -1,7 +1,7 @@
 """Decode and prefill speed of all backends on one checkpoint, interleaved in one run.
 
-    python benchmarks/backends.py checkpoints/edge-15m --calibration text.txt
-    python benchmarks/backends.py --preset edge-135m --calibration text.txt
+    python -m benchmarks.speed.backends checkpoints/edge-15m --calibration text.txt
+    python -m benchmarks.speed.backends --preset edge-135m --calibration text.txt
 
 For every recipe that a backend can express: milliseconds a step (median of rounds, and its
 quartiles), that over ONNX Runtime's int8, prompt tokens a second, load time, bytes of the step's
@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from step_speed import in_turns
 from tokenizers import Tokenizer
 
+from benchmarks.speed.steps import in_turns
 from retnet_edge.export.export import export
 from retnet_edge.model.checkpoint import build_model, load_checkpoint, write_checkpoint
 from retnet_edge.presets import preset

@@ -1,6 +1,6 @@
 """What a head shape costs on the device: three shapes of one model, int8, in turns in one process.
 
-    python benchmarks/head_shape_speed.py --folder /tmp/shapes
+    python -m benchmarks.speed.head_shapes --folder /tmp/shapes
 
 d_model 768, 15 layers, vocabulary 32,000, 130.8M parameters each; heads × key dim × value dim is
 3 × 256 × 512, 6 × 128 × 256 and 12 × 64 × 128. Weights are fresh: what a step costs does not depend

@@ -1,6 +1,6 @@
 """What a token costs outside the backend: the session's own work, sampling, and text.
 
-    python benchmarks/overhead.py runs/demo.edge
+    python -m benchmarks.speed.overhead runs/demo.edge
 
 The backend's call is replaced by nothing after one real step, so that the rest can be timed alone:
 `step` is a session's step, `generate` the whole loop of `retnet-edge generate` with its default

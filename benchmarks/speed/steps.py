@@ -1,6 +1,6 @@
 """Milliseconds a step of several bundles, in turns in one process, and over the first one's.
 
-    python benchmarks/step_speed.py INT8.edge INT4.edge MIXED.edge --threads 1
+    python -m benchmarks.speed.steps INT8.edge INT4.edge MIXED.edge --threads 1
 
 Median (quartiles) of rounds; every round steps each bundle for about `--seconds`.
 """

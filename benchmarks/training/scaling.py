@@ -1,7 +1,7 @@
 """Tokens a second of `retnet-edge train` on 1, 2, … GPUs, and what a resumed run makes of it.
 
-    python benchmarks/scaling.py --gpus 1 2 --out scaling.json
-    python benchmarks/scaling.py --gpus 1 2 --smoke --device cpu     # gloo, tiny models, seconds
+    python -m benchmarks.training.scaling --gpus 1 2 --out scaling.json
+    python -m benchmarks.training.scaling --gpus 1 2 --smoke --device cpu     # gloo, seconds
 
 Every row is the product's own command under torchrun (FSDP2; at one GPU alone, without it), with
 training text that is repeated to the length a sequence needs. Rates are the medians of the
@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from training_speed import retnet
 
+from benchmarks.training.speed import retnet
 from retnet_edge.config import encode_config
 from retnet_edge.training.metrics import METRICS_FILE, read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "checkpoints" / "edge-15m"
 INTERVAL, INTERVALS = 4, 4
 SECONDS = 240
@@ -179,7 +179,8 @@ def main() -> None:
         table.append(row)
         print(json.dumps(row), flush=True)
         if args.out is not None:
-            told = {"command": " ".join(sys.argv), "device": _device(args.device)}
+            command = " ".join(["python -m benchmarks.training.scaling", *sys.argv[1:]])
+            told = {"command": command, "device": _device(args.device)}
             args.out.write_text(json.dumps({**told, "rows": rows, "resumed": resumes}, indent=1))
 
     alone: dict[tuple[str, int], float] = {}

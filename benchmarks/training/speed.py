@@ -1,8 +1,8 @@
 """Tokens a second and peak memory of a training step, peers interleaved in one run on one GPU.
 
-    python benchmarks/training_speed.py speed --size 400m --seq 8192 --out results.json
-    python benchmarks/training_speed.py retention --out results.json
-    python benchmarks/training_speed.py profile --size 400m --seq 8192
+    python -m benchmarks.training.speed speed --size 400m --seq 8192 --out results.json
+    python -m benchmarks.training.speed retention --out results.json
+    python -m benchmarks.training.speed profile --size 400m --seq 8192
 
 Every contender has float32 weights, bfloat16 autocast, the same fused AdamW, the same number of
 tokens a step and a vocabulary of 32,000. RetNets have flash-linear-attention's shape; Transformers
@@ -370,7 +370,7 @@ def main() -> None:
     if args.out is not None:
         table = {
             "title": args.title or args.what,
-            "command": "python benchmarks/training_speed.py " + " ".join(sys.argv[1:]),
+            "command": "python -m benchmarks.training.speed " + " ".join(sys.argv[1:]),
             "device": f"{torch.cuda.get_device_name()}, torch {torch.__version__}",
             "rows": rows,
         }
