@@ -188,7 +188,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="comparisons", description=(__doc__ or "").split("\n\n")[0])
+    top = argparse.ArgumentParser(
+        prog="python -m benchmarks.comparisons", description=(__doc__ or "").split("\n\n")[0]
+    )
     commands = top.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="train what has no result yet")

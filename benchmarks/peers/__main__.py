@@ -193,7 +193,9 @@ def processor() -> str:
 
 def main() -> None:
     """Measure, or write the page."""
-    parser = argparse.ArgumentParser(prog="peers", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("what", choices=["measure", "page"])
     parser.add_argument("--bundles", type=Path, default=Path("runs/backends/edge-135m"))
     parser.add_argument("--gguf", type=Path, default=Path("runs/peers"))

@@ -127,7 +127,7 @@ def write_results(comparisons: Path, speed: Path, docs: Path) -> Path:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="results_page", description=(__doc__ or "").split("\n\n")[0]
+        prog="python -m benchmarks.results_page", description=(__doc__ or "").split("\n\n")[0]
     )
     results = ROOT / "benchmarks" / "results"
     parser.add_argument("--comparisons", type=Path, default=results / "comparisons")
