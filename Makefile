@@ -47,7 +47,7 @@ test-slow: $(STAMP)  ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile -m slow $(PYTEST_ARGS)
 
 test-hf4: $(HF4)/.installed  ## retnet_edge.integrations.transformers on transformers 4.57, in a venv of its own
-	OMP_NUM_THREADS=1 $(HF4)/bin/python -m pytest --noconftest $(PYTEST_ARGS) tests/retnet_edge/integrations/test_transformers.py
+	OMP_NUM_THREADS=1 $(HF4)/bin/python -m pytest --noconftest $(PYTEST_ARGS) tests/retnet_edge/integrations/test_transformers*.py
 
 test-lm-eval: $(LM_EVAL)/.installed  ## lm-eval on the shipped checkpoint, in a venv of its own
 	OMP_NUM_THREADS=1 $(LM_EVAL)/bin/python -m pytest --noconftest -m slow $(PYTEST_ARGS) tests/retnet_edge/integrations/test_lm_eval.py
@@ -62,13 +62,13 @@ lint: $(STAMP)  ## ruff, mypy, and the directions in which rooms may import each
 	$(VENV)/bin/lint-imports --no-logo
 
 bench: $(STAMP) $(BUNDLE)/manifest.json  ## the measurements of benchmarks/ on the demo's bundle
-	$(PY) benchmarks/base_install.py '$(BUNDLE)'
+	$(PY) -m benchmarks.base_install '$(BUNDLE)'
 
 bench-peers: $(STAMP) $(PEERS)/.installed  ## edge-135m beside llama.cpp (builds it; half an hour on two quiet cores)
-	$(PY) benchmarks/backends.py --preset edge-135m --calibration '$(CHECKPOINT)/heldout.txt' --build-only \
+	$(PY) -m benchmarks.speed.backends --preset edge-135m --calibration '$(CHECKPOINT)/heldout.txt' --build-only \
 	  --backends onnx --recipes int8 int8-weight int4 int4-weight
-	$(PEERS)/bin/python benchmarks/peers_gguf.py runs/peers
-	$(PY) benchmarks/peers.py measure --out runs/peers/peers.json
+	$(PEERS)/bin/python -m benchmarks.peers.gguf_files runs/peers
+	$(PY) -m benchmarks.peers measure --out runs/peers/peers.json
 
 $(BUNDLE)/manifest.json:
 	$(MAKE) demo
