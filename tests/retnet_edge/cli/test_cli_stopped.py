@@ -13,13 +13,12 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import command_world
 import pytest
 from command_world import Arguments, Command, Done, Main, World, build, export, quantize_, verify
-from conftest import file_size_limit
+from conftest import child_processes, file_size_limit
 
 from retnet_edge.runtime.bundle.bundle import Bundle
 
@@ -100,19 +99,18 @@ def test_ctrl_c_leaves_nothing(
 def test_ctrl_c_while_memory_is_measured_ends_the_process_that_does(
     world: World, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    before, seen = children.read_text(), []
+    before, seen = child_processes(), set[str]()
 
     def advance(tokens: int) -> None:
-        seen.append(children.read_text())
-        if seen[-1] != before:
+        if not seen and child_processes() > before:
+            seen.update(child_processes() - before)
             press_ctrl_c()
 
     monkeypatch.setattr("retnet_edge.pipeline.verify.progress", lambda *_: nullcontext(advance))
     listing = world.listing()
     assert_interrupted(main(world.judge()))
-    assert len(seen[-1].split()) == len(before.split()) + 1
-    assert children.read_text() == before
+    assert len(seen) == 1
+    assert child_processes() == before
     assert world.listing() == listing
 
 

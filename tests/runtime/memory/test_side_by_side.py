@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from conftest import Tiny
+from conftest import Tiny, child_processes
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.memory import memory as module
@@ -18,15 +18,6 @@ from retnet_edge.runtime.memory.side_by_side import SideBySide
 from retnet_edge.runtime.memory.slope import Slope
 
 pytestmark = pytest.mark.skipif(not memory_supported(), reason="needs /proc/self/smaps_rollup")
-
-
-def children() -> set[str]:
-    """Ids of this process's children."""
-    return {
-        pid
-        for path in Path("/proc/self/task").glob("*/children")
-        for pid in path.read_text().split()
-    }
 
 
 def test_runs_beside_each_other_give_what_one_alone_gives(tiny: Tiny) -> None:
@@ -50,7 +41,7 @@ def test_what_a_run_raises_is_its_result(tmp_path: Path) -> None:
 
 
 def test_children_end_with_the_block(tiny: Tiny) -> None:
-    before = children()
+    before = child_processes()
     running = threading.Event()
     runs: list[Future[Memory]] = []
 
@@ -66,7 +57,7 @@ def test_children_end_with_the_block(tiny: Tiny) -> None:
     with pytest.raises(KeyboardInterrupt):
         leave()
     assert time.monotonic() - began < 60
-    assert children() <= before
+    assert child_processes() <= before
     assert all(run.cancelled() or isinstance(run.exception(), InputError) for run in runs)
 
 
