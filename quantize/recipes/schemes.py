@@ -10,13 +10,13 @@ BLOCKS = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
-class InBlocks:
+class BlockInt:
     """Weights with a scale for every `block` inputs of an output, int8 compute.
 
     `MatMulNBits` (accuracy level 4: activations are quantized to int8 in the same blocks inside
     the kernel) and `GatherBlockQuantized` for an embedding; a tied head shares its matrix. What is
     looked up in has to be symmetric.
-    tail: see `tails.py`; symmetric: no zero point of a block's own; gptq: see `gptq.py`.
+    tail: see `passes/outliers.py`; symmetric: no zero point of a block's own; gptq: see `gptq.py`.
     """
 
     bits: ClassVar[int]
@@ -34,15 +34,15 @@ class InBlocks:
 
 
 @dataclass(frozen=True)
-class BlockInt8(InBlocks):
+class BlockInt8(BlockInt):
     """8-bit weights in blocks."""
 
     bits = 8
 
 
 @dataclass(frozen=True)
-class BlockInt6(InBlocks):
-    """6-bit weights in blocks, of which the kernels read 4 bits and 2 (`graph_blocks.py`).
+class BlockInt6(BlockInt):
+    """6-bit weights in blocks, of which the kernels read 4 bits and 2 (`graphs/block_tensors.py`).
 
     Those of 2 bits know three sizes of blocks.
     """
@@ -52,7 +52,7 @@ class BlockInt6(InBlocks):
 
 
 @dataclass(frozen=True)
-class BlockInt4(InBlocks):
+class BlockInt4(BlockInt):
     """4-bit weights in blocks."""
 
     bits = 4
@@ -64,7 +64,7 @@ class DynamicInt8:
     """8-bit weights with a scale for every output, activations quantized at run time.
 
     Standard operators that every ONNX Runtime has: `DynamicQuantizeLinear` and `MatMulInteger`.
-    tail: see `tails.py`; smooth: α of `smoothing.py`.
+    tail: see `passes/outliers.py`; smooth: α of `smoothing.py`.
     """
 
     tail: float | None = None
@@ -81,7 +81,7 @@ class StaticInt8Qdq:
     """8-bit weights with a scale for every output, activations with a scale measured on text.
 
     Standard operators: `QuantizeLinear` and `DequantizeLinear` around a `MatMul`.
-    range: see `ranges.py`; tail: see `tails.py`; smooth: α of `smoothing.py`.
+    range: see `ranges.py`; tail: see `passes/outliers.py`; smooth: α of `smoothing.py`.
     """
 
     activation_bits: Literal[8, 16] = 8
@@ -162,7 +162,7 @@ StateScheme = Literal["float32", "float16", "int8"]
 """What a state is rounded to between two calls; see `states.py`."""
 
 Scheme = (
-    InBlocks | DynamicInt8 | StaticInt8Qdq | ChannelInt8 | GroupInt4 | StaticInt8 | Half | Float32
+    BlockInt | DynamicInt8 | StaticInt8Qdq | ChannelInt8 | GroupInt4 | StaticInt8 | Half | Float32
 )
 
 

@@ -10,7 +10,7 @@ eq. 7 is left with a causal mask and no decay but the one from chunk to chunk:
 
 q' and k' come out of the pass that rotates them, K' serves twice, and both terms of O are summed
 inside a matrix product. Above the diagonal Q' K'ᵀ holds γ^(n-m), n < m, which is large and unused:
-`folds` says for which γ and C it stays far from overflow.
+`can_fold` says for which γ and C it stays far from overflow.
 
 The products are one operator with a backward of its own, in a layout of heads first: the passes
 that rotate, normalise and gate write and read it for nothing. Left to torch.compile, gradients were
@@ -29,13 +29,13 @@ from torch import Tensor
 
 from retnet_edge.model.state_scan import scan
 
-MOST_LOG_FACTOR = 40.0
+MAX_LOG_FACTOR = 40.0
 """Largest log γ^-(C-1): e^40 = 2·10^17, and float32 and bfloat16 reach 10^38."""
 
 
-def folds(steepest: float, chunk: int) -> bool:
+def can_fold(steepest: float, chunk: int) -> bool:
     """Whether chunks of `chunk` tokens can be used where the smallest γ is exp(-steepest)."""
-    return steepest * (chunk - 1) <= MOST_LOG_FACTOR
+    return steepest * (chunk - 1) <= MAX_LOG_FACTOR
 
 
 def decay_factors(log_decay: Tensor, tokens: int, chunk: int, scale: float) -> Tensor:
@@ -45,13 +45,13 @@ def decay_factors(log_decay: Tensor, tokens: int, chunk: int, scale: float) -> T
     return torch.stack((scale * torch.exp(-decay), torch.exp(decay)), dim=1)
 
 
-def retention_scaled(
+def retention_folded(
     qk: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """From q' and k' [2, H, B, T, K] and v [H, B, T, V] to outputs [H, B, T, V] and the state.
 
     qk and v are contiguous and have one dtype, that of the products and of the outputs. state
-    [B, H, K, V] and log_decay [H] are at least float32. Any T >= 1, where `folds` holds.
+    [B, H, K, V] and log_decay [H] are at least float32. Any T >= 1, where `can_fold` holds.
     """
     T = qk.shape[3]
     padding = -T % chunk

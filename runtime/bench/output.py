@@ -8,7 +8,7 @@ import io
 from rich.console import Console
 from rich.table import Table
 
-from retnet_edge.runtime.bench.records import Bench, Row, Spread
+from retnet_edge.runtime.bench.records import Bench, BenchRow, Quartiles
 from retnet_edge.runtime.session.operators import OperatorTime
 
 Facts = list[tuple[str, str]]
@@ -42,7 +42,7 @@ def facts(bench: Bench) -> Facts:
     return found
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def cells(row: BenchRow) -> tuple[str, ...]:
     """A row's texts, in the order of HEADINGS; figures as median (quartiles)."""
     return (
         f"{row.test} {row.tokens}",
@@ -88,7 +88,7 @@ def to_markdown(bench: Bench) -> str:
 
 def to_csv(bench: Bench) -> str:
     """One line a row, figures unrounded, spreads as three columns."""
-    fields = list(Row.__struct_fields__)
+    fields = list(BenchRow.__struct_fields__)
     names = [
         part
         for name in fields
@@ -104,7 +104,7 @@ def to_csv(bench: Bench) -> str:
         for name in fields:
             value = getattr(row, name)
             values += (
-                [value.low, value.median, value.high] if isinstance(value, Spread) else [value]
+                [value.low, value.median, value.high] if isinstance(value, Quartiles) else [value]
             )
         writer.writerow([bench.bundle, bench.recipe, bench.backend, *values])
     return out.getvalue()
@@ -125,7 +125,7 @@ def print_profile(operators: list[OperatorTime], steps: int, console: Console) -
     console.print(table)
 
 
-def _figure(spread: Spread) -> str:
+def _figure(spread: Quartiles) -> str:
     return f"{_short(spread.median)} ({_short(spread.low)} – {_short(spread.high)})"
 
 

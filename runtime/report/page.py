@@ -13,34 +13,34 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from retnet_edge.runtime.bundle.manifest import Manifest
 from retnet_edge.runtime.memory.memory import Memory
-from retnet_edge.runtime.parity.backend_pairs import Between
-from retnet_edge.runtime.report.rows import (
-    BETWEEN_HEADER,
+from retnet_edge.runtime.parity.backend_pairs import BackendPair
+from retnet_edge.runtime.report.tables import (
+    BACKEND_PAIR_HEADER,
     BLOCK_HEADER,
-    PLACE_HEADER,
     POSITION_HEADER,
+    PROBE_HEADER,
     PROFILE_HEADER,
     WORST_HEADER,
     Rows,
-    between_rows,
+    backend_pair_rows,
     block_rows,
     bundle_rows,
     memory_rows,
     parity_rows,
-    place_rows,
     position_rows,
+    probe_rows,
     profile_rows,
     side_rows,
     worst_rows,
 )
-from retnet_edge.runtime.report.verdict import Measured, Verdict
+from retnet_edge.runtime.report.verdict import BackendResult, Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 TERMINAL_COLUMNS = (0, 2, 4, 6, 7, 9)  # of POSITION_HEADER: what fits 80 characters
 
-Entry = tuple[str, Manifest, Verdict]
+ReportEntry = tuple[str, Manifest, Verdict]
 """A bundle of a report: what it is called, its manifest, what was found."""
 
 
@@ -49,10 +49,10 @@ class Column(NamedTuple):
 
     name: str
     manifest: Manifest
-    measured: Measured
+    measured: BackendResult
 
 
-def columns_of(entries: Sequence[Entry]) -> list[Column]:
+def columns_of(entries: Sequence[ReportEntry]) -> list[Column]:
     """Every backend of every bundle, named by the backend alone where there is one bundle."""
     return [
         Column(
@@ -77,7 +77,9 @@ def column_name(bundle: str, backend: str) -> str:
     return f"{bundle} · {backend}"
 
 
-def render_report(title: str, entries: Sequence[Entry], between: Sequence[Between] = ()) -> str:
+def render_report(
+    title: str, entries: Sequence[ReportEntry], between: Sequence[BackendPair] = ()
+) -> str:
     """report.html as text: no external resources, no script, the same bytes for the same figures.
 
     between: beyond what the verdicts hold. Needs jinja2 and matplotlib (the `export` extra).
@@ -106,15 +108,17 @@ def render_report(title: str, entries: Sequence[Entry], between: Sequence[Betwee
         reasons=all_reasons(entries),
         side_header=("figure", *(c.name for c in columns)),
         side_rows=side_rows([(c.manifest, c.measured) for c in columns]) if several else [],
-        between_header=BETWEEN_HEADER,
-        between_rows=between_rows([*(p for _, _, v in entries for p in v.between), *between]),
+        backend_pair_header=BACKEND_PAIR_HEADER,
+        backend_pair_rows=backend_pair_rows(
+            [*(p for _, _, v in entries for p in v.between), *between]
+        ),
         columns=[
             {
                 "heading": f"{c.name}: " if several else "",
                 "checks": c.measured.checks,
                 "parity_rows": parity_rows(c.measured.parity),
                 "position_rows": position_rows(c.measured.parity),
-                "place_rows": place_rows(c.measured.parity),
+                "probe_rows": probe_rows(c.measured.parity),
                 "block_rows": block_rows(c.measured.parity),
                 "worst_rows": worst_rows(c.measured.parity),
                 "profile_rows": profile_rows(c.measured),
@@ -123,7 +127,7 @@ def render_report(title: str, entries: Sequence[Entry], between: Sequence[Betwee
             for index, c in enumerate(columns)
         ],
         position_header=POSITION_HEADER,
-        place_header=PLACE_HEADER,
+        probe_header=PROBE_HEADER,
         block_header=BLOCK_HEADER,
         worst_header=WORST_HEADER,
         profile_header=PROFILE_HEADER,
@@ -150,7 +154,7 @@ def render_report(title: str, entries: Sequence[Entry], between: Sequence[Betwee
     )
 
 
-def all_reasons(entries: Sequence[Entry]) -> list[str]:
+def all_reasons(entries: Sequence[ReportEntry]) -> list[str]:
     """Why not verified; a bundle's name in front where there are several."""
     return [
         f"{name}: {reason}" if len(entries) > 1 else reason
@@ -159,7 +163,7 @@ def all_reasons(entries: Sequence[Entry]) -> list[str]:
     ]
 
 
-def memory_cases(entries: Sequence[Entry]) -> list[tuple[str, Memory, int | None]]:
+def memory_cases(entries: Sequence[ReportEntry]) -> list[tuple[str, Memory, int | None]]:
     """(name, memory, planned bytes) of every column that has one, then of the first baseline."""
     columns = columns_of(entries)
     cases = [
@@ -174,8 +178,8 @@ def memory_cases(entries: Sequence[Entry]) -> list[tuple[str, Memory, int | None
 
 def print_report(
     title: str,
-    entries: Sequence[Entry],
-    between: Sequence[Between] = (),
+    entries: Sequence[ReportEntry],
+    between: Sequence[BackendPair] = (),
     console: Console | None = None,
 ) -> None:
     """The figures as tables on `console` (None: standard output)."""
@@ -208,15 +212,15 @@ def print_report(
         table("Parity", ("figure", "value"), parity_rows(c.measured.parity))
         rows = [tuple(row[i] for i in TERMINAL_COLUMNS) for row in position_rows(c.measured.parity)]
         table("Against position", tuple(POSITION_HEADER[i] for i in TERMINAL_COLUMNS), rows)
-        if places := place_rows(c.measured.parity):
-            table("Far positions", PLACE_HEADER, places)
+        if places := probe_rows(c.measured.parity):
+            table("Far positions", PROBE_HEADER, places)
     if several:
         names = tuple(c.name for c in columns)
         rows = side_rows([(c.manifest, c.measured) for c in columns])
         table(f"{title}: {status}", ("figure", *names), rows)
     pairs = [*(p for _, _, v in entries for p in v.between), *between]
     if pairs:
-        table("One backend against the other", BETWEEN_HEADER, between_rows(pairs))
+        table("One backend against the other", BACKEND_PAIR_HEADER, backend_pair_rows(pairs))
     if cases := memory_cases(entries):
         rows = memory_rows([c for _, c, _ in cases], [p for _, _, p in cases])
         table("Memory and speed", ("bytes", *(name for name, _, _ in cases)), rows)
