@@ -31,7 +31,7 @@ from retnet_edge.quantize.numerics.rounding import (
     symmetric_zero_point,
     unpack,
 )
-from retnet_edge.runtime.backends.ort.graph import has_int16_activations
+from retnet_edge.runtime.backends.ort.options import has_int16_activations
 from retnet_edge.runtime.bundle.bundle import Bundle
 
 _Formula = Callable[[Any], NDArray[np.float64]]

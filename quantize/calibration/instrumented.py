@@ -11,7 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from retnet_edge.quantize.graphs.edit import matmul_inputs
-from retnet_edge.runtime.backends.ort.graph import DISABLE_QDQ_FUSION, has_int16_activations
+from retnet_edge.runtime.backends.ort.options import has_int16_activations, plain_options
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.session.protocol import state_shape
 
@@ -78,12 +78,7 @@ def step_feeds(tokens: int | Array, position: int, states: dict[str, Array]) -> 
 
 def _session(model: ir.Model, *, keep_qdq: bool, threads: int) -> onnxruntime.InferenceSession:
     """A session whose weights are handed over in memory: a graph may not hold 2 GiB of them."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others want the core
-    if keep_qdq:
-        options.add_session_config_entry(*DISABLE_QDQ_FUSION)
+    options = plain_options(keep_qdq=keep_qdq, threads=threads)
     weights = {
         name: _ort_value(value.const_value)
         for name, value in model.graph.initializers.items()

@@ -8,17 +8,13 @@ from typing import Any, Literal
 import onnxruntime
 
 from retnet_edge.errors import InputError, one_line
+from retnet_edge.runtime.backends.ort.options import session_options
 from retnet_edge.runtime.backends.ort.prepacked import find_prepared
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import GraphSpec, Manifest
 from retnet_edge.runtime.session.huge_pages import huge_pages
 from retnet_edge.runtime.session.malloc_trim import trim_heap
 from retnet_edge.runtime.session.threads import checked_threads
-
-DISABLE_QDQ_FUSION = ("session.disable_quant_qdq", "1")
-"""Run QuantizeLinear and DequantizeLinear as they are written. ONNX Runtime would join a MatMul and
-its 8-bit weights to an operator that rounds the activations to int8, whatever they were."""
-_FATAL = 4  # every error is also raised, and the caller says it in a sentence
 
 
 def main_graph(bundle: Bundle) -> tuple[Literal["step", "prefill"], GraphSpec]:
@@ -35,11 +31,6 @@ def main_graph(bundle: Bundle) -> tuple[Literal["step", "prefill"], GraphSpec]:
         has = ", ".join(f"{g.kind} for {g.backend}" for g in bundle.manifest.graphs)
         raise InputError(f"{bundle.path} has no step graph for onnxruntime (it has: {has})")
     return "step", step
-
-
-def has_int16_activations(manifest: Manifest) -> bool:
-    """True where a matrix has activations of 16 bits."""
-    return any(t.scheme.startswith("int8-qdq16") for t in manifest.quantization.tensors)
 
 
 def batch_shares_scales(manifest: Manifest) -> bool:
@@ -67,22 +58,10 @@ def load_graph(
         raise InputError(f"{bundle.path} has no {kind} graph for onnxruntime (it has: {has})")
     packed = find_prepared(bundle, graph.file)
     path = packed or bundle.file(graph.file)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL
-    options.intra_op_num_threads = checked_threads(threads)
-    options.inter_op_num_threads = 1
-    # Threads that spin between two nodes take the cores of everything else on the machine.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if has_int16_activations(bundle.manifest):
-        options.add_session_config_entry(*DISABLE_QDQ_FUSION)
+    options = session_options(bundle.manifest, checked_threads(threads))
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    # A pattern would be kept for every length of a prompt, and gains nothing.
-    options.enable_mem_pattern = False
-    # The arena keeps what a growing cache has outgrown; fixed states allocate nothing anyway.
-    if any(state.growing_axis is not None for state in bundle.manifest.states):
-        options.enable_cpu_mem_arena = False
     try:
         with huge_pages():
             session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])

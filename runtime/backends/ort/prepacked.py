@@ -22,7 +22,7 @@ from retnet_edge.runtime.session.machine import processor
 GRAPH_FILE = "graph.onnx"
 PACKED_FILE = "packed.bin"
 RECORD_FILE = "prepared.json"
-_RECORD_VERSION = 1
+_RECORD_VERSION = 2  # 1: packed without `session_options`, which changed int8-static-16
 _MAPPED_BYTES = 32 << 20  # at a time: what is mapped counts as resident
 
 

@@ -19,6 +19,7 @@ import onnxruntime
 from retnet_edge.errors import DISK_FULL, InputError, is_disk_full, one_line
 from retnet_edge.files import file_entry
 from retnet_edge.runtime.backends.ort.graph import main_graph
+from retnet_edge.runtime.backends.ort.options import session_options
 from retnet_edge.runtime.backends.ort.prepacked import (
     GRAPH_FILE,
     PACKED_FILE,
@@ -28,6 +29,7 @@ from retnet_edge.runtime.backends.ort.prepacked import (
     prepared_folder,
 )
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import Manifest
 from retnet_edge.runtime.session.machine import processor
 
 _EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph
@@ -46,7 +48,7 @@ def prepare(bundle: str | Path, *, say: Callable[[str], None] = print) -> Path:
     try:
         staging.mkdir()
         say(f"packing {graph.file} for {processor()}")
-        _pack(opened.file(graph.file), staging)
+        _pack(opened.file(graph.file), opened.manifest, staging)
         files = {name: file_entry(staging / name) for name in (GRAPH_FILE, PACKED_FILE)}
         record = msgspec.json.encode(PrepackRecord(prepack_key(opened, graph.file), files))
         (staging / RECORD_FILE).write_bytes(record)
@@ -63,9 +65,8 @@ def prepare(bundle: str | Path, *, say: Callable[[str], None] = print) -> Path:
     return target
 
 
-def _pack(graph: Path, folder: Path) -> None:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
+def _pack(graph: Path, manifest: Manifest, folder: Path) -> None:
+    options = session_options(manifest)
     options.optimized_model_filepath = str(folder / GRAPH_FILE)
     for name, value in (
         ("save_external_prepacked_constant_initializers", "1"),

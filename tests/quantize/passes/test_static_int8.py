@@ -20,7 +20,7 @@ from retnet_edge.quantize.numerics.rounding import quantize_channels
 from retnet_edge.quantize.passes.smoothing import smoothquant_scales
 from retnet_edge.quantize.quantize import apply_recipe
 from retnet_edge.quantize.recipes.schemes import DynamicInt8, Scheme, StaticInt8Qdq
-from retnet_edge.runtime.backends.ort.graph import DISABLE_QDQ_FUSION
+from retnet_edge.runtime.backends.ort.options import DISABLE_QDQ_FUSION
 
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((1, 50, 20)).astype(np.float32)
