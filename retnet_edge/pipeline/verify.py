@@ -135,7 +135,8 @@ def verify_all(
                 beside.measure(of.path, memory_steps, backend=one, advance=advance)
                 for _, of, one in (columns if measured else ())
             ]
-            growing = _baseline(source, Path(folder), say) if baseline else None
+            growing = _baseline(source, Path(folder), say) if baseline and measured else None
+            grown = None if growing is None else measure_baseline(growing, memory_steps, beside)
             replays = replay(
                 [open_session(of, threads, one) for _, of, one in columns],
                 reference,
@@ -152,12 +153,14 @@ def verify_all(
                 if any(of is bundle and one == "onnxruntime" for _, of, one in columns)
             }
             memories = [run.result() for run in runs]
+            transformer = None if grown is None else grown.result()
         # Times are taken now that nothing else runs.
         memories = [
             time_alone(memory, of.path, one)
             for memory, (_, of, one) in zip(memories, columns, strict=False)
         ]
-        grown = None if growing is None else measure_baseline(growing, memory_steps)
+        if transformer is not None and growing is not None:
+            transformer = time_alone(transformer, growing)
         for name, bundle in opened.items():
             own = [index for index, (_, of, _) in enumerate(columns) if of is bundle]
             blocks: dict[Backend, tuple[BlockError, ...]] = {}
@@ -170,7 +173,7 @@ def verify_all(
                 reference=reference,
                 contexts=contexts,
                 memory_steps=memory_steps,
-                baseline=grown,
+                baseline=transformer,
                 text_bytes=text_bytes,
                 threads=threads,
                 backend=backend,

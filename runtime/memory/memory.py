@@ -118,12 +118,14 @@ def measure_memory(
     backend: str | None = None,
     advance: Callable[[int], None] = lambda tokens: None,
     started: Started = lambda child: None,
+    environment: dict[str, str] = CHILD_ENVIRONMENT,
 ) -> Memory:
     """Run `steps` steps of the bundle in a child process and fit its growth.
 
     steps: None for as many as the interval needs (FIRST_STEPS, else MORE_STEPS in a new process).
     warmup: steps before the first sample (allocators settle). backend: see `open_session`.
-    advance(n): called after n more steps. started: called with each child. The child dies with this
+    advance(n): called after n more steps. started: called with each child.
+    environment: variables of the child. The child dies with this
     process, or as soon as this call is left. A child that holds 2 GiB and eight times the bundle's
     size stops there, and its growth is fitted all the same. Raises InputError where the system is
     not Linux, where `steps` gives fewer than 8 samples, and where the child could not run the
@@ -137,6 +139,7 @@ def measure_memory(
             threads=threads,
             backend=backend,
             started=started,
+            environment=environment,
         )
         found = run(FIRST_STEPS, advance=advance)
         slope = found.anonymous_slope
@@ -150,7 +153,7 @@ def measure_memory(
     command += [f"--steps={steps}", f"--warmup={warmup}", f"--every={every}"]
     command += [f"--threads={threads}", f"--parent={os.getpid()}"]
     command += [] if backend is None else [f"--backend={backend}"]
-    seen = run_child(command, advance, started)
+    seen = run_child(command, advance, started, environment)
     try:
         return summarise_memory(seen, warmup=warmup, threads=threads)
     except ValueError as error:
@@ -165,10 +168,17 @@ def steps_at_first(steps: int | None) -> int:
 def time_alone(memory: Memory, bundle_path: Path, backend: str | None = None) -> Memory:
     """`memory` with the times of a new process, which should have the machine for itself.
 
-    Raises InputError as `measure_memory` does.
+    It allocates as any process does: with blocks that come from the kernel one by one, a cache that
+    is copied at every step takes five times as long. A state that grows is timed over as many steps
+    as `memory` has, since they get slower. Raises InputError as `measure_memory` does.
     """
     alone = measure_memory(
-        bundle_path, TIMED_STEPS, warmup=50, threads=memory.threads, backend=backend
+        bundle_path,
+        memory.steps if memory.state_bytes_per_token else TIMED_STEPS,
+        warmup=50,
+        threads=memory.threads,
+        backend=backend,
+        environment={},
     )
     return msgspec.structs.replace(
         memory, load_seconds=alone.load_seconds, step_milliseconds=alone.step_milliseconds
@@ -179,12 +189,13 @@ def run_child(
     command: list[str],
     advance: Callable[[int], None],
     started: Started = lambda child: None,
+    environment: dict[str, str] = CHILD_ENVIRONMENT,
 ) -> MemorySamples:
     """Run a child that prints as `child.py` does; returns its observation.
 
     Raises InputError with the last line of its standard error where it does not end well.
     """
-    last = child_output(command, advance, CHILD_ENVIRONMENT, "memory", started)
+    last = child_output(command, advance, environment, "memory", started)
     return msgspec.json.decode(last, type=MemorySamples)
 
 

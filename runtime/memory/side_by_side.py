@@ -36,6 +36,7 @@ class SideBySide:
         steps: int | None,
         *,
         backend: str | None = None,
+        warmup: int = 500,
         advance: Callable[[int], None] = lambda tokens: None,
     ) -> Future[Memory]:
         """Begin a measurement on one thread; the future holds it, or what `measure_memory` raised.
@@ -47,6 +48,7 @@ class SideBySide:
             bundle_path,
             steps,
             backend=backend,
+            warmup=warmup,
             advance=self.one_at_a_time(advance),
             started=self._started,
         )

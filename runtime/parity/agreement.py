@@ -123,7 +123,7 @@ def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 def _log_softmax_and_softmax(
     logits: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both from one exponential, which is what comparing rows of a vocabulary spends its time on."""
+    """Both from one exponential, which takes most of the time of a comparison."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     powers = np.exp(shifted)
     total = powers.sum(axis=-1, keepdims=True)

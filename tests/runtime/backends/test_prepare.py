@@ -72,7 +72,7 @@ def test_every_recipe_and_flavour_computes_the_same_bits(
     exported: Path, recipe: str, tmp_path: Path
 ) -> None:
     if recipe == "int8-static-16" and exported.parent.name.startswith("portable"):
-        pytest.skip("its operators are not in ONNX 18, and quantize says so (test_static_bundles.py)")
+        pytest.skip("quantize refuses it: ONNX 18 lacks its operators (test_static_bundles.py)")
     path = quantize(exported, tmp_path / "q.edge", recipe=recipe, say=lambda _: None)
     before = figures(path)
     prepare(path, say=lambda _: None)
