@@ -19,10 +19,11 @@ HF4 := .venv-hf4
 LM_EVAL := .venv-lm-eval
 OPTIMUM := .venv-optimum
 PEERS := .venv-peers
+DOCS := .venv-docs
 PIP_LOG := $(VENV)/pip.log
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-hf4 test-lm-eval test-optimum lint bench bench-peers constraints clean
+.PHONY: help setup demo test test-slow test-hf4 test-lm-eval test-optimum lint docs docs-blocks bench bench-peers constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -61,6 +62,13 @@ lint: $(STAMP)  ## ruff, mypy, and the directions in which rooms may import each
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-logo
 
+docs: $(DOCS)/.installed  ## the site of docs/, strictly: no dead link, every public name documented
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+	@echo 'Open site/index.html'
+
+docs-blocks: $(STAMP)  ## how many blocks of the documentation the tests run, and why not the others
+	@PYTHONPATH=tests/docs $(PY) -m doc_blocks
+
 bench: $(STAMP) $(BUNDLE)/manifest.json  ## the measurements of benchmarks/ on the demo's bundle
 	$(PY) -m benchmarks.base_install '$(BUNDLE)'
 
@@ -74,8 +82,8 @@ $(BUNDLE)/manifest.json:
 	$(MAKE) demo
 
 clean:  ## remove the venvs, caches, build leftovers and the demo's bundle
-	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) $(OPTIMUM) $(PEERS) build dist *.egg-info runtime/backends/native/_native.* .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis '$(BUNDLE)'
-	find retnet_edge export quantize runtime tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) $(OPTIMUM) $(PEERS) $(DOCS) site build dist *.egg-info runtime/backends/native/_native.* .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis '$(BUNDLE)'
+	find retnet_edge export quantize runtime tests benchmarks docs -name __pycache__ -prune -exec rm -rf {} +
 
 # What the demo needs and no more: no transformers, ExecuTorch, pyarrow or test tools. pip compiles no
 # bytecode, since most of torch is never imported; Python compiles what is, once. All that is set up
@@ -120,6 +128,12 @@ $(OPTIMUM)/.installed: pyproject.toml constraints-optimum.txt
 	'$(PYTHON)' -m venv $(OPTIMUM)
 	$(OPTIMUM)/bin/python -m pip install -q -c constraints-optimum.txt setuptools
 	$(OPTIMUM)/bin/python -m pip install -q -c constraints-optimum.txt --no-build-isolation -e '.[optimum]' pytest
+	@touch $@
+
+$(DOCS)/.installed: pyproject.toml constraints-docs.txt
+	'$(PYTHON)' -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install -q -c constraints-docs.txt setuptools
+	$(DOCS)/bin/python -m pip install -q -c constraints-docs.txt --no-build-isolation -e '.[docs]'
 	@touch $@
 
 # Built for this machine's CPU: a wheel would be built for an older one.

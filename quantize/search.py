@@ -253,7 +253,7 @@ def _rules(matrices: Iterable[Matrix], rungs: dict[str, int]) -> tuple[Rule, ...
 def _tolerance(kl: float) -> Tolerance:
     """What verify is to hold a recipe of this KL to; on other text it may be twice as much.
 
-    Of the recipes in docs/quantization.md, 0.7 √KL of the predictions change.
+    Of the recipes in docs/explanation/quantization.md, 0.7 √KL of the predictions change.
     """
     kl = 2 * kl
     return Tolerance(

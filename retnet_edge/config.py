@@ -1,7 +1,8 @@
 """Model configurations: everything that decides what a checkpoint computes, written out explicitly.
 
 The decays γ and the rotary angles θ are stored as numbers, not as formulas: public RetNets differ
-in both, and the wrong formula still gives fluent text (docs/decisions.md).
+in both, and the wrong formula still gives fluent text
+(docs/decisions/0018-imported-weights-are-rewritten.md).
 """
 
 from __future__ import annotations

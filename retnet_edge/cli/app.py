@@ -73,9 +73,11 @@ class LazyGroup(click.Group):
     """A group whose commands are those of COMMANDS, imported when asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names, in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now; None for a name that the table lacks."""
         if cmd_name not in COMMANDS:
             return None
         module, name = COMMANDS[cmd_name].target.split(":")
@@ -84,6 +86,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of `--help`, out of the table alone."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 

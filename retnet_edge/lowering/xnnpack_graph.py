@@ -4,9 +4,9 @@
         -> (logits [1, vocab] float32 of the last token, next_state_0 … next_state_{L-1})
 
 The same function as `retnet_edge.export.step`, from the same weights, written for another backend.
-What keeps XNNPACK's subgraph whole (docs/executorch.md): means over the last two of four axes,
-slices instead of `split`, `bmm` on three axes, linear maps on two. Outside remain the embedding
-look-up and the float64 arithmetic on the position: a few numbers a call.
+What keeps XNNPACK's subgraph whole (docs/how-to/executorch.md): means over the last two of four
+axes, slices instead of `split`, `bmm` on three axes, linear maps on two. Outside remain the
+embedding look-up and the float64 arithmetic on the position: a few numbers a call.
 
 Letters: T tokens, H heads, K key head dim, V value head dim, D d_model.
 """

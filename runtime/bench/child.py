@@ -52,7 +52,7 @@ class BenchJob(msgspec.Struct, frozen=True):
 
 
 class Times(msgspec.Struct, frozen=True):
-    """Seconds of each test, [test][repetition]; other_cores by test; bandwidth in GB/s."""
+    """Seconds of each test, `[test][repetition]`; other_cores by test; bandwidth in GB/s."""
 
     seconds: list[list[float]]
     other_cores: list[float | None]

@@ -38,7 +38,9 @@ LIBRARIES = {
 class Stepper(Protocol):
     """What is measured: anything that takes a token at a time."""
 
-    def step(self, token: int, /) -> object: ...
+    def step(self, token: int, /) -> object:
+        """Take one."""
+        ...
 
 
 class MemorySamples(msgspec.Struct, frozen=True):

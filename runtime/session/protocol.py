@@ -13,7 +13,7 @@ from retnet_edge.runtime.bundle.manifest import StateSpec
 
 PREFILL_SPAN = 128
 """Tokens that one call of a prefill graph takes at most: longer ones are no faster, and need more
-memory (docs/decisions.md)."""
+memory (docs/decisions/0026-prompts-in-spans-of-128.md)."""
 
 State = NDArray[Any]
 

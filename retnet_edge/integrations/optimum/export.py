@@ -2,7 +2,7 @@
 
 Importing this module registers them with transformers' Auto classes and optimum's TasksManager, for
 the task text-generation-with-past. What optimum writes as model.onnx is the step graph of
-`retnet-edge export`, with the same names (docs/optimum.md).
+`retnet-edge export`, with the same names (docs/how-to/optimum.md).
 
 Letters: B batch, H heads, K and V key and value dimension of a head.
 """

@@ -70,8 +70,8 @@ def _why_not(weight: Weight, rule: Rule) -> str:
 def nearest_recipe(recipe: str | Recipe) -> Recipe:
     """`recipe` without what optimum lacks: no tails, the embedding (and a tied head) float32.
 
-    Not the same recipe, so its name says so; what is lost is measured in docs/optimum.md. Raises
-    InputError where another scheme than `DynamicInt8` is left, which has no near one.
+    Not the same recipe, so its name says so; what is lost is measured in docs/how-to/optimum.md.
+    Raises InputError where another scheme than `DynamicInt8` is left, which has no near one.
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     rules = [Rule("embedding.weight", Float32())]

@@ -2,7 +2,7 @@
 
 `import retnet_edge.hf` registers the classes below with AutoConfig, AutoModelForCausalLM and
 AutoTokenizer. The model is `retnet_edge.model.retnet.RetNet` itself, and a directory is the same
-checkpoint on both sides (docs/hf.md).
+checkpoint on both sides (docs/how-to/transformers.md).
 """
 
 from __future__ import annotations

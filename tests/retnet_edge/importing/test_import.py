@@ -31,7 +31,7 @@ TOLERANCE = 2e-5
 
 # The form that is exactly ours, and what the others of the same project are off by, of the largest
 # logit: the parallel form of torchscale and syncdoth sees the eps of the head norm through another
-# scale (docs/import.md), which at eps 1e-3 shows.
+# scale (docs/how-to/import.md), which at eps 1e-3 shows.
 EXACT = {
     "torchscale-0.3.0": "recurrent",
     "torchscale-head-tied": "recurrent",
