@@ -23,7 +23,7 @@ DOCS := .venv-docs
 PIP_LOG := $(VENV)/pip.log
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-hf4 test-lm-eval test-optimum lint docs docs-blocks bench bench-peers constraints clean
+.PHONY: help setup demo test test-slow test-hf4 test-lm-eval test-optimum lint rooms docs docs-blocks bench bench-peers constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -68,6 +68,10 @@ docs: $(DOCS)/.installed  ## the site of docs/, strictly: no dead link, every pu
 
 docs-blocks: $(STAMP)  ## how many blocks of the documentation the tests run, and why not the others
 	@PYTHONPATH=tests/docs $(PY) -m doc_blocks
+
+rooms: $(STAMP)  ## the pictures and the table of rooms in docs/architecture.md (Debian: apt install graphviz)
+	@command -v dot >/dev/null || { echo 'Graphviz draws the rooms (Debian: apt install graphviz).' >&2; exit 1; }
+	$(PY) docs/tools/draw_rooms.py
 
 bench: $(STAMP) $(BUNDLE)/manifest.json  ## the measurements of benchmarks/ on the demo's bundle
 	$(PY) -m benchmarks.base_install '$(BUNDLE)'
