@@ -44,7 +44,11 @@ STYLE = (
 
 def draw(module: str, path: Path, without: list[str]) -> None:
     """Write the SVG of the arrows between the parts of `module`."""
-    command = [Path(sys.executable).with_name("import-linter"), "drawgraph", module]
+    command: list[str | Path] = [
+        Path(sys.executable).with_name("import-linter"),
+        "drawgraph",
+        module,
+    ]
     dot = subprocess.run(
         [*command, "--show-import-totals"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
