@@ -20,7 +20,6 @@ from retnet_edge.lowering.executorch_files import (
     delegation_line,
     executorch_graphs,
     lower_executorch,
-    quiet,
 )
 from retnet_edge.lowering.xnnpack_graph import XnnpackGraph
 from retnet_edge.model.checkpoint import load_checkpoint
@@ -30,6 +29,7 @@ from retnet_edge.quantize.executorch.static import static_module
 from retnet_edge.quantize.numerics.group_gptq import quantize_groups
 from retnet_edge.quantize.recipes.recipe import Recipe, Rule
 from retnet_edge.quantize.recipes.schemes import ChannelInt8, GroupInt4, StaticInt8
+from retnet_edge.quiet import hushed
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import GraphSpec, QuantizedTensor
 
@@ -146,7 +146,7 @@ def _apply(
     rule: Rule,
     rounded: tuple[Tensor, Tensor] | None,
 ) -> None:
-    with quiet():
+    with hushed():
         from torchao.quantization import (
             Int8DynamicActivationIntxWeightConfig,
             IntxWeightOnlyConfig,

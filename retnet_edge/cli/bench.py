@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -81,15 +80,15 @@ def bench(
     Lists of lengths, depths and threads are measured in every combination, in turns.
     """
     import msgspec
-    from rich.console import Console
 
     from retnet_edge.progress import progress
     from retnet_edge.runtime.backends.profile import profile as run_profile
     from retnet_edge.runtime.bench.bench import bench as run
     from retnet_edge.runtime.bench.output import print_bench, print_profile, to_csv, to_markdown
     from retnet_edge.runtime.bundle.bundle import Bundle
+    from retnet_edge.tables import standard_output
 
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    console = standard_output()
     if profile:
         steps = (generate or (128,))[0]
         opened = Bundle.open(bundle)

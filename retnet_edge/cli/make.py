@@ -188,7 +188,7 @@ def build(checkpoint: Path, out: Path, as_json: bool, to: str, **options: Any) -
 
 
 def _conclude(path: Path, verdict: Verdict, as_json: bool) -> None:
-    from retnet_edge.runtime.report.page import print_report
+    from retnet_edge.runtime.report.terminal import print_report
     from retnet_edge.runtime.verify import to_json
 
     if as_json:
@@ -200,7 +200,7 @@ def _conclude(path: Path, verdict: Verdict, as_json: bool) -> None:
 
 
 def _conclude_all(found: Verdicts, as_json: bool) -> None:
-    from retnet_edge.runtime.report.page import print_report
+    from retnet_edge.runtime.report.terminal import print_report
     from retnet_edge.runtime.verify import to_json
 
     if as_json:

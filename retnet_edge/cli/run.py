@@ -154,17 +154,11 @@ def info(path: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from retnet_edge.tables import show_facts, standard_output
 
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    console = standard_output()
     for title, rows in facts.items():
-        table = Table(title=title, title_justify="left", show_header=False)
-        table.add_column()
-        table.add_column(overflow="fold")
-        for name, value in rows.items():
-            table.add_row(name, _cell(value))
-        console.print(table)
+        show_facts(console, title, [(name, _cell(value)) for name, value in rows.items()])
 
 
 def _cell(value: object) -> str:

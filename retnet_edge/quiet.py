@@ -1,0 +1,223 @@
+"""What other libraries say to developers: held back from the user, and shown when a command fails.
+
+A command runs inside `Quiet`. Held back are
+
+- warnings that are raised in files outside this package,
+- records below ERROR of the `logging` module, which this package does not use,
+- what compiled code and child processes write to the standard error of this process (descriptor 2).
+
+Python's own `sys.stderr` still reaches the user, with all that this package says. `show` prints
+what was held; a process that dies of a signal leaves it to a small one beside it, which does.
+RETNET_EDGE_WARNINGS=1, or a `-W` of Python's own, shows everything at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+VARIABLE = "RETNET_EDGE_WARNINGS"
+SHOWN_BYTES = 1 << 16  # of what was held, the last
+
+_PACKAGE = Path(__file__).resolve().parent
+_STDERR = 2
+
+_hear: Callable[[str], None] | None = None  # what holds back, where a command runs
+
+
+def wanted() -> bool:
+    """Whether the user asked to see what is held back otherwise."""
+    return os.environ.get(VARIABLE, "0") not in ("", "0") or bool(sys.warnoptions)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Hold back, in the block, warnings from any file and log records below ERROR.
+
+    For a library's call that runs code of ours and warns of it. Where no command is running they
+    are dropped.
+    """
+    if wanted():
+        yield
+        return
+    hear = _hear or (lambda text: None)
+    with _warnings_to(hear, lambda file: True), _records_to(hear):
+        yield
+
+
+class Quiet:
+    """What a command holds back while the block runs."""
+
+    def __init__(self) -> None:
+        """Nothing is held yet."""
+        self._texts: list[str] = []
+        self._file: Any = None
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Hold back from here on."""
+        if not wanted():
+            self._open.enter_context(_warnings_to(self._hold, _is_foreign))
+            self._open.enter_context(_records_to(self._hold))
+            self._open.enter_context(_heard_by(self._hold))
+            # a caller who put something in its place (a test) has no descriptor to hold back
+            if sys.stderr is sys.__stderr__:
+                with contextlib.suppress(OSError, ValueError):
+                    self._file = self._open.enter_context(_descriptor_held())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Hold back no more."""
+        if self._file is not None:
+            self._texts.append(_end_of(self._file.fileno()))
+            self._file = None
+        self._open.close()
+
+    def show(self) -> None:
+        """Print on standard error what was held back until the block ended."""
+        held = "".join(self._texts).strip()
+        if held:
+            print(f"Other libraries said meanwhile:\n{held}\n", file=sys.stderr, flush=True)
+
+    def _hold(self, text: str) -> None:
+        if self._file is None:
+            self._texts.append(text)
+        else:
+            os.write(self._file.fileno(), text.encode(errors="backslashreplace"))
+
+
+def _is_foreign(file: str) -> bool:
+    """Whether a file is of no part of this package, links to its folders followed."""
+    path = Path(file).resolve()
+    folders = [_PACKAGE, *(_PACKAGE / name for name in ("export", "quantize", "runtime"))]
+    return not any(path.is_relative_to(folder.resolve()) for folder in folders)
+
+
+@contextmanager
+def _warnings_to(hear: Callable[[str], None], held: Callable[[str], bool]) -> Iterator[None]:
+    """Warnings whose file is `held` go to `hear`; the others are a line for the user."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if held(filename):
+            hear(warnings.formatwarning(message, category, filename, lineno, line))
+        else:
+            print(f"retnet-edge: warning: {message}", file=sys.stderr, flush=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+@contextmanager
+def _records_to(hear: Callable[[str], None]) -> Iterator[None]:
+    """Log records below ERROR go to `hear`, whatever handlers a library has, or will have."""
+    original = logging.Logger.callHandlers
+
+    def call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
+        if record.levelno < logging.ERROR:
+            hear(f"{record.levelname} {record.name}: {record.getMessage()}\n")
+        else:
+            original(logger, record)
+
+    logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        logging.Logger.callHandlers = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def _heard_by(hear: Callable[[str], None]) -> Iterator[None]:
+    """What `hushed` holds back goes to `hear` too."""
+    global _hear
+    before, _hear = _hear, hear
+    try:
+        yield
+    finally:
+        _hear = before
+
+
+@contextmanager
+def _descriptor_held() -> Iterator[Any]:
+    """Descriptor 2 leads to a file, which is yielded; `sys.stderr` to where 2 led before.
+
+    Raises OSError where there is no place for the file or no descriptor 2.
+    """
+    before = sys.stderr
+    with tempfile.TemporaryFile(mode="ab+", buffering=0) as file:
+        before.flush()
+        terminal = os.dup(_STDERR)  # never closed: a library may keep the stream until the end
+        stream = os.fdopen(
+            terminal,
+            "w",
+            buffering=1,
+            encoding=before.encoding,
+            errors="backslashreplace",
+            closefd=False,
+        )
+        with _told_if_killed(file.fileno(), terminal):
+            os.dup2(file.fileno(), _STDERR)
+            sys.stderr = stream
+            try:
+                yield file
+            finally:
+                stream.flush()
+                os.dup2(terminal, _STDERR)
+                sys.stderr = before
+
+
+@contextmanager
+def _told_if_killed(held: int, terminal: int) -> Iterator[None]:
+    """A process beside this one that writes `held` to `terminal`, should this one die in the block.
+
+    An abort in compiled code runs no Python any more. Where there is no fork, nothing is done.
+    """
+    if not hasattr(os, "fork"):
+        yield
+        return
+    waits, alive = os.pipe()
+    if (keeper := os.fork()) == 0:
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            os.close(alive)
+            if not os.read(waits, 1):  # closed without the word that all is well
+                os.write(terminal, _end_of(held).encode(errors="backslashreplace"))
+        finally:
+            os._exit(0)
+    os.close(waits)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it may be gone
+            os.write(alive, b"!")
+            os.waitpid(keeper, 0)
+        os.close(alive)
+
+
+def _end_of(descriptor: int) -> str:
+    size = os.fstat(descriptor).st_size
+    start = max(0, size - SHOWN_BYTES)
+    return os.pread(descriptor, size - start, start).decode(errors="replace")
