@@ -7,8 +7,8 @@ A command runs inside `Quiet`. Held back are
 - what compiled code and child processes write to the standard error of this process (descriptor 2).
 
 Python's own `sys.stderr` still reaches the user, with all that this package says. `show` prints
-what was held; a process that dies of a signal leaves it to a small one beside it, which does.
-RETNET_EDGE_WARNINGS=1, or a `-W` of Python's own, shows everything at once.
+what was held. RETNET_EDGE_WARNINGS=1, or a `-W` of Python's own, shows everything at once: for a
+process that compiled code has aborted, too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
 import tempfile
 import warnings
@@ -177,44 +176,14 @@ def _descriptor_held() -> Iterator[Any]:
             errors="backslashreplace",
             closefd=False,
         )
-        with _told_if_killed(file.fileno(), terminal):
-            os.dup2(file.fileno(), _STDERR)
-            sys.stderr = stream
-            try:
-                yield file
-            finally:
-                stream.flush()
-                os.dup2(terminal, _STDERR)
-                sys.stderr = before
-
-
-@contextmanager
-def _told_if_killed(held: int, terminal: int) -> Iterator[None]:
-    """A process beside this one that writes `held` to `terminal`, should this one die in the block.
-
-    An abort in compiled code runs no Python any more. Where there is no fork, nothing is done.
-    """
-    if not hasattr(os, "fork"):
-        yield
-        return
-    waits, alive = os.pipe()
-    if (keeper := os.fork()) == 0:
+        os.dup2(file.fileno(), _STDERR)
+        sys.stderr = stream
         try:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
-            os.close(alive)
-            if not os.read(waits, 1):  # closed without the word that all is well
-                os.write(terminal, _end_of(held).encode(errors="backslashreplace"))
+            yield file
         finally:
-            os._exit(0)
-    os.close(waits)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # it may be gone
-            os.write(alive, b"!")
-            os.waitpid(keeper, 0)
-        os.close(alive)
+            stream.flush()
+            os.dup2(terminal, _STDERR)
+            sys.stderr = before
 
 
 def _end_of(descriptor: int) -> str:
