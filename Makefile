@@ -14,6 +14,7 @@ PY := $(VENV)/bin/python
 CLI := $(VENV)/bin/retnet-edge
 PIP := $(PY) -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
 HF4 := .venv-hf4
 LM_EVAL := .venv-lm-eval
 OPTIMUM := .venv-optimum
@@ -30,7 +31,7 @@ help:  ## this list
 
 setup: $(STAMP)  ## make .venv and install the project in it (again only when its requirements change)
 
-demo: $(STAMP)  ## export, quantize and verify the shipped model, then let it write
+demo: $(DEMO_STAMP)  ## export, quantize and verify the shipped model, then let it write
 	rm -rf -- '$(BUNDLE)'
 	mkdir -p '$(dir $(BUNDLE))'
 	$(CLI) build '$(CHECKPOINT)' '$(BUNDLE)' --recipe $(RECIPE) --text '$(CHECKPOINT)/heldout.txt'
@@ -46,7 +47,7 @@ test-slow: $(STAMP)  ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile -m slow $(PYTEST_ARGS)
 
 test-hf4: $(HF4)/.installed  ## retnet_edge.integrations.transformers on transformers 4.57, in a venv of its own
-	OMP_NUM_THREADS=1 $(HF4)/bin/python -m pytest --noconftest $(PYTEST_ARGS) tests/retnet_edge/integrations/test_transformers.py
+	OMP_NUM_THREADS=1 $(HF4)/bin/python -m pytest --noconftest $(PYTEST_ARGS) tests/retnet_edge/integrations/test_transformers*.py
 
 test-lm-eval: $(LM_EVAL)/.installed  ## lm-eval on the shipped checkpoint, in a venv of its own
 	OMP_NUM_THREADS=1 $(LM_EVAL)/bin/python -m pytest --noconftest -m slow $(PYTEST_ARGS) tests/retnet_edge/integrations/test_lm_eval.py
@@ -54,34 +55,43 @@ test-lm-eval: $(LM_EVAL)/.installed  ## lm-eval on the shipped checkpoint, in a 
 test-optimum: $(OPTIMUM)/.installed  ## the optimum bridge on optimum-onnx 0.1, in a venv of its own
 	OMP_NUM_THREADS=1 $(OPTIMUM)/bin/python -m pytest --noconftest $(PYTEST_ARGS) tests/retnet_edge/integrations/test_optimum_*.py
 
-lint: $(STAMP)  ## ruff and mypy
+lint: $(STAMP)  ## ruff, mypy, and the directions in which rooms may import each other
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-logo
 
 bench: $(STAMP) $(BUNDLE)/manifest.json  ## the measurements of benchmarks/ on the demo's bundle
-	$(PY) benchmarks/base_install.py '$(BUNDLE)'
+	$(PY) -m benchmarks.base_install '$(BUNDLE)'
 
 bench-peers: $(STAMP) $(PEERS)/.installed  ## edge-135m beside llama.cpp (builds it; half an hour on two quiet cores)
-	$(PY) benchmarks/backends.py --preset edge-135m --calibration '$(CHECKPOINT)/heldout.txt' --build-only \
+	$(PY) -m benchmarks.speed.backends --preset edge-135m --calibration '$(CHECKPOINT)/heldout.txt' --build-only \
 	  --backends onnx --recipes int8 int8-weight int4 int4-weight
-	$(PEERS)/bin/python benchmarks/peers_gguf.py runs/peers
-	$(PY) benchmarks/peers.py measure --out runs/peers/peers.json
+	$(PEERS)/bin/python -m benchmarks.peers.gguf_files runs/peers
+	$(PY) -m benchmarks.peers measure --out runs/peers/peers.json
 
 $(BUNDLE)/manifest.json:
 	$(MAKE) demo
 
 clean:  ## remove the venvs, caches, build leftovers and the demo's bundle
-	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) $(OPTIMUM) $(PEERS) build dist *.egg-info runtime/backends/native/_native.* .mypy_cache .ruff_cache .pytest_cache .hypothesis '$(BUNDLE)'
+	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) $(OPTIMUM) $(PEERS) build dist *.egg-info runtime/backends/native/_native.* .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis '$(BUNDLE)'
 	find retnet_edge export quantize runtime tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+# What the demo needs and no more: no transformers, ExecuTorch, pyarrow or test tools. pip compiles no
+# bytecode, since most of torch is never imported; Python compiles what is, once. All that is set up
+# by `make setup` does for the demo too.
+$(DEMO_STAMP): pyproject.toml constraints.txt $(wildcard native/*) | $(VENV)/bin/pip
+	@if [ ! -e '$(STAMP)' ] || [ -n "$$(find $^ -newer '$(STAMP)')" ]; then \
+	  echo 'Installing retnet-edge and what the demo needs into $(VENV): about a minute, once.'; \
+	  $(call pip_install,'.[export]',--no-compile); \
+	fi
+	@touch $@
 
 # Only this file is watched, not pip's state: after a hand-made change in .venv, `make clean`.
 $(STAMP): pyproject.toml constraints.txt $(wildcard native/*) | $(VENV)/bin/pip
-	@echo 'Installing retnet-edge and its tools into $(VENV); the first time takes some minutes.'
-	@{ $(PIP) install -c constraints.txt setuptools && \
-	  $(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'; } > $(PIP_LOG) 2>&1 || { \
-	  tail -n 25 $(PIP_LOG) >&2; echo 'pip failed; all it said is in $(PIP_LOG)' >&2; exit 1; }
-	@touch $@
+	@echo 'Installing retnet-edge and its tools into $(VENV): some minutes, once.'
+	@$(call pip_install,'.[dev]',)
+	@touch $@ $(DEMO_STAMP)
 
 $(VENV)/bin/pip:
 	@command -v '$(PYTHON)' >/dev/null || { \
@@ -118,6 +128,11 @@ $(PEERS)/.installed: constraints-peers.txt
 	CMAKE_ARGS=-DGGML_NATIVE=ON $(PEERS)/bin/python -m pip install -q -c constraints-peers.txt \
 	  --no-binary llama-cpp-python llama-cpp-python gguf
 	@touch $@
+
+# $(1): what to install, $(2): options. pip's words go to a file, of which a failure shows the end.
+pip_install = { $(PIP) install $(2) -c constraints.txt setuptools && \
+	  $(PIP) install $(2) -c constraints.txt --no-build-isolation -e $(1); } > $(PIP_LOG) 2>&1 || { \
+	  tail -n 25 $(PIP_LOG) >&2; echo 'pip failed; all it said is in $(PIP_LOG)' >&2; exit 1; }
 
 define PINS
 import json, sys

@@ -1,6 +1,6 @@
 """The base install: how large an environment without torch is, and that it generates text.
 
-    python benchmarks/base_install.py runs/demo.edge
+    python -m benchmarks.base_install runs/demo.edge
 
 Builds the wheel, installs it with its base dependencies (versions of constraints.txt) into an
 empty environment in a temporary folder, lists what takes the space and runs

@@ -11,7 +11,6 @@ from typing import get_args
 import msgspec
 import onnx_ir as ir
 
-from retnet_edge import __version__
 from retnet_edge.atomic import new_folder
 from retnet_edge.config import encode_config
 from retnet_edge.errors import InputError
@@ -37,6 +36,7 @@ from retnet_edge.runtime.bundle.manifest import (
 )
 from retnet_edge.runtime.bundle.writer import write_manifest
 from retnet_edge.tokenizer import END_OF_TEXT, check_vocabulary
+from retnet_edge.version import __version__
 
 BACKENDS: dict[str, Backend] = {"onnx": "onnxruntime", "executorch": "executorch"}
 """What --to takes, and the backend that runs it."""

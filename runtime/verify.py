@@ -44,7 +44,7 @@ def verify(
     *,
     reference: Reference,
     contexts: Sequence[NDArray[np.int64]],
-    memory_steps: int = 40_000,
+    memory_steps: int | None = None,
     baseline: Memory | None = None,
     text_bytes: int | None = None,
     threads: int | None = None,
@@ -52,15 +52,18 @@ def verify(
     more_checks: Mapping[Backend, Sequence[Check]] | None = None,
     block_errors: Mapping[Backend, Sequence[BlockError]] | None = None,
     replayed: Mapping[Backend, Replayed] | None = None,
+    memory: Mapping[Backend, Memory] | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Verdict:
     """Measure parity and memory of every backend of the bundle; write reports and verdict into it.
 
-    contexts: held-out text, int64 [T] each. baseline: what `measure_baseline` gave, shown beside.
-    text_bytes: see `measure_parity`. threads: for parity; memory is measured on one. backend: only
-    this one, which leaves a bundle of several unverified. more_checks: figures of the caller's,
-    judged and shown with the others. block_errors: shown. replayed: of backends whose contexts were
-    replayed already. advance(n): called after n more tokens or steps.
+    contexts: held-out text, int64 [T] each. memory_steps: see `measure_memory`; 0 for no
+    measurement of memory. baseline: what `measure_baseline` gave, shown beside. text_bytes: see
+    `measure_parity`. threads: for parity; memory is measured on one. backend: only this one, which
+    leaves a bundle of several unverified. more_checks: figures of the caller's, judged and shown
+    with the others. block_errors: shown. replayed: of backends whose contexts were replayed
+    already; memory: whose memory was measured already. advance(n): called after n more tokens or
+    steps.
 
     A figure out of tolerance is no error: the verdict says so, and the manifest "unverified".
     An interrupted call leaves a bundle that opens: as it was, or without reports and unverified.
@@ -82,6 +85,7 @@ def verify(
             more_checks=(more_checks or {}).get(name, ()),
             block_errors=(block_errors or {}).get(name, ()),
             replayed=(replayed or {}).get(name),
+            memory=(memory or {}).get(name),
             advance=advance,
         )
         for name in chosen
@@ -103,10 +107,10 @@ def verify(
 
 
 def measure_baseline(
-    path: Path, memory_steps: int, advance: Callable[[int], None] = lambda n: None
+    path: Path, memory_steps: int | None, advance: Callable[[int], None] = lambda n: None
 ) -> Memory | None:
     """The memory of a key-value bundle over at most 1,500 steps; None where it is not measured."""
-    steps = min(BASELINE_STEPS, memory_steps)
+    steps = BASELINE_STEPS if memory_steps is None else min(BASELINE_STEPS, memory_steps)
     if not steps or not memory_supported():
         return None
     return measure_memory(path, steps, warmup=50, advance=advance)
@@ -141,12 +145,13 @@ def _measure(
     reference: Reference,
     contexts: Sequence[NDArray[np.int64]],
     *,
-    memory_steps: int,
+    memory_steps: int | None,
     text_bytes: int | None,
     threads: int | None,
     more_checks: Sequence[Check],
     block_errors: Sequence[BlockError],
     replayed: Replayed | None,
+    memory: Memory | None,
     advance: Callable[[int], None],
 ) -> Measured:
     """One backend of the bundle."""
@@ -170,8 +175,7 @@ def _measure(
         advance=advance,
     )
     parity = msgspec.structs.replace(parity, golden=golden, blocks=tuple(block_errors))
-    memory = None
-    if memory_steps and memory_supported():
+    if memory is None and memory_steps != 0 and memory_supported():
         memory = measure_memory(bundle.path, memory_steps, backend=backend, advance=advance)
     return Measured(
         backend=backend,

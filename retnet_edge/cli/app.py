@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import click
 
-from retnet_edge import __version__
+from retnet_edge.errors import DISK_FULL, CheckFailed, InputError, SaidElsewhere, is_disk_full
 from retnet_edge.errors import DISK_FULL, CheckFailed, InputError, SaidElsewhere, is_disk_full
 from retnet_edge.quiet import VARIABLE, Quiet
+from retnet_edge.version import __version__
 
 PROGRAM = "retnet-edge"
 

@@ -52,7 +52,9 @@ def _verification(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Show a Transformer's memory beside.",
         ),
         click.option(
-            "--memory-steps", type=click.IntRange(min=100), default=40_000, show_default=True
+            "--memory-steps",
+            type=click.IntRange(min=100),
+            help="Steps of the memory run  [default: as many as its interval needs].",
         ),
         click.option("--context", type=click.IntRange(min=2), default=2048, show_default=True),
         click.option("--tokens", type=click.IntRange(min=2), default=24_576, show_default=True),

@@ -33,7 +33,7 @@ def build(
     native: bool = False,
     tokens: int = 24_576,
     context: int = 2048,
-    memory_steps: int = 40_000,
+    memory_steps: int | None = None,
     baseline: bool = True,
     threads: int | None = None,
     say: Callable[[str], None] = print,

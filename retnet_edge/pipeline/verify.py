@@ -23,13 +23,15 @@ from retnet_edge.quantize.kernel_parity import KernelParity, measure_kernel_pari
 from retnet_edge.runtime.backends.select import choose_backend, open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Backend
+from retnet_edge.runtime.memory.memory import memory_supported, steps_at_first, time_alone
+from retnet_edge.runtime.memory.side_by_side import SideBySide
 from retnet_edge.runtime.parity.backend_pairs import Between
 from retnet_edge.runtime.parity.golden import GOLDEN_FILE, read_golden
 from retnet_edge.runtime.parity.parity import BlockError
 from retnet_edge.runtime.parity.replay import replay
 from retnet_edge.runtime.report.page import column_name, labels
 from retnet_edge.runtime.report.verdict import Check, Verdict
-from retnet_edge.runtime.verify import BASELINE_STEPS, measure_baseline, measure_pairs
+from retnet_edge.runtime.verify import measure_baseline, measure_pairs
 from retnet_edge.runtime.verify import verify as verify_bundle
 
 KERNEL_TOKENS = 64
@@ -57,7 +59,7 @@ def verify(
     text: str | Path,
     tokens: int = 24_576,
     context: int = 2048,
-    memory_steps: int = 40_000,
+    memory_steps: int | None = None,
     baseline: bool = True,
     threads: int | None = None,
     backend: str | None = None,
@@ -65,10 +67,11 @@ def verify(
 ) -> Verdict:
     """Replay held-out `text` through `bundle` and `checkpoint` (in float64), and measure memory.
 
-    `tokens` of the text, in contexts of `context`; `memory_steps` steps in a process of its own;
-    with `baseline`, beside a Transformer of the same size. All backends of the bundle, or only
-    `backend`. Reports and the verdict go into the bundle. Raises InputError where the bundle was
-    not made from the checkpoint, that is not a RetNet's, or the text is shorter than one context.
+    `tokens` of the text, in contexts of `context`; `memory_steps` steps in a process of its own
+    (None: as many as the interval needs), which runs beside the replay; with `baseline`, beside a
+    Transformer of the same size. All backends of the bundle, or only `backend`. Reports and the
+    verdict go into the bundle. Raises InputError where the bundle was not made from the checkpoint,
+    that is not a RetNet's, or the text is shorter than one context.
     """
     verdicts = verify_all(
         [bundle],
@@ -92,7 +95,7 @@ def verify_all(
     text: str | Path,
     tokens: int = 24_576,
     context: int = 2048,
-    memory_steps: int = 40_000,
+    memory_steps: int | None = None,
     baseline: bool = True,
     threads: int | None = None,
     backend: str | None = None,
@@ -124,49 +127,58 @@ def verify_all(
     say(f"replaying {length:,} tokens of {text}")
     text_bytes = _bytes(source.tokenizer, contexts)
     verdicts = {}
-    with tempfile.TemporaryDirectory(prefix="retnet-edge-") as folder:
-        growing = _baseline(source, Path(folder), say) if baseline else None
-        units = len(columns) * (length + memory_steps)
-        units += 0 if growing is None else min(BASELINE_STEPS, memory_steps)
+    measured = memory_steps != 0 and memory_supported()
+    with tempfile.TemporaryDirectory(prefix="retnet-edge-") as folder, SideBySide() as beside:
+        units = len(columns) * (length + (steps_at_first(memory_steps) if measured else 0))
         with progress("verify", units) as advance:
-            grown = None if growing is None else measure_baseline(growing, memory_steps, advance)
-            # the sessions are gone before memory is measured
+            runs = [
+                beside.measure(of.path, memory_steps, backend=one, advance=advance)
+                for _, of, one in (columns if measured else ())
+            ]
+            growing = _baseline(source, Path(folder), say) if baseline else None
             replays = replay(
                 [open_session(of, threads, one) for _, of, one in columns],
                 reference,
                 contexts,
-                advance=advance,
+                advance=beside.one_at_a_time(advance),
             )
             start = contexts[0][:BLOCK_TOKENS]
             # a .pte is no graph to read
             has_graphs = any(one == "onnxruntime" for _, _, one in columns)
             after_blocks = reference.after_blocks(start) if has_graphs else []
-            for name, bundle in opened.items():
-                own = {
-                    one: found
-                    for (_, of, one), found in zip(columns, replays, strict=True)
-                    if of is bundle
-                }
-                checks: dict[Backend, tuple[Check, ...]] = {}
-                blocks: dict[Backend, tuple[BlockError, ...]] = {}
-                if "onnxruntime" in own:
-                    kernel = measure_kernel_parity(bundle, contexts[0][:KERNEL_TOKENS])
-                    checks["onnxruntime"] = _kernel_checks(kernel)
-                    blocks["onnxruntime"] = measure_blocks(bundle, after_blocks, start)
-                verdicts[name] = verify_bundle(
-                    Path(name),
-                    reference=reference,
-                    contexts=contexts,
-                    memory_steps=memory_steps,
-                    baseline=grown,
-                    text_bytes=text_bytes,
-                    threads=threads,
-                    backend=backend,
-                    more_checks=checks,
-                    block_errors=blocks,
-                    replayed=own,
-                    advance=advance,
-                )
+            kernels = {
+                name: measure_kernel_parity(bundle, contexts[0][:KERNEL_TOKENS])
+                for name, bundle in opened.items()
+                if any(of is bundle and one == "onnxruntime" for _, of, one in columns)
+            }
+            memories = [run.result() for run in runs]
+        # Times are taken now that nothing else runs.
+        memories = [
+            time_alone(memory, of.path, one)
+            for memory, (_, of, one) in zip(memories, columns, strict=False)
+        ]
+        grown = None if growing is None else measure_baseline(growing, memory_steps)
+        for name, bundle in opened.items():
+            own = [index for index, (_, of, _) in enumerate(columns) if of is bundle]
+            blocks: dict[Backend, tuple[BlockError, ...]] = {}
+            checks: dict[Backend, tuple[Check, ...]] = {}
+            if name in kernels:
+                checks["onnxruntime"] = _kernel_checks(kernels[name])
+                blocks["onnxruntime"] = measure_blocks(bundle, after_blocks, start)
+            verdicts[name] = verify_bundle(
+                Path(name),
+                reference=reference,
+                contexts=contexts,
+                memory_steps=memory_steps,
+                baseline=grown,
+                text_bytes=text_bytes,
+                threads=threads,
+                backend=backend,
+                more_checks=checks,
+                block_errors=blocks,
+                replayed={columns[index][2]: replays[index] for index in own},
+                memory={columns[index][2]: memories[index] for index in own if measured},
+            )
     between = tuple(
         pair
         for first, second in itertools.combinations(columns, 2)

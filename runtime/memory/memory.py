@@ -1,6 +1,6 @@
 """Does memory stay constant? Bytes per token of a process that runs the bundle, with an interval.
 
-The steps run in a child process of their own (`memory_child.py`), so that nothing but the session
+The steps run in a child process of their own (`child.py`), so that nothing but the session
 can grow. What is judged is anonymous memory: pages of a mapped weights file fault in when they are
 first touched (embedding rows, most of all), can be dropped again at any time, and are reported
 apart. The fit and its interval are explained in `slope.py`.
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,12 @@ from retnet_edge.runtime.memory.child import ROLLUP, Observation
 from retnet_edge.runtime.memory.slope import MIN_SAMPLES, Slope, fit_slope
 
 SAMPLES = 500
+FIRST_STEPS, MORE_STEPS = 20_000, 40_000
+"""Steps where none are asked for. Over 20,000 one page of 4 KiB that stays keeps the interval below
+a byte a token (`slope.py`); where the interval cannot tell, a new run takes 40,000."""
+TIMED_STEPS = 400
+
+Started = Callable[["subprocess.Popen[str]"], None]
 CHILD_ENVIRONMENT = {
     # One heap, and blocks of 64 KiB up taken from and given back to the kernel one by one, so that
     # a buffer that was freed is no longer counted. A cache that grows by 8,192 bytes a token, with
@@ -39,11 +46,12 @@ CHILD_ENVIRONMENT = {
 class Memory(msgspec.Struct, frozen=True):
     """What one bundle's process held, in bytes; slopes in bytes per token.
 
-    steps: measured after `warmup` more. anonymous and file_backed are the samples of the two kinds
-    of memory at `tokens` steps. state_bytes: of the states at the end, beside what the manifest
-    says of that position (state_bytes_manifest) and by how much it says they grow a token.
-    base_bytes: resident before the bundle is opened; opened_bytes: after the warm-up. load_seconds:
-    from the checked bundle to a session. step_milliseconds: quartiles of the steps' time.
+    steps: measured after `warmup` more; other work may run beside them. anonymous and file_backed
+    are the samples of the two kinds of memory at `tokens` steps. state_bytes: of the states at the
+    end, beside what the manifest says of that position (state_bytes_manifest) and by how much it
+    says they grow a token. base_bytes: resident before the bundle is opened; opened_bytes: after
+    the warm-up. load_seconds: from the checked bundle to a session. step_milliseconds: quartiles of
+    the steps' time. Both are those of a process alone on the machine where `time_alone` took them.
     """
 
     model: str
@@ -103,22 +111,36 @@ def summarise_memory(seen: Observation, *, warmup: int, threads: int) -> Memory:
 
 def measure_memory(
     bundle_path: Path,
-    steps: int,
+    steps: int | None = None,
     *,
     warmup: int = 500,
     threads: int = 1,
     backend: str | None = None,
     advance: Callable[[int], None] = lambda tokens: None,
+    started: Started = lambda child: None,
 ) -> Memory:
     """Run `steps` steps of the bundle in a child process and fit its growth.
 
+    steps: None for as many as the interval needs (FIRST_STEPS, else MORE_STEPS in a new process).
     warmup: steps before the first sample (allocators settle). backend: see `open_session`.
-    advance(n): called after n more steps. The child dies with this process, or as soon as this call
-    is left. A child that holds 2 GiB and eight times the bundle's size stops there, and its growth
-    is fitted all the same.
-    Raises InputError where the system is not Linux, where `steps` gives fewer than 8 samples, and
-    where the child could not run the bundle or was killed.
+    advance(n): called after n more steps. started: called with each child. The child dies with this
+    process, or as soon as this call is left. A child that holds 2 GiB and eight times the bundle's
+    size stops there, and its growth is fitted all the same. Raises InputError where the system is
+    not Linux, where `steps` gives fewer than 8 samples, and where the child could not run the
+    bundle or was killed.
     """
+    if steps is None:
+        run = partial(
+            measure_memory,
+            bundle_path,
+            warmup=warmup,
+            threads=threads,
+            backend=backend,
+            started=started,
+        )
+        found = run(FIRST_STEPS, advance=advance)
+        slope = found.anonymous_slope
+        return found if slope.low <= 0 and slope.high < 1 else run(MORE_STEPS)
     if not memory_supported():
         raise InputError(f"memory is read from {ROLLUP}, which only Linux has")
     if steps < MIN_SAMPLES:
@@ -128,30 +150,56 @@ def measure_memory(
     command += [f"--steps={steps}", f"--warmup={warmup}", f"--every={every}"]
     command += [f"--threads={threads}", f"--parent={os.getpid()}"]
     command += [] if backend is None else [f"--backend={backend}"]
-    seen = run_child(command, advance)
+    seen = run_child(command, advance, started)
     try:
         return summarise_memory(seen, warmup=warmup, threads=threads)
     except ValueError as error:
         raise InputError(f"{bundle_path}: memory could not be fitted: {error}") from error
 
 
-def run_child(command: list[str], advance: Callable[[int], None]) -> Observation:
-    """Run a child that prints as `memory_child` does; returns its observation.
+def steps_at_first(steps: int | None) -> int:
+    """The steps of the first, and mostly the only, run of `measure_memory`."""
+    return FIRST_STEPS if steps is None else steps
+
+
+def time_alone(memory: Memory, bundle_path: Path, backend: str | None = None) -> Memory:
+    """`memory` with the times of a new process, which should have the machine for itself.
+
+    Raises InputError as `measure_memory` does.
+    """
+    alone = measure_memory(
+        bundle_path, TIMED_STEPS, warmup=50, threads=memory.threads, backend=backend
+    )
+    return msgspec.structs.replace(
+        memory, load_seconds=alone.load_seconds, step_milliseconds=alone.step_milliseconds
+    )
+
+
+def run_child(
+    command: list[str],
+    advance: Callable[[int], None],
+    started: Started = lambda child: None,
+) -> Observation:
+    """Run a child that prints as `child.py` does; returns its observation.
 
     Raises InputError with the last line of its standard error where it does not end well.
     """
-    last = child_output(command, advance, CHILD_ENVIRONMENT, "memory")
+    last = child_output(command, advance, CHILD_ENVIRONMENT, "memory", started)
     return msgspec.json.decode(last, type=Observation)
 
 
 def child_output(
-    command: list[str], advance: Callable[[int], None], environment: dict[str, str], what: str
+    command: list[str],
+    advance: Callable[[int], None],
+    environment: dict[str, str],
+    what: str,
+    started: Started = lambda child: None,
 ) -> str:
     """Run a child that prints progress (lines of digits) and a result; returns its last line.
 
     environment: variables to set. advance(n): called with the progress since the last call. what:
-    it measures. The child dies with this call. Raises InputError with the last line of its standard
-    error where it does not end well.
+    it measures. started(child): called when it runs. The child dies with this call. Raises
+    InputError with the last line of its standard error where it does not end well.
     """
     last, done = "", 0
     with tempfile.TemporaryFile() as errors:
@@ -163,6 +211,7 @@ def child_output(
             text=True,
         )
         try:
+            started(child)
             assert child.stdout is not None
             for line in child.stdout:
                 if line.strip().isdigit():

@@ -2,13 +2,15 @@
 
 A context is replayed from an empty state, one token at a time through the sessions and in blocks
 through the reference, which carries its own states: errors may pile up, as they would in use. The
-reference runs once for all sessions. Memory is bounded by one block of logits.
+reference runs once for all sessions, in a thread that is one block ahead of them. Memory is bounded
+by two blocks of logits.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -91,39 +93,54 @@ def replay(
 
     advance(n): called after n more tokens of one session.
     """
-    parts = [
-        part
-        for tokens in contexts
-        for part in _replay_one(sessions, reference, tokens, block, advance)
-    ]
+    parts = []
+    with ThreadPoolExecutor(1, "reference") as thread:
+        blocks = _ahead(_expected(reference, contexts, block), thread)
+        for tokens, start, stop, expected, states in blocks:
+            if start == 0:
+                for session in sessions:
+                    session.reset()
+            parts.append(
+                [_compared(session, tokens, start, stop, expected, states) for session in sessions]
+            )
+            advance((stop - start) * len(sessions))
     return [
         Replayed(Trace.join([trace for trace, _ in found]), [sample for _, sample in found])
         for found in zip(*parts, strict=True)
     ]
 
 
-def _replay_one(
-    sessions: Sequence[Session],
-    reference: Reference,
+_Expected = tuple[Tokens, int, int, NDArray[np.float64], States]
+
+
+def _expected(reference: Reference, contexts: Sequence[Tokens], block: int) -> Iterator[_Expected]:
+    """(context [T], start, stop, logits [stop - start, vocab], states at stop) of every block."""
+    for tokens in contexts:
+        states: States | None = None
+        for start, stop in spans(len(tokens), block):
+            logits, states = reference.run(tokens[start:stop], states, start)
+            yield tokens, start, stop, logits, states
+
+
+def _ahead(items: Iterator[_Expected], thread: ThreadPoolExecutor) -> Iterator[_Expected]:
+    """The items, each made in the other thread while the caller works on the one before."""
+    following = thread.submit(next, items, None)
+    while (item := following.result()) is not None:
+        following = thread.submit(next, items, None)
+        yield item
+
+
+def _compared(
+    session: Session,
     tokens: Tokens,
-    block: int,
-    advance: Callable[[int], None],
-) -> Iterator[list[tuple[Trace, StateSample]]]:
-    """One context [T] from an empty state; states are compared at the end of every block."""
-    for session in sessions:
-        session.reset()
-    states: States | None = None
-    targets = np.append(tokens[1:], NO_TARGET)
-    for start, stop in spans(len(tokens), block):
-        expected, states = reference.run(tokens[start:stop], states, start)
-        second_half = 2 * (stop - 1) >= len(tokens)
-        found = []
-        for session in sessions:
-            got = run_steps(session, tokens[start:stop])
-            trace = compare(
-                expected, got, targets=targets[start:stop], first=start, length=len(tokens)
-            )
-            distance = state_distance(states, state_values(session.states()))
-            found.append((trace, StateSample(stop - 1, second_half, *distance)))
-            advance(stop - start)
-        yield found
+    start: int,
+    stop: int,
+    expected: NDArray[np.float64],
+    states: States,
+) -> tuple[Trace, StateSample]:
+    """Positions start … stop of a context [T]; states are compared at their end."""
+    got = run_steps(session, tokens[start:stop])
+    targets = np.append(tokens[1:], NO_TARGET)[start:stop]
+    trace = compare(expected, got, targets=targets, first=start, length=len(tokens))
+    distance = state_distance(states, state_values(session.states()))
+    return trace, StateSample(stop - 1, 2 * (stop - 1) >= len(tokens), *distance)

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from ablations import builder
-from comparison_queue import expected_seconds
-from comparison_records import Failed, Record, read_folder, read_records, write_records
-from comparison_runs import (
+from comparison_samples import record, records
+
+from benchmarks.comparisons.__main__ import ROOT, closest_pair, missing
+from benchmarks.comparisons.ablations import builder
+from benchmarks.comparisons.queue import expected_seconds
+from benchmarks.comparisons.records import Failed, Record, read_folder, read_records, write_records
+from benchmarks.comparisons.runs import (
     SIZES,
     SMOKE_SIZES,
     Run,
@@ -23,9 +26,6 @@ from comparison_runs import (
     parameters_of,
     planned,
 )
-from comparison_samples import record, records
-from comparisons import ROOT, closest_pair, missing
-
 from retnet_edge.config import RetNetConfig, TransformerConfig, retnet_config
 from retnet_edge.errors import InputError
 from retnet_edge.model.checkpoint import build_model
@@ -33,13 +33,17 @@ from retnet_edge.model.retnet import CHUNKWISE, MultiScaleRetention, Place, RetN
 from retnet_edge.model.rotary import cos_sin, turns
 from retnet_edge.tokenizer import train_tokenizer
 
-SCRIPT = ROOT / "benchmarks" / "comparisons.py"
 WORDS = ["the", "a", "cat", "dog", "river", "sees", "follows", "paints", "bread", "at", "night"]
 
 
 def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *(str(argument) for argument in arguments)],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.comparisons",
+            *(str(argument) for argument in arguments),
+        ],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""benchmarks/peers.py without llama.cpp, which has a venv of its own (`make bench-peers`)."""
+"""benchmarks/peers/ without llama.cpp, which has a venv of its own (`make bench-peers`)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import peers
-import peers_page
-import peers_shapes
 import pytest
 import torch
 
+from benchmarks.peers import __main__ as peers
+from benchmarks.peers import page as peers_page
+from benchmarks.peers import shapes as peers_shapes
 from retnet_edge.model.checkpoint import build_model
 from retnet_edge.presets import preset
 
@@ -76,7 +76,7 @@ def test_a_deeper_run_gets_a_section_and_a_plot_of_its_own(tmp_path: Path) -> No
 
 
 def test_a_contender_that_does_not_start_is_named_with_what_it_said(tmp_path: Path) -> None:
-    script = Path(peers.__file__).with_name("peers_ours.py")
+    ours = [sys.executable, "-m", "benchmarks.peers.ours"]
     missing = tmp_path / "no.edge"
     with pytest.raises(RuntimeError, match=r"ours ended: .*no\.edge"):
-        peers.Contender("ours", [sys.executable, str(script), str(missing), "1", "native"])
+        peers.Contender("ours", [*ours, str(missing), "1", "native"])

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from comparison_records import write_records
-from comparison_runs import Run
 from comparison_samples import record
-from head_shape_records import ShapeCost, ShapeCosts, write_costs
-from results import ROOT, page, read_speed, write_results
-from results_text import order_in_words
 
+from benchmarks.comparisons.head_shape_records import ShapeCost, ShapeCosts, write_costs
+from benchmarks.comparisons.records import write_records
+from benchmarks.comparisons.runs import Run
+from benchmarks.results_page.__main__ import ROOT, page, read_speed, write_results
+from benchmarks.results_page.text import order_in_words
 from retnet_edge.errors import InputError
 
 EXPECTED = Path(__file__).parent / "expected_results.md"
@@ -81,7 +81,7 @@ def test_nothing_measured_makes_no_sections(tmp_path: Path) -> None:
 
 
 def test_the_committed_page_is_that_of_the_committed_metrics() -> None:
-    """Else: run `python benchmarks/results.py` and commit what it writes."""
+    """Else: run `python -m benchmarks.results_page` and commit what it writes."""
     results, docs = ROOT / "benchmarks" / "results", ROOT / "docs"
     drawn = {path.name: path.read_bytes() for path in docs.glob("results-*.svg")}
     committed = (docs / "results.md").read_text()

@@ -1,13 +1,13 @@
-"""What benchmarks/scaling.py runs: the product's command, with batches that its GPUs can share."""
+"""What training/scaling.py runs: the product's command, with batches that its GPUs can share."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from scaling import INTERVAL, INTERVALS, Case, cases, command
-from training_speed import SHAPES, retnet
 
+from benchmarks.training.scaling import INTERVAL, INTERVALS, Case, cases, command
+from benchmarks.training.speed import SHAPES, retnet
 from retnet_edge.config import decode_config
 from retnet_edge.training.trainer import TrainOptions
 

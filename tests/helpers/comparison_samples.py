@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import msgspec
-from comparison_records import About, Curve, Failed, Record, Result
-from comparison_runs import Run, config_of, parameters_of
 
+from benchmarks.comparisons.records import About, Curve, Failed, Record, Result
+from benchmarks.comparisons.runs import Run, config_of, parameters_of
 from retnet_edge.config import RetNetConfig, encode_config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,12 @@ def export_variant(name: str, folder: Path) -> Exported:
     bundle = export(checkpoint, folder / "model.edge", say=lambda text: None)
     exact = load_checkpoint(checkpoint).model.to(torch.float64).eval()
     return Exported(checkpoint, bundle, exact, sum(p.numel() for p in exact.parameters()))
+
+
+@cache
+def exported_once(folder: Path, name: str) -> Exported:
+    """`export_variant` below a session's folder, once in a process; no test changes it."""
+    return export_variant(name, folder / f"exported-{name.replace(' ', '-')}")
 
 
 def random_states(config: RetNetConfig, batch: int) -> list[NDArray[np.float32]]:

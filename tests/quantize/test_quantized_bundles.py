@@ -5,69 +5,32 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import micro_quantized
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
-import pytest
-from micro_checkpoint import Exported, export_variant
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from micro_checkpoint import Exported
+from micro_quantized import EACH, TOKENS, Quantized, arrays, distance, edited, refused
+from onnx import TensorProto, helper
 
-from retnet_edge.errors import InputError
 from retnet_edge.model.checkpoint import load_checkpoint
-from retnet_edge.quantize import kernel_parity
 from retnet_edge.quantize.graphs.block_tensors import read_blocks, write_blocks
-from retnet_edge.quantize.kernel_parity import measure_kernel_parity
-from retnet_edge.quantize.numerics.rounding import quantize_blocks, quantize_channels, unpack
+from retnet_edge.quantize.numerics.rounding import quantize_blocks, quantize_channels
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipes.built_in import find_recipe
 from retnet_edge.quantize.recipes.recipe import Recipe, Rule
-from retnet_edge.quantize.recipes.schemes import BlockInt4, BlockInt6, BlockInt8, Float32, InBlocks
+from retnet_edge.quantize.recipes.schemes import BlockInt8, Float32
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.bundle.manifest import Tolerance
-from retnet_edge.runtime.bundle.writer import update_manifest, write_manifest
+from retnet_edge.runtime.bundle.writer import update_manifest
 from retnet_edge.runtime.parity.replay import run_steps
 
-VARIANTS = ("base", "untied")  # a tied head, and one of its own
-BUILT_IN = ("int8", "int8-dynamic")
-EACH = pytest.mark.parametrize(
-    ("variant", "recipe"), [(variant, recipe) for variant in VARIANTS for recipe in BUILT_IN]
-)
-TOKENS = np.random.default_rng(4).integers(0, 384, 48)
-KERNEL_BOUND = 1e-4
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
-    """The fp32 bundles, which no test changes."""
-    return {name: export_variant(name, tmp_path_factory.mktemp(name)) for name in VARIANTS}
-
-
-Quantized = Callable[[str, str], Bundle]
-
-
-@pytest.fixture(scope="module")
-def quantized(exported: dict[str, Exported], tmp_path_factory: pytest.TempPathFactory) -> Quantized:
-    """(variant, recipe) -> its bundle, made once; no test changes it."""
-    made: dict[tuple[str, str], Path] = {}
-
-    def get(variant: str, recipe: str) -> Bundle:
-        if (variant, recipe) not in made:
-            out = tmp_path_factory.mktemp("quantized") / "q.edge"
-            said: list[str] = []
-            assert quantize(exported[variant].bundle, out, recipe=recipe, say=said.append) == out
-            assert said == [f"quantizing {kind} ({recipe})" for kind in ("step", "prefill")]
-            made[variant, recipe] = out
-        return Bundle.open(made[variant, recipe])
-
-    return get
+exported = micro_quantized.exported
+quantized = micro_quantized.quantized
 
 
 def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
@@ -85,11 +48,6 @@ def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
 def initializers(bundle: Path, kind: str) -> dict[str, onnx.TensorProto]:
     model = onnx.load(str(bundle / f"{kind}.onnx"), load_external_data=False)
     return {tensor.name: tensor for tensor in model.graph.initializer}
-
-
-def arrays(bundle: Path, kind: str) -> dict[str, NDArray[Any]]:
-    model = onnx.load(str(bundle / f"{kind}.onnx"))
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
 def checkpoint_matrices(source: Exported) -> dict[str, tuple[int, ...]]:
@@ -173,98 +131,6 @@ def test_codes_lie_once_in_one_weights_file(
     assert (bundle.path / "step.onnx").stat().st_size < 100_000
 
 
-@EACH
-def test_kernel_parity(quantized: Quantized, variant: str, recipe: str) -> None:
-    found = measure_kernel_parity(quantized(variant, recipe), TOKENS)
-    assert found.tokens == len(TOKENS)
-    # four in each of two layers, and the head; int8-dynamic has another for each tail
-    assert found.products == (9 if recipe == "int8" else 18)
-    assert found.product_error <= KERNEL_BOUND
-    assert found.logit_error_median <= KERNEL_BOUND
-    assert found.logit_error_median <= found.logit_error_max
-    assert found.steps_within > 0.5
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("recipe", ["int8-weight", "int4-weight"])
-def test_kernel_parity_of_weight_recipes(quantized: Quantized, variant: str, recipe: str) -> None:
-    found = measure_kernel_parity(quantized(variant, recipe), TOKENS)
-    assert (found.tokens, found.products) == (len(TOKENS), 9)
-    assert found.product_error <= KERNEL_BOUND
-    assert found.logit_error_median <= KERNEL_BOUND
-
-
-@pytest.mark.parametrize(
-    ("scheme", "block"),
-    [(s, b) for s in (BlockInt8, BlockInt6, BlockInt4) for b in s.blocks if b <= 128],
-)
-def test_kernel_parity_of_zero_points(
-    exported: dict[str, Exported], tmp_path: Path, scheme: type[InBlocks], block: int
-) -> None:
-    rules = (Rule("blocks.*", scheme(block, symmetric=False)), Rule("*", BlockInt8(128)))
-    recipe = Recipe("zeros", rules, find_recipe("int8").tolerance)
-    out = quantize(exported["base"].bundle, tmp_path / "q", recipe=recipe, say=lambda text: None)
-    found = measure_kernel_parity(Bundle.open(out), TOKENS[:16])
-    assert found.product_error <= KERNEL_BOUND
-    assert found.logit_error_median <= KERNEL_BOUND
-
-
-def test_int4_is_calibrated_on_text_that_is_given_or_sampled(
-    exported: dict[str, Exported], tmp_path: Path
-) -> None:
-    source, codes = exported["base"].bundle, {}
-    text = tmp_path / "calibration.txt"
-    text.write_text("The rain in Spain stays mainly in the plain. " * 200)
-    for name, calibration in (("sampled", None), ("text", text)):
-        said: list[str] = []
-        out = quantize(
-            source, tmp_path / name, recipe="int4", calibration=calibration, say=said.append
-        )
-        assert ("the model writes itself" in said[0]) == (calibration is None)
-        bundle = Bundle.open(out)
-        found = measure_kernel_parity(bundle, TOKENS[:16])
-        assert found.product_error <= KERNEL_BOUND
-        codes[name] = arrays(bundle.path, "step")["blocks.0.retention.qkvg.weight.codes"]
-        step, prefill = arrays(out, "step"), arrays(out, "prefill")
-        assert all(np.array_equal(step[n], prefill[n]) for n in step if n.endswith(".codes"))
-    assert (codes["sampled"] != codes["text"]).any()
-
-
-def test_an_embedding_with_zero_points_is_refused(
-    exported: dict[str, Exported], tmp_path: Path
-) -> None:
-    recipe = Recipe("four", (Rule("*", BlockInt4(symmetric=False)),), find_recipe("int8").tolerance)
-    sentence = refused(exported["base"].bundle, tmp_path / "q", recipe=recipe)
-    assert "embedding.weight is looked up in, which needs symmetric codes" in sentence
-    assert not (tmp_path / "q").exists()
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("scheme", [BlockInt4(), BlockInt6(32)])
-def test_an_embedding_of_few_bits(
-    exported: dict[str, Exported], tmp_path: Path, variant: str, scheme: InBlocks
-) -> None:
-    """Looked up in and, where it is tied, multiplied with: the same codes."""
-    recipe = Recipe("few", (Rule("*", scheme),), find_recipe("int8").tolerance)
-    out = quantize(exported[variant].bundle, tmp_path / "q", recipe=recipe, say=lambda _: None)
-    found = measure_kernel_parity(Bundle.open(out), TOKENS)
-    assert found.product_error <= KERNEL_BOUND
-    assert found.logit_error_median <= KERNEL_BOUND
-    assert found.steps_within > 0.5
-    constants = arrays(out, "step")
-    levels = unpack(constants["embedding.weight.codes"], 4).astype(np.float32) - 8
-    halves = constants["embedding.weight.scales3"]
-    assert halves.dtype == np.float16
-    scales: NDArray[Any] = halves.astype(np.float32)
-    if scheme.bits == 6:
-        levels = 4 * levels + unpack(constants["embedding.weight.low_codes"], 2) - 2
-        scales = scales / 4
-    rows = (levels * scales).reshape(len(levels), -1)
-    weight = load_checkpoint(exported[variant].checkpoint).model.get_parameter("embedding.weight")
-    away = np.abs(rows[:, : weight.shape[1]] - weight.detach().numpy())
-    assert 0 < away.max() <= scales.max()
-
-
 def test_scales_in_float16_are_cast_when_the_graph_is_loaded(
     quantized: Quantized, tmp_path: Path
 ) -> None:
@@ -304,59 +170,6 @@ def test_blocks_of_an_older_bundle_are_read(quantized: Quantized) -> None:
         np.testing.assert_array_equal(blocks.scales, 2 * wanted[name].scales)
 
 
-def test_kernel_parity_of_an_fp32_bundle_has_no_products(exported: dict[str, Exported]) -> None:
-    found = measure_kernel_parity(Bundle.open(exported["base"].bundle), TOKENS[:8])
-    assert (found.products, found.product_error) == (0, 0.0)
-    assert found.logit_error_max <= KERNEL_BOUND
-    assert found.steps_within == 1.0
-
-
-@pytest.mark.parametrize(
-    ("recipe", "formula"),
-    [("int8", "block_int8_product"), ("int8-dynamic", "dynamic_int8_product")],
-)
-def test_kernel_parity_sees_one_scale_that_is_off(
-    quantized: Quantized, recipe: str, formula: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One scale of each matrix is 1 % larger in NumPy than in the graph."""
-    right = getattr(kernel_parity, formula)
-
-    def off(x: Any, codes: Any, scales: Any, *zeros: Any) -> Any:
-        scales = scales.copy()
-        scales.flat[0] *= np.float32(1.01)
-        return right(x, codes, scales, *zeros)
-
-    monkeypatch.setattr(kernel_parity, formula, off)
-    found = measure_kernel_parity(quantized("untied", recipe), TOKENS[:8])
-    assert found.product_error > 10 * KERNEL_BOUND
-
-
-def test_kernel_parity_sees_another_kernel(quantized: Quantized, tmp_path: Path) -> None:
-    """Activations in float32 (no accuracy_level) are not what the formula computes."""
-
-    def change(model: onnx.ModelProto) -> None:
-        for node in model.graph.node:
-            if node.op_type == "MatMulNBits":
-                for attribute in node.attribute:
-                    if attribute.name == "accuracy_level":
-                        attribute.i = 0
-
-    bundle = edited(quantized("base", "int8").path, tmp_path / "b.edge", change)
-    found = measure_kernel_parity(Bundle.open(bundle), TOKENS[:4])
-    assert found.product_error > 10 * KERNEL_BOUND
-
-
-def edited(bundle: Path, copy: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
-    """A copy of a bundle whose graphs were changed, and whose manifest knows it."""
-    shutil.copytree(bundle, copy)
-    for path in copy.glob("*.onnx"):
-        model = onnx.load(str(path), load_external_data=False)
-        change(model)
-        onnx.save(model, str(path))
-    write_manifest(copy, Bundle.open(bundle).manifest)
-    return copy
-
-
 @EACH
 def test_logits_are_near_those_of_fp32(
     quantized: Quantized, exported: dict[str, Exported], variant: str, recipe: str
@@ -374,11 +187,6 @@ def test_logits_are_near_those_of_fp32(
     whole.reset()
     small.reset()
     assert distance(small.prefill(TOKENS.tolist()), whole.prefill(TOKENS.tolist())) < 0.1
-
-
-def distance(found: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """‖found - wanted‖ / ‖wanted‖."""
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
 
 
 @EACH
@@ -423,41 +231,6 @@ def test_the_same_bundle_gives_the_same_bytes(
     again = quantize(exported["base"].bundle, tmp_path / "again.edge", say=lambda text: None)
     for path in first.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes()
-
-
-def test_a_mixed_recipe(exported: dict[str, Exported], tmp_path: Path) -> None:
-    """The head and what is looked up stay float32; blocks of 32 elsewhere, over 52 inputs too."""
-    rules = (Rule("head.*", Float32()), Rule("embed*", Float32()), Rule("blocks.*", BlockInt8(32)))
-    tolerance = Tolerance(
-        max_abs_logit_error=None, perplexity_ratio=3.0, mean_kl=1.0, top1_agreement=0.5
-    )
-    source = exported["untied"].bundle
-    out = tmp_path / "mixed.edge"
-    quantize(source, out, recipe=Recipe("mixed", rules, tolerance), say=lambda text: None)
-    bundle = Bundle.open(out)
-    assert bundle.manifest.quantization.recipe == "mixed"
-    assert bundle.manifest.tolerance == tolerance
-    for tensor in bundle.manifest.quantization.tensors:
-        inside = tensor.weight.startswith("blocks.")
-        assert tensor.scheme == ("int8-block32" if inside else "float32")
-    before, after = arrays(source, "step"), arrays(out, "step")
-    for name in ("head.weight", "embedding.weight"):
-        np.testing.assert_array_equal(after[name], before[name])
-    found = measure_kernel_parity(bundle, TOKENS[:16])
-    assert found.products == 8
-    assert found.product_error <= KERNEL_BOUND
-    whole = open_session(Bundle.open(source), threads=1)
-    small = open_session(bundle, threads=1)
-    assert 1e-4 < distance(run_steps(small, TOKENS), run_steps(whole, TOKENS)) < 0.1
-
-
-def refused(bundle: Path, out: Path, **options: Any) -> str:
-    """The sentence that quantize refuses with, having left nothing beside the target."""
-    before = sorted(os.listdir(out.parent))
-    with pytest.raises(InputError) as caught:
-        quantize(bundle, out, say=lambda text: None, **options)
-    assert sorted(os.listdir(out.parent)) == before
-    return str(caught.value)
 
 
 def test_what_is_refused_leaves_nothing(

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import Tiny, file_size_limit
 from numpy.typing import NDArray
-from test_golden import golden_arrays, save
 from tiny_bundle import TinyModel, write_tiny_bundle
+from verification_samples import golden_arrays, save
 
 from retnet_edge.atomic import replace_file
 from retnet_edge.errors import InputError

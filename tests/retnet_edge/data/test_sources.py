@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text_files import SAVED, WRITERS, write_dataset, write_json_lines, write_parquet
 
 from retnet_edge.data.sources import (
     END_OF_STREAM,
@@ -24,55 +23,8 @@ from retnet_edge.data.sources import (
     read_texts,
 )
 from retnet_edge.errors import InputError
-from retnet_edge.tokenizer import END_OF_TEXT
 
-SAVED = Path(__file__).parents[2] / "data" / "saved_dataset"
 DOCUMENTS = [f"Document {i}: the naïve café was closed on day {i * 7}." for i in range(40)]
-
-
-def write_text(path: Path, texts: list[str]) -> Path:
-    path.write_text(f"\n{END_OF_TEXT}\n".join(texts), encoding="utf-8")
-    return path
-
-
-def write_json_lines(path: Path, texts: list[str], field: str = "text") -> Path:
-    """Every other row as ASCII with escapes, fields before and after the text."""
-    rows = (
-        json.dumps({"id": i, field: text, "meta": {"a": [i, None]}}, ensure_ascii=bool(i % 2))
-        for i, text in enumerate(texts)
-    )
-    raw = "\n".join(rows).encode()
-    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
-    return path
-
-
-def write_parquet(path: Path, texts: list[str], field: str = "text") -> Path:
-    table = pa.table({"id": list(range(len(texts))), field: texts})
-    pq.write_table(table, path, row_group_size=7)
-    return path
-
-
-def write_dataset(folder: Path, texts: list[str], field: str = "text") -> Path:
-    """As `datasets` does, with more rows a batch than are read at once."""
-    folder.mkdir()
-    (folder / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
-    table = pa.table({field: texts})
-    with (
-        pa.OSFile(str(folder / "data.arrow"), "wb") as file,
-        pa.ipc.new_stream(file, table.schema) as stream,
-    ):
-        stream.write_table(table, max_chunksize=3000)
-    return folder
-
-
-WRITERS: dict[str, Callable[[Path, list[str]], Path]] = {
-    "x.txt": write_text,
-    "x.jsonl": write_json_lines,
-    "X.JSONL": write_json_lines,
-    "x.jsonl.gz": write_json_lines,
-    "x.parquet": write_parquet,
-    "dataset": write_dataset,
-}
 
 
 def texts_of(*paths: Path, field: str = "text") -> list[str]:

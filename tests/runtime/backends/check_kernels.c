@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../native/kernels.h"
-#include "../../native/pool.h"
+#include "../../../native/kernels.h"
+#include "../../../native/pool.h"
 
 enum { TOKENS = 5, ROWS = 37 };
 

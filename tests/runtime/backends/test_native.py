@@ -1,39 +1,25 @@
-"""The native backend: what it computes, to the bit where it promises that, and what it refuses."""
+"""The native backend: what it computes, to the bit where it promises that."""
 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+import native_bundles
 import numpy as np
 import pytest
 import torch
-from micro_checkpoint import VOCABULARY, Exported, export_variant, random_states, reference
+from micro_checkpoint import VOCABULARY, Exported, random_states, reference
+from native_bundles import SCHEMES, TOKENS, Export, Quantized, silent
 from numpy.typing import NDArray
-from tiny_bundle import rewrite_manifest
 
 from retnet_edge.cli import main
 from retnet_edge.config import RetNetConfig
 from retnet_edge.errors import InputError
-from retnet_edge.export.export import export
 from retnet_edge.pipeline.build import build
-from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipes.recipe import Recipe, Rule
-from retnet_edge.quantize.recipes.schemes import (
-    BlockInt4,
-    BlockInt6,
-    BlockInt8,
-    Float32,
-    InBlocks,
-    Scheme,
-)
 from retnet_edge.quantize.tuning.tune import TuneOptions, tune
-from retnet_edge.runtime.backends.native import library as native_library
-from retnet_edge.runtime.backends.native.library import STAGES, native_available
+from retnet_edge.runtime.backends.native.library import STAGES
 from retnet_edge.runtime.backends.native.plan import Data, Place, Plan, PlannedMatrix, decode_plan
 from retnet_edge.runtime.backends.native.session import NativeSession
 from retnet_edge.runtime.backends.profile import profile
@@ -41,60 +27,14 @@ from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bench.bench import bench
 from retnet_edge.runtime.bench.traffic import step_weight_bytes
 from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.bundle.manifest import Tolerance
 from retnet_edge.runtime.memory.memory import measure_memory, memory_supported
 
-pytestmark = pytest.mark.skipif(
-    not native_available(), reason="the native backend was not built: this needs a C compiler"
-)
-
-TOKENS = [int(token) for token in np.random.default_rng(5).integers(0, VOCABULARY, 300)]
-LOOSE = Tolerance(None, 2.0, 2.0, 0.0)
-Export = Callable[[str], Exported]
-Quantized = Callable[..., Bundle]
-
-
-def silent(text: str) -> None:
-    pass
-
-
-def mixed(name: str, scheme: Scheme) -> Recipe:
-    """The scheme everywhere but in the embedding, which is looked up in and so symmetric."""
-    rules = (Rule("embedding.weight", BlockInt8(block=64)), Rule("*", scheme))
-    return Recipe(name, rules, LOOSE)
-
-
-SCHEMES: dict[str, InBlocks] = {
-    "8 by 32": BlockInt8(block=32),
-    "8 by 256": BlockInt8(block=256),
-    "8 asymmetric": BlockInt8(block=32, symmetric=False),
-    "4 by 32": BlockInt4(block=32),
-    "4 by 128": BlockInt4(block=128),
-    "4 asymmetric": BlockInt4(block=32, symmetric=False),
-}
+pytestmark = native_bundles.NEEDS_THE_LIBRARY
+exported = native_bundles.exported
+quantized = native_bundles.quantized
 CASES = [("base", name) for name in ("int8", "int4-weight", *SCHEMES)] + [
     (variant, "int8-weight") for variant in ("untied", "mlp gelu", "z_n", "affine")
 ]
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """Variant -> its fp32 bundle and checkpoint, made once; no test changes them."""
-    return cache(lambda variant: export_variant(variant, tmp_path_factory.mktemp("fp32")))
-
-
-@pytest.fixture(scope="module")
-def quantized(exported: Export, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
-    """(variant, recipe) -> its bundle, made once; no test changes it."""
-
-    @cache
-    def make(variant: str, recipe: str) -> Bundle:
-        out = tmp_path_factory.mktemp("native") / "q.edge"
-        chosen = mixed(recipe, SCHEMES[recipe]) if recipe in SCHEMES else recipe
-        quantize(exported(variant).bundle, out, recipe=chosen, native=True, say=silent)
-        return Bundle.open(out)
-
-    return lambda variant="base", recipe="int8": make(variant, recipe)
 
 
 def plan_of(bundle: Bundle) -> Plan:
@@ -301,34 +241,6 @@ def test_build_verifies_it(tmp_path: Path, exported: Export) -> None:
     assert [operator.name for operator in native.operators] == list(STAGES)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "options", "message"),
-    [
-        ("int8-dynamic", {}, "is int8-dynamic-tail1.5; the native backend takes blocks"),
-        (mixed("six", BlockInt6()), {}, "rule '.*' is int6-block128; the native backend takes"),
-        (mixed("some float", Float32()), {}, "is float32; the native backend takes blocks of 8 or"),
-        (mixed("sixteen", BlockInt8(block=16)), {}, "layer 0 qkvg has blocks of 16"),
-        ("int8", {"state": "int8"}, "keeps its states in int8; the native backend keeps float32"),
-    ],
-)
-def test_refused_recipes(
-    exported: Export, tmp_path: Path, recipe: Any, options: dict[str, Any], message: str
-) -> None:
-    bundle = exported("base").bundle
-    with pytest.raises(InputError, match=message):
-        quantize(bundle, tmp_path / "q.edge", recipe=recipe, native=True, say=silent, **options)
-    assert not list(tmp_path.iterdir())
-
-
-def test_refused_graphs(exported: Export, tmp_path: Path) -> None:
-    """Of the portable flavour, whose products are no MatMulNBits."""
-    checkpoint = exported("base").checkpoint
-    portable = export(checkpoint, tmp_path / "p.edge", flavour="portable", say=silent)
-    with pytest.raises(InputError, match="the native backend"):
-        quantize(portable, tmp_path / "q.edge", recipe="int8", native=True, say=silent)
-    assert not (tmp_path / "q.edge").exists()
-
-
 def test_a_tuned_bundle_keeps_its_plan(
     exported: Export, quantized: Quantized, tmp_path: Path
 ) -> None:
@@ -347,67 +259,6 @@ def test_a_tuned_bundle_keeps_its_plan(
     found, before = native.prefill(TOKENS[:20]).copy(), onnx.prefill(TOKENS[:20])
     assert np.linalg.norm(found - before) < 0.1 * np.linalg.norm(before)
     assert (open_session(bundle, 1, "native").prefill(TOKENS[:20]) != found).any()
-
-
-def test_refused_models(exported: Export, tmp_path: Path) -> None:
-    other = export_variant("transformer", tmp_path / "t")
-    with pytest.raises(InputError, match="runs RetNets, and this is a transformer"):
-        quantize(other.bundle, tmp_path / "q.edge", recipe="int8", native=True, say=silent)
-    assert not (tmp_path / "q.edge").exists()
-    with pytest.raises(InputError, match="native needs a recipe of 4 or 8 bits"):
-        build(tmp_path, tmp_path / "b.edge", text=tmp_path, recipe="fp32", native=True)
-    with pytest.raises(InputError, match="has no graphs for native; it has: onnxruntime"):
-        open_session(Bundle.open(exported("base").bundle), backend="native")
-
-
-def test_without_the_library(
-    exported: Export, quantized: Quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle = quantized()
-    monkeypatch.setattr(native_library, "_LIBRARY", None)
-    with pytest.raises(InputError, match="for want of a C compiler"):
-        open_session(bundle, backend="native")
-    source = exported("base").bundle
-    with pytest.raises(InputError, match="for want of a C compiler"):
-        quantize(source, tmp_path / "q.edge", recipe="int8", native=True, say=silent)
-    assert open_session(bundle, threads=1).step(1).shape == (VOCABULARY,)
-
-
-def damaged(bundle: Bundle, folder: Path, change: Callable[[Any], None]) -> Bundle:
-    """A copy whose plan was changed, and whose manifest agrees with it."""
-    copied = folder / "damaged.edge"
-    copied.mkdir()
-    for path in bundle.path.iterdir():
-        if path.is_file():
-            (copied / path.name).write_bytes(path.read_bytes())
-    plan = json.loads((copied / "native.json").read_bytes())
-    change(plan)
-    (copied / "native.json").write_text(json.dumps(plan))
-    rewrite_manifest(copied, rehash=True)
-    return Bundle.open(copied)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda p: p.update(version=2), "version is 2; this one reads 1"),
-        (lambda p: p.update(extra=1), "not a valid plan"),
-        (lambda p: p["layers"].pop(), "1 layers; the model has 2"),
-        (lambda p: p["head"]["codes"].update(offset=2**40), "head: codes lies at bytes"),
-        (lambda p: p["head"]["codes"].update(size=64), "head: codes has 64 bytes; its shape"),
-        (lambda p: p["head"].update(block=512), "head has blocks of 512"),
-        (lambda p: p["head"].update(bits=6), "not a valid plan"),
-        (lambda p: p["layers"][1]["out"].update(inputs=29), "layer 1 out is"),
-        (lambda p: p.update(final_norm="AAAA"), "final_norm has 3 bytes; its shape needs 256"),
-    ],
-)
-def test_plans_that_do_not_hold_up(
-    quantized: Quantized, tmp_path: Path, change: Callable[[Any], None], message: str
-) -> None:
-    bundle = damaged(quantized(), tmp_path, change)
-    with pytest.raises(InputError, match=message):
-        open_session(bundle, threads=1, backend="native")
-    assert open_session(bundle, threads=1).step(1).shape == (VOCABULARY,)
 
 
 def test_the_commands(exported: Export, quantized: Quantized, tmp_path: Path, capsys: Any) -> None:

@@ -274,7 +274,16 @@ def test_a_graph_that_fails_while_running(broken: Path, capfd: pytest.CaptureFix
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("module", ["session", "ort_session", "kv_session", "generate", "bundle"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "backends.select",
+        "backends.ort.session",
+        "backends.ort.kv_session",
+        "text.model",
+        "bundle.bundle",
+    ],
+)
 def test_no_torch(module: str) -> None:
     script = f"import sys, retnet_edge.runtime.{module}; print('torch' in sys.modules)"
     done = subprocess.run(

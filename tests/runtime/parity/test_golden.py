@@ -13,8 +13,7 @@ import pytest
 from conftest import Tiny
 from numpy.typing import NDArray
 from numpy_retnet import NetReference, NetSession, text
-from test_verdict import FLAT, LOOSE, TOLERANCE
-from tiny_bundle import TinyModel
+from verification_samples import FLAT, LOOSE, TOLERANCE, Arrays, golden_arrays, save
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.backends.select import open_session
@@ -23,7 +22,6 @@ from retnet_edge.runtime.bundle.manifest import Manifest
 from retnet_edge.runtime.bundle.writer import update_manifest
 from retnet_edge.runtime.parity.golden import (
     GOLDEN_FILE,
-    LOGIT_ROWS,
     NEAR_TOKENS,
     GoldenReplay,
     golden_shapes,
@@ -33,8 +31,6 @@ from retnet_edge.runtime.parity.parity import measure_parity
 from retnet_edge.runtime.report.rows import parity_rows
 from retnet_edge.runtime.report.verdict import judge
 from retnet_edge.runtime.session.protocol import Session
-
-Arrays = dict[str, NDArray[Any]]
 
 
 class ZeroedPosition:
@@ -49,34 +45,6 @@ class ZeroedPosition:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.session, name)
-
-
-def golden_arrays(model: TinyModel) -> Arrays:
-    """What the tiny model computes in float64: `far` goes on from position 0 (ZeroedPosition)."""
-    rng = np.random.default_rng(5)
-    near = rng.integers(0, model.vocab, NEAR_TOKENS)
-    far = rng.integers(0, model.vocab, LOGIT_ROWS)
-
-    def run(tokens: NDArray[np.int64], state: NDArray[np.float64]) -> tuple[Any, Any]:
-        rows = []
-        for position, token in enumerate(tokens):
-            logits, state = model.retention([int(token)], state, position)
-            rows.append(logits)
-        return np.stack(rows[-LOGIT_ROWS:]).astype(np.float32), state
-
-    near_logits, state = run(near, np.zeros((model.heads, model.key, model.value)))
-    far_logits, _ = run(far, state)
-    return {
-        "near_tokens": near,
-        "near_logits": near_logits,
-        "far_tokens": far,
-        "far_logits": far_logits,
-        "near_state_0": state[None].astype(np.float32),
-    }
-
-
-def save(path: Path, arrays: dict[str, Any]) -> None:
-    np.savez_compressed(path, **arrays)
 
 
 def with_golden(bundle: Path, arrays: Arrays) -> Bundle:

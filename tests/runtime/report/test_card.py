@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import msgspec
 from numpy_retnet import NetReference, NetSession, text
-from test_report import TOLERANCE, manifest
-from test_verdict import memory_of
+from verification_samples import TOLERANCE, manifest, memory_of
 
 from retnet_edge.runtime.memory.slope import Slope
 from retnet_edge.runtime.parity.parity import measure_parity

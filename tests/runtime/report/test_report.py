@@ -10,20 +10,8 @@ import msgspec
 import pytest
 from numpy_retnet import NetReference, NetSession, text
 from rich.console import Console
-from test_verdict import memory_of
+from verification_samples import TOLERANCE, manifest, memory_of
 
-from retnet_edge.files import FileEntry
-from retnet_edge.runtime.bundle.manifest import (
-    GraphSpec,
-    Manifest,
-    ModelSpec,
-    Provenance,
-    Quantization,
-    StateSpec,
-    TokenizerSpec,
-    Tolerance,
-    Verification,
-)
 from retnet_edge.runtime.memory.memory import Memory
 from retnet_edge.runtime.memory.slope import Slope, fit_slope
 from retnet_edge.runtime.parity.backend_pairs import Between
@@ -31,9 +19,6 @@ from retnet_edge.runtime.parity.parity import BlockError, measure_parity
 from retnet_edge.runtime.report.page import labels, print_report, render_report
 from retnet_edge.runtime.report.verdict import Measured, Verdict, checks
 
-TOLERANCE = Tolerance(
-    max_abs_logit_error=2e-4, perplexity_ratio=1.001, mean_kl=5e-4, top1_agreement=0.99
-)
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
@@ -71,21 +56,6 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.words += data
-
-
-def manifest() -> Manifest:
-    return Manifest(
-        schema_version=1,
-        model=ModelSpec("retnet", 32, 1234, {}),
-        graphs=(GraphSpec("step.onnx", "step", "onnxruntime", (), (), (), {"": 23}),),
-        states=(StateSpec("state_0", "next_state_0", "float32", ("batch", 2, 4, 6)),),
-        tokenizer=TokenizerSpec("tokenizer.json", None),
-        quantization=Quantization("int8"),
-        tolerance=TOLERANCE,
-        provenance=Provenance("ab" * 32, {"torch": "2.13.0"}),
-        verification=Verification("unverified"),
-        files={"step.onnx": FileEntry(4321, "cd" * 32)},
-    )
 
 
 @pytest.fixture(scope="module")

@@ -2,55 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import pytest
 from numpy_retnet import NetReference, NetSession, text
+from verification_samples import FLAT, LOOSE, TOLERANCE, memory_of
 
-from retnet_edge.runtime.bundle.manifest import Tolerance
 from retnet_edge.runtime.memory.memory import Memory
 from retnet_edge.runtime.memory.slope import Slope
 from retnet_edge.runtime.parity.parity import Parity, measure_parity
 from retnet_edge.runtime.report.verdict import checks, judge
 
 replace = msgspec.structs.replace
-TOLERANCE = Tolerance(
-    max_abs_logit_error=2e-4, perplexity_ratio=1.001, mean_kl=5e-4, top1_agreement=0.99
-)
-LOOSE = replace(TOLERANCE, max_abs_logit_error=None)
 
 
 @pytest.fixture(scope="module")
 def parity() -> Parity:
     return measure_parity(NetSession(), NetReference(), [text(300)], allowed_error=2e-4)
-
-
-def memory_of(slope: Slope, **changes: Any) -> Memory:
-    memory = Memory(
-        model="retnet",
-        steps=20_000,
-        warmup=500,
-        threads=1,
-        anonymous_slope=slope,
-        file_backed_slope=Slope(0, 0, 0),
-        file_backed_growth=0,
-        state_bytes=192,
-        state_bytes_manifest=192,
-        state_bytes_per_token=0,
-        base_bytes=50 << 20,
-        base_anonymous_bytes=30 << 20,
-        opened_bytes=60 << 20,
-        tokens=list(range(540, 20_540, 40)),
-        anonymous=[40 << 20] * 500,
-        file_backed=[20 << 20] * 500,
-        load_seconds=0.25,
-        step_milliseconds=(1.0, 2.0, 3.0),
-    )
-    return replace(memory, **changes)
-
-
-FLAT = memory_of(Slope(0.0, 0.0, 0.0))
 
 
 def test_a_good_bundle_has_no_reasons(parity: Parity) -> None:

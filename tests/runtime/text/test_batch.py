@@ -43,9 +43,16 @@ def alone(bundle: Bundle, prompt: list[int], steps: list[int]) -> Logits:
     return [*found, *(session.step(token).copy() for token in steps)]
 
 
-def close(found: Logits, wanted: Logits) -> None:
+def close(bundle: Bundle, found: Logits, wanted: Logits) -> None:
+    """Equal but for rounding.
+
+    On CPUs with AVX-512 VNNI, ONNX Runtime multiplies one row by another 8-bit kernel than several,
+    which differs by 2e-7 and so, now and then, rounds an activation to the code beside: on this
+    model that is up to 2e-3 of the largest logit.
+    """
+    share = 2e-5 if bundle.manifest.quantization.recipe == "fp32" else 5e-3
     for mine, other in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(mine, other, atol=2e-5 * np.abs(other).max())
+        np.testing.assert_allclose(mine, other, atol=share * np.abs(other).max())
 
 
 def test_sequences_that_come_and_go_are_as_if_alone(bundle: Bundle) -> None:
@@ -82,7 +89,7 @@ def test_sequences_that_come_and_go_are_as_if_alone(bundle: Bundle) -> None:
     assert batch.sequences == (second,)
     assert batch.position(second) == 11
     for number in got:
-        close(got[number], alone(bundle, prompts[number], fed[number]))
+        close(bundle, got[number], alone(bundle, prompts[number], fed[number]))
 
 
 def test_neighbours_change_no_bit(bundle: Bundle) -> None:
@@ -125,8 +132,8 @@ def test_a_sequence_moves_from_a_session_to_a_batch_and_back(bundle: Bundle) -> 
     batch.step({number: 3, fork: 4})
     batch.leave(number).restore(session)
     assert session.position == 41
-    close([session.step(7).copy()], alone(bundle, TOKENS[:40], [3, 7])[-1:])
-    close([batch.step({fork: 7})[fork].copy()], alone(bundle, TOKENS[:40], [4, 7])[-1:])
+    close(bundle, [session.step(7).copy()], alone(bundle, TOKENS[:40], [3, 7])[-1:])
+    close(bundle, [batch.step({fork: 7})[fork].copy()], alone(bundle, TOKENS[:40], [4, 7])[-1:])
 
 
 def test_what_cannot_be(bundle: Bundle, tiny: Tiny, tiny_transformer: Tiny) -> None:

@@ -1,0 +1,1 @@
+"""RetNet, its ablations and the Transformer, trained alike: `python -m benchmarks.comparisons`."""

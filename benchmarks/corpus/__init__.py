@@ -1,0 +1,1 @@
+"""The corpus of the edge-15m checkpoint, from pinned packages: `python -m benchmarks.corpus`."""

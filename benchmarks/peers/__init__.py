@@ -1,0 +1,1 @@
+"""Our bundles beside llama.cpp, every contender a process: `python -m benchmarks.peers`."""

@@ -1,0 +1,1 @@
+"""What recipes cost on held-out text, ours and other projects'."""
