@@ -19,7 +19,7 @@ def rotate_packed(x: Tensor, cos: Tensor, sin: Tensor, heads: int, *, fused: boo
     if fused and torch.onnx.is_in_onnx_export():
         rotated: Tensor = torch.onnx.ops.rotary_embedding(x, cos, sin, num_heads=heads)
         return rotated
-    return pack(rotate(unpack(x, heads), cos, sin))
+    return merge_heads(rotate(split_heads(x, heads), cos, sin))
 
 
 def retention_step(
@@ -39,9 +39,13 @@ def retention_step(
     heads = log_decay.shape[0]
     if not (fused and torch.onnx.is_in_onnx_export()):
         out, state = retention_recurrent(
-            unpack(q, heads) * scale, unpack(k, heads), unpack(v, heads), log_decay, state
+            split_heads(q, heads) * scale,
+            split_heads(k, heads),
+            split_heads(v, heads),
+            log_decay,
+            state,
         )
-        return pack(out), state
+        return merge_heads(out), state
     batch, tokens, _ = q.shape
     out, new_state = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::LinearAttention",
@@ -54,11 +58,11 @@ def retention_step(
     return out, new_state
 
 
-def unpack(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, T, heads · D] -> [B, heads, T, D]."""
     return x.reshape(*x.shape[:2], heads, x.shape[-1] // heads).transpose(1, 2)
 
 
-def pack(x: Tensor) -> Tensor:
+def merge_heads(x: Tensor) -> Tensor:
     """[B, heads, T, D] -> [B, T, heads · D]."""
     return x.transpose(1, 2).flatten(2)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retnet_edge.export.graph_ops import rotate_packed, unpack
+from retnet_edge.export.graph_ops import rotate_packed, split_heads
 from retnet_edge.export.step import FeedForwardGraph, Projection, head_logits, norm_graph
 from retnet_edge.model.rotary import cos_sin
 from retnet_edge.model.transformer import Attention, AttentionBlock, Transformer
@@ -30,9 +30,9 @@ class AttentionGraph(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """X [B, 1, d_model] -> the same shape, keys and values [B, H, past + 1, K]."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q, k = (unpack(rotate_packed(y, cos, sin, self.heads), self.heads) for y in (q, k))
+        q, k = (split_heads(rotate_packed(y, cos, sin, self.heads), self.heads) for y in (q, k))
         keys = torch.cat((keys, k), dim=2)
-        values = torch.cat((values, unpack(v, self.heads)), dim=2)
+        values = torch.cat((values, split_heads(v, self.heads)), dim=2)
         scores = (q @ keys.mT) * q.shape[-1] ** -0.5
         y = F.softmax(scores, dim=-1) @ values
         return self.out(y.transpose(1, 2).flatten(2)), keys, values
@@ -68,13 +68,13 @@ class TransformerGraph(nn.Module):
         self.blocks = nn.ModuleList(AttentionBlockGraph(block) for block in model.blocks)  # type: ignore[arg-type]
         self.final_norm = norm_graph(model.final_norm)
         self.head = None if model.config.tie_embeddings else Projection(model.head)
-        self.turns = nn.Buffer(model.turns)
+        self.frequencies = nn.Buffer(model.frequencies)
 
     def forward(
         self, tokens: Tensor, position: Tensor, states: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """The step contract, as the module's docstring writes it."""
-        cos, sin = cos_sin(position, tokens.shape[1], self.turns, torch.float32)
+        cos, sin = cos_sin(position, tokens.shape[1], self.frequencies, torch.float32)
         x = self.embedding(tokens)
         next_states = []
         for block, keys, values in zip(self.blocks, states[::2], states[1::2], strict=True):

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retnet_edge.export.graph_ops import pack, retention_step, rotate_packed, unpack
+from retnet_edge.export.graph_ops import merge_heads, retention_step, rotate_packed, split_heads
 from retnet_edge.model.retention import retention_span
-from retnet_edge.model.retnet import Block, FeedForward, MultiScaleRetention, RetNet, position_sum
+from retnet_edge.model.retnet import Block, FeedForward, MultiScaleRetention, RetNet, decay_sum
 from retnet_edge.model.rotary import cos_sin
 
 CHUNK = 128
@@ -38,7 +38,7 @@ class Projection(nn.Module):
         return x @ self.weight
 
 
-class Norm(nn.Module):
+class RMSNormGraph(nn.Module):
     """RMS norm over the last axis."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
@@ -65,7 +65,7 @@ class RetentionGraph(nn.Module):
         self.out = Projection(retention.out)
         scale = retention.head_norm
         width = self.config.value_head_dim
-        self.head_norm = Norm(
+        self.head_norm = RMSNormGraph(
             torch.ones(width) if scale is None else scale, self.config.head_norm_eps
         )
         self.log_decay = nn.Buffer(retention.log_decay.to(torch.float32))
@@ -81,9 +81,9 @@ class RetentionGraph(nn.Module):
         q = rotate_packed(q, cos, sin, heads, fused=fused)
         k = rotate_packed(k, cos, sin, heads, fused=fused)
         if self.form == "chunkwise":
-            q, k, v = (unpack(part, heads) for part in (q * scale, k, v))
+            q, k, v = (split_heads(part, heads) for part in (q * scale, k, v))
             y, state = retention_span(q, k, v, self.log_decay, state, CHUNK)
-            y = pack(y)
+            y = merge_heads(y)
         else:
             y, state = retention_step(q, k, v, self.log_decay, state, scale, fused=fused)
         y = self._norm_heads(y, position).flatten(2)
@@ -96,7 +96,7 @@ class RetentionGraph(nn.Module):
             normed: Tensor = self.head_norm(y)
             return normed
         n = position[:, None] + torch.arange(1, y.shape[1] + 1, device=y.device)
-        z = position_sum(self.log_decay, n).mT[..., None]
+        z = decay_sum(self.log_decay, n).mT[..., None]
         variance = y.square().mean(-1, keepdim=True) + self.config.head_norm_eps * z
         return y * torch.rsqrt(variance) * self.head_norm.weight
 
@@ -158,13 +158,13 @@ class RetNetGraph(nn.Module):
         self.blocks = nn.ModuleList(BlockGraph(block, form) for block in model.blocks)  # type: ignore[arg-type]
         self.final_norm = norm_graph(model.final_norm)
         self.head = None if model.config.tie_embeddings else Projection(model.head)
-        self.turns = nn.Buffer(model.turns)
+        self.frequencies = nn.Buffer(model.frequencies)
 
     def forward(
         self, tokens: Tensor, position: Tensor, states: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """The step contract, as the module's docstring writes it."""
-        cos, sin = cos_sin(position, tokens.shape[1], self.turns, torch.float32)
+        cos, sin = cos_sin(position, tokens.shape[1], self.frequencies, torch.float32)
         x = self.embedding(tokens)
         next_states = []
         for block, state in zip(self.blocks, states, strict=True):
@@ -173,11 +173,11 @@ class RetNetGraph(nn.Module):
         return head_logits(self.final_norm(x[:, -1:]), self.head, self.embedding), next_states
 
 
-def norm_graph(norm: nn.Module) -> Norm:
+def norm_graph(norm: nn.Module) -> RMSNormGraph:
     """The graph form of an nn.RMSNorm."""
     assert isinstance(norm, nn.RMSNorm)
     assert norm.eps is not None
-    return Norm(norm.weight, norm.eps)
+    return RMSNormGraph(norm.weight, norm.eps)
 
 
 def head_logits(x: Tensor, head: Projection | None, embedding: nn.Embedding) -> Tensor:

@@ -11,14 +11,14 @@
 #endif
 
 enum {
-    AHEAD = 4096, /* bytes */
-    AT_ONCE = 4,  /* rows that one token is multiplied by, at most */
-    FOURS = 64,   /* 4-bit weights that are unpacked together */
+    PREFETCH_BYTES = 4096, /* bytes */
+    GEMV_ROWS = 4,  /* rows that one token is multiplied by, at most */
+    INT4_PER_VEC = 64,   /* 4-bit weights that are unpacked together */
     TILE_ROWS = 4,
     TILE_TOKENS = 2,
 };
 
-#define UNROLLED _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 8")
 
 /* Of a block of a row. */
 static inline int zero_point(const Matrix *m, size_t row, int block) {
@@ -29,18 +29,18 @@ static inline int zero_point(const Matrix *m, size_t row, int block) {
     return block % 2 ? pair >> 4 : pair & 15;
 }
 
-static inline Activations of_token(const Matrix *m, const Activations *x, int token) {
+static inline Activations token_activations(const Matrix *m, const Activations *x, int token) {
     const size_t at = (size_t)token, blocks = (size_t)(m->columns / m->block);
-    const size_t stride = (size_t)padded((int)blocks);
-    return (Activations){x->codes + at * m->columns, x->starts + at * blocks * MOST_INTS,
+    const size_t stride = (size_t)padded_blocks((int)blocks);
+    return (Activations){x->codes + at * m->columns, x->acc_init + at * blocks * MAX_I32_LANES,
                          x->scales + at * stride, x->sums + at * stride};
 }
 
 /* Codes of activations of 8 bits. */
-static inline int8_t *bytes_of(const Activations *x) { return (int8_t *)x->codes; }
+static inline int8_t *int8_codes(const Activations *x) { return (int8_t *)x->codes; }
 
 /* `count` zero points of 4 bits from block `i` on, the first one lowest, 0 where there are no more. */
-static inline uint64_t zero_bits(const Matrix *m, size_t row, int i, int count) {
+static inline uint64_t packed_zero_points(const Matrix *m, size_t row, int i, int count) {
     const int blocks = m->columns / m->block, bytes = (blocks + 1) / 2;
     const uint8_t *zeros = m->zeros + row * (size_t)bytes;
     uint64_t bits = 0;
@@ -51,19 +51,19 @@ static inline uint64_t zero_bits(const Matrix *m, size_t row, int i, int count) 
 }
 
 /* Columns that share a vector of sums: a block, or two blocks of 32 with 4 bits. */
-static inline int unit_of(int bits, int block) { return bits == 4 && block == 32 ? FOURS : block; }
+static inline int columns_per_accumulator(int bits, int block) { return bits == 4 && block == 32 ? INT4_PER_VEC : block; }
 
-#define TABLE(isa, check)                                                                        \
+#define KERNEL_TABLE(isa, check)                                                                        \
     {                                                                                            \
-        #isa, check, rows_##isa, rows_by_tokens_##isa, quantize_##isa, lookup_##isa,             \
-            rms_norm_##isa, activate_##isa, retain_##isa                                         \
+        #isa, check, gemv_##isa, gemm_##isa, quantize_##isa, embedding_row_##isa,             \
+            rms_norm_##isa, activate_##isa, retention_step_##isa                                         \
     }
 
 #if defined(__x86_64__)
 #include "isa_avx512.h"
-#include "kernels_of.h"
+#include "kernels_impl.h"
 #include "isa_avx2.h"
-#include "kernels_of.h"
+#include "kernels_impl.h"
 
 static int has_avx512(void) {
     return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
@@ -74,26 +74,26 @@ static int has_avx2(void) {
 }
 #elif defined(__aarch64__)
 #include "isa_neon.h"
-#include "kernels_of.h"
+#include "kernels_impl.h"
 #endif
 #include "isa_plain.h"
-#include "kernels_of.h"
+#include "kernels_impl.h"
 
-static int always(void) { return 1; }
+static int always_supported(void) { return 1; }
 
-static const Kernels ALL[] = {
+static const Kernels KERNEL_SETS[] = {
 #if defined(__x86_64__)
-    TABLE(avx512, has_avx512),
-    TABLE(avx2, has_avx2),
+    KERNEL_TABLE(avx512, has_avx512),
+    KERNEL_TABLE(avx2, has_avx2),
 #elif defined(__aarch64__)
-    TABLE(neon, always),
+    KERNEL_TABLE(neon, always_supported),
 #endif
-    TABLE(plain, always),
+    KERNEL_TABLE(plain, always_supported),
 };
-enum { COUNT = sizeof ALL / sizeof ALL[0] };
+enum { KERNEL_SET_COUNT = sizeof KERNEL_SETS / sizeof KERNEL_SETS[0] };
 
 const Kernels *find_kernels(const char *name) {
-    for (int i = 0; i < COUNT; i++)
-        if (ALL[i].supported() && (!name || !strcmp(name, ALL[i].name))) return &ALL[i];
+    for (int i = 0; i < KERNEL_SET_COUNT; i++)
+        if (KERNEL_SETS[i].supported() && (!name || !strcmp(name, KERNEL_SETS[i].name))) return &KERNEL_SETS[i];
     return NULL;
 }

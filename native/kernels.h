@@ -8,13 +8,13 @@
 #include "model.h"
 
 enum {
-    GROUP = 32,      /* columns come in multiples of it */
-    PADDED = 16,     /* what is there for each block of a row is padded to a multiple of it */
-    MOST_INTS = 16,  /* lanes of int32 that any kernel's vector has */
-    CHUNK_ROWS = 16, /* rows that a thread multiplies by several tokens at a time */
+    COLUMN_ALIGN = 32,      /* columns come in multiples of it */
+    BLOCK_ALIGN = 16,     /* what is there for each block of a row is padded to a multiple of it */
+    MAX_I32_LANES = 16,  /* lanes of int32 that any kernel's vector has */
+    PANEL_ROWS = 16, /* rows that a thread multiplies by several tokens at a time */
 };
 
-static inline int padded(int blocks) { return (blocks + PADDED - 1) / PADDED * PADDED; }
+static inline int padded_blocks(int blocks) { return (blocks + BLOCK_ALIGN - 1) / BLOCK_ALIGN * BLOCK_ALIGN; }
 
 /* Tokens as a matrix asks for them, [token][…], x = scale * code: codes int16 with one scale (the
  * first) for 8-bit weights, int8 with a scale a block for 4-bit ones. Of each block: the sum of its
@@ -22,23 +22,23 @@ static inline int padded(int blocks) { return (blocks + PADDED - 1) / PADDED * P
  * middle), a vector of the kernels. Scales and sums are padded with zeros. */
 typedef struct {
     int16_t *codes;
-    int32_t *starts;
+    int32_t *acc_init;
     float *scales, *sums;
 } Activations;
 
-/* What each does is written in kernels_of.h. */
+/* What each does is written in kernels_impl.h. */
 typedef struct {
     const char *name;
     int (*supported)(void);
-    void (*rows)(const Matrix *m, int first, int last, const Activations *x, float *y, int add,
+    void (*gemv)(const Matrix *m, int first, int last, const Activations *x, float *y, int add,
                  void *scratch);
-    void (*rows_by_tokens)(const Matrix *m, int first, int last, const Activations *x, int tokens,
+    void (*gemm)(const Matrix *m, int first, int last, const Activations *x, int tokens,
                            float *y, int add, void *scratch);
     void (*quantize)(const Matrix *m, const float *x, Activations *out, int token, void *scratch);
-    void (*lookup)(const Matrix *m, size_t row, float *out, void *scratch);
+    void (*embedding_row)(const Matrix *m, size_t row, float *out, void *scratch);
     void (*rms_norm)(const float *x, const float *weight, int n, float eps, float *y);
     void (*activate)(const float *gate, const float *y, int n, int gelu, float *out);
-    void (*retain)(float *state, const float *q, const float *k, const float *v, float gamma,
+    void (*retention_step)(float *state, const float *q, const float *k, const float *v, float gamma,
                    int keys, int values, float *o);
 } Kernels;
 

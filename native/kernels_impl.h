@@ -1,123 +1,123 @@
 /* What one thread does with rows of numbers, for one instruction set. The header isa_*.h that was
- * included before gives NAME and TARGET of a function, and the vectors: Shorts of LANES int16, Ints
- * of INTS int32, Floats of FLOATS float32, Fours of 64 weights of 4 bits. */
+ * included before gives NAME and TARGET of a function, and the vectors: VecI16 of I16_LANES int16, VecI32
+ * of I32_LANES int32, VecF32 of F32_LANES float32, Int4x64 of 64 weights of 4 bits. */
 
-#define Ints NAME(Ints)
-#define Shorts NAME(Shorts)
-#define Fours NAME(Fours)
-#define Floats NAME(Floats)
+#define VecI32 NAME(VecI32)
+#define VecI16 NAME(VecI16)
+#define Int4x64 NAME(Int4x64)
+#define VecF32 NAME(VecF32)
 
-/* Scales of FLOATS blocks of a row from `i` on, 0 where there are no more. */
-TARGET static inline Floats NAME(scales)(const Matrix *m, size_t row, int i) {
-    const int blocks = m->columns / m->block, n = blocks - i < FLOATS ? blocks - i : FLOATS;
-    if (m->half_scales) return NAME(some_halves)((const uint16_t *)m->scales + row * blocks + i, n);
-    return NAME(some)((const float *)m->scales + row * blocks + i, n);
+/* Scales of F32_LANES blocks of a row from `i` on, 0 where there are no more. */
+TARGET static inline VecF32 NAME(scales)(const Matrix *m, size_t row, int i) {
+    const int blocks = m->columns / m->block, n = blocks - i < F32_LANES ? blocks - i : F32_LANES;
+    if (m->half_scales) return NAME(load_partial_f16)((const uint16_t *)m->scales + row * blocks + i, n);
+    return NAME(load_partial)((const float *)m->scales + row * blocks + i, n);
 }
 
-/* Zero points of FLOATS blocks of a row that has its own, anything finite where there are no more.
+/* Zero points of F32_LANES blocks of a row that has its own, anything finite where there are no more.
  */
-TARGET static inline Floats NAME(zeros)(const Matrix *m, size_t row, int i) {
-    if (m->bits == 4) return NAME(nibbles)(zero_bits(m, row, i, FLOATS));
-    float each[FLOATS] = {0};
-    for (int j = 0; j < FLOATS && i + j < m->columns / m->block; j++)
+TARGET static inline VecF32 NAME(zeros)(const Matrix *m, size_t row, int i) {
+    if (m->bits == 4) return NAME(nibbles_to_f32)(packed_zero_points(m, row, i, F32_LANES));
+    float each[F32_LANES] = {0};
+    for (int j = 0; j < F32_LANES && i + j < m->columns / m->block; j++)
         each[j] = (float)zero_point(m, row, i + j);
-    return NAME(loadf)(each);
+    return NAME(load_f32)(each);
 }
 
 /* What the products of a row's blocks are multiplied with, into `steps`: its scales, with 4 bits
  * times the token's. What the row's own zero points, if it has any, add to its sum. */
-TARGET static __attribute__((noinline)) float NAME(row_steps)(const Matrix *m, size_t row,
-                                                              const Activations *x, float *steps) {
-    Floats part = NAME(none)();
-    for (int i = 0; i < m->columns / m->block; i += FLOATS) {
-        const Floats scales = NAME(scales)(m, row, i);
-        Floats products = scales;
-        if (m->bits == 4) products = NAME(times)(scales, NAME(loadf)(x->scales + i));
-        NAME(storef)(steps + i, products);
+TARGET static __attribute__((noinline)) float NAME(combined_scales)(const Matrix *m, size_t row,
+                                                              const Activations *x, float *block_scales) {
+    VecF32 part = NAME(zero_f32)();
+    for (int i = 0; i < m->columns / m->block; i += F32_LANES) {
+        const VecF32 scales = NAME(scales)(m, row, i);
+        VecF32 products = scales;
+        if (m->bits == 4) products = NAME(mul)(scales, NAME(load_f32)(x->scales + i));
+        NAME(store_f32)(block_scales + i, products);
         if (m->zeros)
-            part = NAME(plus)(part, NAME(times)(scales, NAME(zeros)(m, row, i)),
-                              NAME(loadf)(x->sums + i));
+            part = NAME(fmadd)(part, NAME(mul)(scales, NAME(zeros)(m, row, i)),
+                              NAME(load_f32)(x->sums + i));
     }
-    return NAME(total)(part);
+    return NAME(reduce_add)(part);
 }
 
 /* The steps of a unit: one block's, or two's in the halves of a vector. */
-TARGET static inline Floats NAME(step)(const float *steps, int unit, int bits, int block) {
-    return unit_of(bits, block) == block ? NAME(all)(steps[unit]) : NAME(pair)(steps + 2 * unit);
+TARGET static inline VecF32 NAME(block_scale)(const float *block_scales, int unit, int bits, int block) {
+    return columns_per_accumulator(bits, block) == block ? NAME(splat)(block_scales[unit]) : NAME(splat_pair)(block_scales + 2 * unit);
 }
 
-/* sum + the products of GROUP weights of 8 bits, as they are stored, and as many activations. */
-TARGET static inline Ints NAME(dot_eights)(Ints sum, const uint8_t *codes, const int16_t *x) {
-    for (int i = 0; i < GROUP; i += LANES)
-        sum = NAME(dot)(sum, NAME(wide)(codes + i), NAME(load)(x + i));
+/* sum + the products of COLUMN_ALIGN weights of 8 bits, as they are stored, and as many activations. */
+TARGET static inline VecI32 NAME(dot_int8)(VecI32 sum, const uint8_t *codes, const int16_t *x) {
+    for (int i = 0; i < COLUMN_ALIGN; i += I16_LANES)
+        sum = NAME(dot_i16)(sum, NAME(widen_u8)(codes + i), NAME(load_i16)(x + i));
     return sum;
 }
 
 /* Rows `row`, `row` + apart, … times one token: the sum over blocks of scale * scale * (codes .
  * (codes - zero)). They share what is read of x. count: of rows; bits, block: the matrix's. All
  * three are constants. */
-TARGET static inline __attribute__((always_inline)) void NAME(some_rows)(
+TARGET static inline __attribute__((always_inline)) void NAME(gemv_rows)(
     const Matrix *m, size_t row, size_t apart, const Activations *x, float *y, const int count,
     const int bits, const int block, float *buffer) {
     const int columns = m->columns, blocks = columns / block;
-    const int unit = unit_of(bits, block), units = (columns + unit - 1) / unit;
-    const int group = bits == 8 ? GROUP : FOURS;
+    const int unit = columns_per_accumulator(bits, block), units = (columns + unit - 1) / unit;
+    const int group = bits == 8 ? COLUMN_ALIGN : INT4_PER_VEC;
     const size_t row_bytes = (size_t)columns * bits / 8;
-    const uint8_t *at[AT_ONCE];
-    const float *steps[AT_ONCE];
-    float of_zeros[AT_ONCE];
-    Floats sums[AT_ONCE];
-    UNROLLED for (int r = 0; r < count; r++) {
+    const uint8_t *at[GEMV_ROWS];
+    const float *block_scales[GEMV_ROWS];
+    float of_zeros[GEMV_ROWS];
+    VecF32 sums[GEMV_ROWS];
+    UNROLL for (int r = 0; r < count; r++) {
         const size_t found = row + r * apart;
         at[r] = m->codes + found * row_bytes;
-        steps[r] = (const float *)m->scales + found * blocks;
+        block_scales[r] = (const float *)m->scales + found * blocks;
         of_zeros[r] = 0;
         if (bits == 4 || m->half_scales || m->zeros) {
-            float *own = buffer + r * padded(blocks);
-            of_zeros[r] = NAME(row_steps)(m, found, x, own);
-            steps[r] = own;
+            float *own = buffer + r * padded_blocks(blocks);
+            of_zeros[r] = NAME(combined_scales)(m, found, x, own);
+            block_scales[r] = own;
         }
-        sums[r] = NAME(none)();
+        sums[r] = NAME(zero_f32)();
     }
     const int16_t *shorts = x->codes;
-    const int8_t *fours = bytes_of(x);
+    const int8_t *fours = int8_codes(x);
     for (int u = 0; u < units; u++) {
-        Ints parts[AT_ONCE];
-        UNROLLED for (int r = 0; r < count; r++) parts[r] = NAME(load_ints)(x->starts + u * INTS);
+        VecI32 parts[GEMV_ROWS];
+        UNROLL for (int r = 0; r < count; r++) parts[r] = NAME(load_i32)(x->acc_init + u * I32_LANES);
         for (int j = 0; j < unit; j += group, shorts += group, fours += group)
-            UNROLLED for (int r = 0; r < count; r++) {
-                __builtin_prefetch(at[r] + AHEAD);
-                if (bits == 8) parts[r] = NAME(dot_eights)(parts[r], at[r], shorts);
+            UNROLL for (int r = 0; r < count; r++) {
+                __builtin_prefetch(at[r] + PREFETCH_BYTES);
+                if (bits == 8) parts[r] = NAME(dot_int8)(parts[r], at[r], shorts);
                 else {
-                    const int half = unit > block && u == units - 1 && columns % FOURS;
-                    parts[r] = NAME(dot_fours)(parts[r], NAME(fours)(at[r], half), fours);
+                    const int half = unit > block && u == units - 1 && columns % INT4_PER_VEC;
+                    parts[r] = NAME(dot_int4)(parts[r], NAME(unpack_int4)(at[r], half), fours);
                 }
                 at[r] += group * bits / 8;
             }
-        UNROLLED for (int r = 0; r < count; r++)
-            sums[r] = NAME(plus)(sums[r], NAME(to_floats)(parts[r]),
-                                 NAME(step)(steps[r], u, bits, block));
+        UNROLL for (int r = 0; r < count; r++)
+            sums[r] = NAME(fmadd)(sums[r], NAME(to_f32)(parts[r]),
+                                 NAME(block_scale)(block_scales[r], u, bits, block));
     }
-    UNROLLED for (int r = 0; r < count; r++)
-        y[r] = (NAME(total)(sums[r]) - of_zeros[r]) * (bits == 8 ? x->scales[0] : 1);
+    UNROLL for (int r = 0; r < count; r++)
+        y[r] = (NAME(reduce_add)(sums[r]) - of_zeros[r]) * (bits == 8 ? x->scales[0] : 1);
 }
 
 /* Rows first … last - 1 times one token, some at a time from far places: each place is read
  * straight on, which is what the memory's own reading ahead follows. Rows side by side, or one,
  * take up to twice as long. */
-TARGET static void NAME(rows)(const Matrix *m, int first, int last, const Activations *x, float *y,
+TARGET static void NAME(gemv)(const Matrix *m, int first, int last, const Activations *x, float *y,
                               int add, void *scratch) {
     const int count = m->bits == 8 ? 2 : 4, apart = (last - first) / count;
     const int together = first + apart * count;
     for (int i = 0; i < apart + last - together; i++) {
         const int row = i < apart ? first + i : together + i - apart;
         const int step = i < apart ? apart : 0; /* the last few one by one */
-        float found[AT_ONCE];
+        float found[GEMV_ROWS];
         if (m->bits == 8 && m->block == 128)
-            NAME(some_rows)(m, row, step, x, found, 2, 8, 128, scratch);
-        else if (m->bits == 8) NAME(some_rows)(m, row, step, x, found, 2, 8, m->block, scratch);
-        else if (m->block == 32) NAME(some_rows)(m, row, step, x, found, 4, 4, 32, scratch);
-        else NAME(some_rows)(m, row, step, x, found, 4, 4, m->block, scratch);
+            NAME(gemv_rows)(m, row, step, x, found, 2, 8, 128, scratch);
+        else if (m->bits == 8) NAME(gemv_rows)(m, row, step, x, found, 2, 8, m->block, scratch);
+        else if (m->block == 32) NAME(gemv_rows)(m, row, step, x, found, 4, 4, 32, scratch);
+        else NAME(gemv_rows)(m, row, step, x, found, 4, 4, m->block, scratch);
         for (int r = 0; r < (step ? count : 1); r++) {
             float *to = y + row + r * step;
             *to = found[r] + (add ? *to : 0);
@@ -125,105 +125,105 @@ TARGET static void NAME(rows)(const Matrix *m, int first, int last, const Activa
     }
 }
 
-/* What a tile multiplies with: codes of a chunk's rows ready to be multiplied (int16 of 8 bits, a
+/* What a tile multiplies with: codes of a panel's rows ready to be multiplied (int16 of 8 bits, a
  * byte each of 4 bits), scales, and scales times the rows' own zero points. */
 typedef struct {
     int16_t *codes;
-    float *scales, *levels;
-} NAME(Chunk);
+    float *scales, *scaled_zero_points;
+} NAME(Panel);
 
-TARGET static NAME(Chunk) NAME(chunk)(const Matrix *m, int first, int last, void *scratch) {
-    const int columns = m->columns, stride = padded(columns / m->block);
-    NAME(Chunk) c = {.codes = scratch};
-    c.scales = (float *)(c.codes + (size_t)CHUNK_ROWS * columns);
-    c.levels = c.scales + (size_t)CHUNK_ROWS * stride;
-    for (int i = 0; i < CHUNK_ROWS; i++) {
+TARGET static NAME(Panel) NAME(panel)(const Matrix *m, int first, int last, void *scratch) {
+    const int columns = m->columns, stride = padded_blocks(columns / m->block);
+    NAME(Panel) c = {.codes = scratch};
+    c.scales = (float *)(c.codes + (size_t)PANEL_ROWS * columns);
+    c.scaled_zero_points = c.scales + (size_t)PANEL_ROWS * stride;
+    for (int i = 0; i < PANEL_ROWS; i++) {
         const size_t row = first + i < last ? first + i : last - 1;
         const uint8_t *codes = m->codes + row * ((size_t)columns * m->bits / 8);
         int16_t *to = c.codes + (size_t)i * columns;
         if (m->bits == 8)
-            for (int k = 0; k < columns; k += LANES) NAME(store)(to + k, NAME(wide)(codes + k));
+            for (int k = 0; k < columns; k += I16_LANES) NAME(store_i16)(to + k, NAME(widen_u8)(codes + k));
         else
-            for (int k = 0; k < columns; k += FOURS)
-                NAME(store_fours)((uint8_t *)to + k,
-                                  NAME(fours)(codes + k / 2, k + FOURS > columns));
-        for (int b = 0; b < columns / m->block; b += FLOATS) {
-            const Floats scales = NAME(scales)(m, row, b);
-            NAME(storef)(c.scales + i * stride + b, scales);
+            for (int k = 0; k < columns; k += INT4_PER_VEC)
+                NAME(store_int4)((uint8_t *)to + k,
+                                  NAME(unpack_int4)(codes + k / 2, k + INT4_PER_VEC > columns));
+        for (int b = 0; b < columns / m->block; b += F32_LANES) {
+            const VecF32 scales = NAME(scales)(m, row, b);
+            NAME(store_f32)(c.scales + i * stride + b, scales);
             if (m->zeros)
-                NAME(storef)(c.levels + i * stride + b,
-                             NAME(times)(scales, NAME(zeros)(m, row, b)));
+                NAME(store_f32)(c.scaled_zero_points + i * stride + b,
+                             NAME(mul)(scales, NAME(zeros)(m, row, b)));
         }
     }
     return c;
 }
 
-/* TILE_ROWS rows of a chunk times TILE_TOKENS tokens: out[i] is of row i / TILE_TOKENS and token
- * i % TILE_TOKENS. Every sum is made as `some_rows` makes it, so that a token gives the same bits
+/* TILE_ROWS rows of a panel times TILE_TOKENS tokens: out[i] is of row i / TILE_TOKENS and token
+ * i % TILE_TOKENS. Every sum is made as `gemv_rows` makes it, so that a token gives the same bits
  * alone and among others. */
 TARGET static inline __attribute__((always_inline)) void NAME(tile)(
-    const Matrix *m, const NAME(Chunk) *c, int row, const Activations x[TILE_TOKENS],
+    const Matrix *m, const NAME(Panel) *c, int row, const Activations x[TILE_TOKENS],
     float out[TILE_ROWS * TILE_TOKENS], const int bits, const int block) {
-    const int columns = m->columns, stride = padded(columns / block);
-    const int unit = unit_of(bits, block);
+    const int columns = m->columns, stride = padded_blocks(columns / block);
+    const int unit = columns_per_accumulator(bits, block);
     const int16_t *codes = c->codes + (size_t)row * columns;
     const float *scales = c->scales + (size_t)row * stride;
-    Floats sums[TILE_ROWS * TILE_TOKENS];
-    UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) sums[i] = NAME(none)();
+    VecF32 sums[TILE_ROWS * TILE_TOKENS];
+    UNROLL for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) sums[i] = NAME(zero_f32)();
     for (int u = 0, k = 0; k < columns; u++) {
-        Ints parts[TILE_ROWS * TILE_TOKENS];
-        UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++)
-            parts[i] = NAME(load_ints)(x[i % TILE_TOKENS].starts + u * INTS);
+        VecI32 parts[TILE_ROWS * TILE_TOKENS];
+        UNROLL for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++)
+            parts[i] = NAME(load_i32)(x[i % TILE_TOKENS].acc_init + u * I32_LANES);
         if (bits == 4) {
-            for (const int end = k + unit; k < end; k += FOURS)
-                UNROLLED for (int r = 0; r < TILE_ROWS; r++) {
-                    const Fours w = NAME(load_fours)((const uint8_t *)(codes + r * columns) + k);
-                    UNROLLED for (int t = 0; t < TILE_TOKENS; t++) {
-                        Ints *part = &parts[r * TILE_TOKENS + t];
-                        *part = NAME(dot_fours)(*part, w, bytes_of(&x[t]) + k);
+            for (const int end = k + unit; k < end; k += INT4_PER_VEC)
+                UNROLL for (int r = 0; r < TILE_ROWS; r++) {
+                    const Int4x64 w = NAME(load_int4)((const uint8_t *)(codes + r * columns) + k);
+                    UNROLL for (int t = 0; t < TILE_TOKENS; t++) {
+                        VecI32 *part = &parts[r * TILE_TOKENS + t];
+                        *part = NAME(dot_int4)(*part, w, int8_codes(&x[t]) + k);
                     }
                 }
         } else {
-            for (const int end = k + unit; k < end; k += LANES) {
-                Shorts v[TILE_TOKENS];
-                UNROLLED for (int t = 0; t < TILE_TOKENS; t++) v[t] = NAME(load)(x[t].codes + k);
-                UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++)
-                    parts[i] = NAME(dot)(parts[i], NAME(load)(codes + i / TILE_TOKENS * columns + k),
+            for (const int end = k + unit; k < end; k += I16_LANES) {
+                VecI16 v[TILE_TOKENS];
+                UNROLL for (int t = 0; t < TILE_TOKENS; t++) v[t] = NAME(load_i16)(x[t].codes + k);
+                UNROLL for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++)
+                    parts[i] = NAME(dot_i16)(parts[i], NAME(load_i16)(codes + i / TILE_TOKENS * columns + k),
                                          v[i % TILE_TOKENS]);
             }
         }
-        UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) {
+        UNROLL for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) {
             const float *of_row = scales + i / TILE_TOKENS * stride;
             const float *of_token = x[i % TILE_TOKENS].scales;
-            Floats step = NAME(step)(of_row, u, bits, block);
-            if (bits == 4) step = NAME(times)(step, NAME(step)(of_token, u, bits, block));
-            sums[i] = NAME(plus)(sums[i], NAME(to_floats)(parts[i]), step);
+            VecF32 step = NAME(block_scale)(of_row, u, bits, block);
+            if (bits == 4) step = NAME(mul)(step, NAME(block_scale)(of_token, u, bits, block));
+            sums[i] = NAME(fmadd)(sums[i], NAME(to_f32)(parts[i]), step);
         }
     }
-    UNROLLED for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) {
+    UNROLL for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) {
         const Activations *of = &x[i % TILE_TOKENS];
-        const float *levels = c->levels + (size_t)(row + i / TILE_TOKENS) * stride;
-        Floats part = NAME(none)();
-        for (int b = 0; m->zeros && b < columns / block; b += FLOATS)
-            part = NAME(plus)(part, NAME(loadf)(levels + b), NAME(loadf)(of->sums + b));
-        const float of_zeros = m->zeros ? NAME(total)(part) : 0;
-        out[i] = (NAME(total)(sums[i]) - of_zeros) * (bits == 8 ? of->scales[0] : 1);
+        const float *scaled_zero_points = c->scaled_zero_points + (size_t)(row + i / TILE_TOKENS) * stride;
+        VecF32 part = NAME(zero_f32)();
+        for (int b = 0; m->zeros && b < columns / block; b += F32_LANES)
+            part = NAME(fmadd)(part, NAME(load_f32)(scaled_zero_points + b), NAME(load_f32)(of->sums + b));
+        const float of_zeros = m->zeros ? NAME(reduce_add)(part) : 0;
+        out[i] = (NAME(reduce_add)(sums[i]) - of_zeros) * (bits == 8 ? of->scales[0] : 1);
     }
 }
 
 /* Rows first … last - 1 times `tokens` tokens; y [tokens, rows]. */
-TARGET static void NAME(rows_by_tokens)(const Matrix *m, int first, int last, const Activations *x,
+TARGET static void NAME(gemm)(const Matrix *m, int first, int last, const Activations *x,
                                         int tokens, float *y, int add, void *scratch) {
-    const NAME(Chunk) chunk = NAME(chunk)(m, first, last, scratch);
+    const NAME(Panel) panel = NAME(panel)(m, first, last, scratch);
     for (int token = 0; token < tokens; token += TILE_TOKENS) {
         Activations some[TILE_TOKENS];
         for (int t = 0; t < TILE_TOKENS; t++)
-            some[t] = of_token(m, x, token + t < tokens ? token + t : token);
+            some[t] = token_activations(m, x, token + t < tokens ? token + t : token);
         for (int row = first; row < last; row += TILE_ROWS) {
             float out[TILE_ROWS * TILE_TOKENS];
-            if (m->bits == 8) NAME(tile)(m, &chunk, row - first, some, out, 8, m->block);
-            else if (m->block == 32) NAME(tile)(m, &chunk, row - first, some, out, 4, 32);
-            else NAME(tile)(m, &chunk, row - first, some, out, 4, m->block);
+            if (m->bits == 8) NAME(tile)(m, &panel, row - first, some, out, 8, m->block);
+            else if (m->block == 32) NAME(tile)(m, &panel, row - first, some, out, 4, 32);
+            else NAME(tile)(m, &panel, row - first, some, out, 4, m->block);
             for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) {
                 const int of = row + i / TILE_TOKENS, t = token + i % TILE_TOKENS;
                 float *to = y + (size_t)t * m->rows + of;
@@ -233,26 +233,26 @@ TARGET static void NAME(rows_by_tokens)(const Matrix *m, int first, int last, co
     }
 }
 
-/* The largest size in `n` values (a multiple of GROUP), or NaN where one is not finite. */
-TARGET static inline float NAME(largest)(const float *x, int n) {
-    float sizes[GROUP] = {0}, zeros[GROUP] = {0}, largest = 0, spoiled = 0;
-    for (int i = 0; i < n; i += GROUP)
-        for (int j = 0; j < GROUP; j++) {
+/* The largest size in `n` values (a multiple of COLUMN_ALIGN), or NaN where one is not finite. */
+TARGET static inline float NAME(absmax)(const float *x, int n) {
+    float sizes[COLUMN_ALIGN] = {0}, zeros[COLUMN_ALIGN] = {0}, largest = 0, spoiled = 0;
+    for (int i = 0; i < n; i += COLUMN_ALIGN)
+        for (int j = 0; j < COLUMN_ALIGN; j++) {
             const float size = fabsf(x[i + j]);
             sizes[j] = size > sizes[j] ? size : sizes[j];
             zeros[j] += x[i + j] * 0.0f;
         }
-    for (int j = 0; j < GROUP; j++) {
+    for (int j = 0; j < COLUMN_ALIGN; j++) {
         largest = sizes[j] > largest ? sizes[j] : largest;
         spoiled += zeros[j];
     }
     return largest + spoiled;
 }
 
-/* Codes of GROUP values in steps of 1 / inverse; their sum. */
-TARGET static inline int32_t NAME(codes)(const float *x, float inverse, int16_t *codes) {
+/* Codes of COLUMN_ALIGN values in steps of 1 / inverse; their sum. */
+TARGET static inline int32_t NAME(round_codes)(const float *x, float inverse, int16_t *codes) {
     int32_t sum = 0;
-    for (int j = 0; j < GROUP; j++) {
+    for (int j = 0; j < COLUMN_ALIGN; j++) {
         const float scaled = x[j] * inverse;
         codes[j] = (int16_t)(int32_t)(scaled + copysignf(0.5f, scaled));
         sum += codes[j];
@@ -261,7 +261,7 @@ TARGET static inline int32_t NAME(codes)(const float *x, float inverse, int16_t 
 }
 
 /* One token, x = scale * code, as the matrix asks for it: 16 bits and one scale where the weights
- * have 8 bits; 8 bits and a scale a block where they have 4, of every FOURS the even ones first.
+ * have 8 bits; 8 bits and a scale a block where they have 4, of every INT4_PER_VEC the even ones first.
  * What is not finite makes the scale, and so every product, not finite. */
 TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *out, int token,
                                   void *scratch) {
@@ -270,26 +270,26 @@ TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *
         memset((float *)scratch + m->inputs, 0, sizeof(float) * (m->columns - m->inputs));
         x = scratch;
     }
-    const int block = m->block, blocks = m->columns / block, in_unit = unit_of(m->bits, block) / block;
-    const Activations to = of_token(m, out, token);
-    memset(to.starts, 0, sizeof(int32_t) * INTS * blocks);
-    for (int i = 0; i < padded(blocks); i++) to.scales[i] = to.sums[i] = 0;
-    if (m->bits == 4 && m->columns % FOURS) memset(bytes_of(&to) + m->columns - GROUP, 0, FOURS);
-    const float of_all = m->bits == 8 ? NAME(largest)(x, m->columns) : 0;
+    const int block = m->block, blocks = m->columns / block, in_unit = columns_per_accumulator(m->bits, block) / block;
+    const Activations to = token_activations(m, out, token);
+    memset(to.acc_init, 0, sizeof(int32_t) * I32_LANES * blocks);
+    for (int i = 0; i < padded_blocks(blocks); i++) to.scales[i] = to.sums[i] = 0;
+    if (m->bits == 4 && m->columns % INT4_PER_VEC) memset(int8_codes(&to) + m->columns - COLUMN_ALIGN, 0, INT4_PER_VEC);
+    const float of_all = m->bits == 8 ? NAME(absmax)(x, m->columns) : 0;
     for (int b = 0; b < blocks; b++) {
-        const float largest = m->bits == 8 ? of_all : NAME(largest)(x + b * block, block);
+        const float largest = m->bits == 8 ? of_all : NAME(absmax)(x + b * block, block);
         const float most = m->bits == 8 ? 32767.0f : 127.0f, scale = largest / most;
         const float inverse = largest > 0 && scale < INFINITY ? most / largest : 0;
         int32_t total = 0;
-        for (int i = b * block; i < (b + 1) * block; i += GROUP) {
-            int16_t codes[GROUP] = {0};
-            if (inverse > 0) total += NAME(codes)(x + i, inverse, codes);
+        for (int i = b * block; i < (b + 1) * block; i += COLUMN_ALIGN) {
+            int16_t codes[COLUMN_ALIGN] = {0};
+            if (inverse > 0) total += NAME(round_codes)(x + i, inverse, codes);
             if (m->bits == 8) {
                 memcpy(to.codes + i, codes, sizeof codes);
                 continue;
             }
-            int8_t *even = bytes_of(&to) + i / FOURS * FOURS + i % FOURS / 2, *odd = even + FOURS / 2;
-            for (int j = 0; j < GROUP / 2; j++) {
+            int8_t *even = int8_codes(&to) + i / INT4_PER_VEC * INT4_PER_VEC + i % INT4_PER_VEC / 2, *odd = even + INT4_PER_VEC / 2;
+            for (int j = 0; j < COLUMN_ALIGN / 2; j++) {
                 even[j] = (int8_t)codes[2 * j];
                 odd[j] = (int8_t)codes[2 * j + 1];
             }
@@ -297,16 +297,16 @@ TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *
         to.scales[b] = scale;
         to.sums[b] = (m->bits == 8 ? 1.0f : scale) * (float)total;
         if (!m->zeros)
-            to.starts[b / in_unit * INTS + b % in_unit * HALF] = -(1 << (m->bits - 1)) * total;
+            to.acc_init[b / in_unit * I32_LANES + b % in_unit * SECOND_BLOCK_LANE] = -(1 << (m->bits - 1)) * total;
     }
 }
 
 /* The row of an embedding. */
-TARGET static void NAME(lookup)(const Matrix *m, size_t row, float *out, void *scratch) {
+TARGET static void NAME(embedding_row)(const Matrix *m, size_t row, float *out, void *scratch) {
     const uint8_t *codes = m->codes + row * ((size_t)m->columns * m->bits / 8);
     float *scales = scratch;
-    for (int i = 0; i < m->columns / m->block; i += FLOATS)
-        NAME(storef)(scales + i, NAME(scales)(m, row, i));
+    for (int i = 0; i < m->columns / m->block; i += F32_LANES)
+        NAME(store_f32)(scales + i, NAME(scales)(m, row, i));
     for (int i = 0; i < m->inputs; i++) {
         const int code = m->bits == 8 ? codes[i] : codes[i / 2] >> i % 2 * 4 & 15;
         out[i] = scales[i / m->block] * (float)(code - zero_point(m, row, i / m->block));
@@ -353,7 +353,7 @@ TARGET static void NAME(activate)(const float *gate, const float *y, int n, int 
 }
 
 /* One head, one token (eq. 6): S = gamma S + k v', o = q S; S [keys, values]. */
-TARGET static void NAME(retain)(float *restrict state, const float *q, const float *k,
+TARGET static void NAME(retention_step)(float *restrict state, const float *q, const float *k,
                                 const float *restrict v, float gamma, int keys, int values,
                                 float *restrict o) {
     memset(o, 0, sizeof(float) * values);
@@ -367,13 +367,13 @@ TARGET static void NAME(retain)(float *restrict state, const float *q, const flo
     }
 }
 
-#undef Ints
-#undef Shorts
-#undef Fours
-#undef Floats
+#undef VecI32
+#undef VecI16
+#undef Int4x64
+#undef VecF32
 #undef NAME
 #undef TARGET
-#undef LANES
-#undef INTS
-#undef FLOATS
-#undef HALF
+#undef I16_LANES
+#undef I32_LANES
+#undef F32_LANES
+#undef SECOND_BLOCK_LANE

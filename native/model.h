@@ -28,7 +28,7 @@ typedef struct {
     int32_t gated, gelu, eps_z_n;
     float norm_eps, head_norm_eps;
     const float *final_norm;
-    const double *gammas, *turns;
+    const double *gammas, *frequencies;
     Matrix embedding, head;
     const Layer *layers;
 } Model;

@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-enum { LOOKS = 2000, LOOKS_BEFORE_YIELD = 2000 };
+enum { SPIN_LIMIT = 2000, SPINS_BEFORE_YIELD = 2000 };
 
 typedef struct {
     Pool *pool;
@@ -30,7 +30,7 @@ struct Pool {
     Worker each[];
 };
 
-static inline void pause_core(void) {
+static inline void cpu_relax(void) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -38,13 +38,13 @@ static inline void pause_core(void) {
 #endif
 }
 
-static uint32_t number_of(uint64_t ticket) { return (uint32_t)(ticket >> 32); }
+static uint32_t task_number(uint64_t ticket) { return (uint32_t)(ticket >> 32); }
 
 /* Chunks of task `number` until none is left. A claim that succeeds keeps the caller in
  * `pool_run`, so task, arg and chunks are those of `number` for as long as they are read. */
-static void work(Pool *pool, uint32_t number, int thread) {
+static void run_chunks(Pool *pool, uint32_t number, int thread) {
     uint64_t ticket = atomic_load(&pool->ticket);
-    while (number_of(ticket) == number) {
+    while (task_number(ticket) == number) {
         int chunk = (int)(uint32_t)ticket;
         if (chunk >= atomic_load(&pool->chunks)) return;
         if (!atomic_compare_exchange_weak(&pool->ticket, &ticket, ticket + 1)) continue;
@@ -54,11 +54,11 @@ static void work(Pool *pool, uint32_t number, int thread) {
     }
 }
 
-static void sleep_until_after(Pool *pool, uint32_t number) {
+static void wait_for_next_task(Pool *pool, uint32_t number) {
     pthread_mutex_lock(&pool->mutex);
-    while (number_of(atomic_load(&pool->ticket)) == number && !atomic_load(&pool->closing)) {
+    while (task_number(atomic_load(&pool->ticket)) == number && !atomic_load(&pool->closing)) {
         atomic_store(&pool->sleeping, 1);
-        if (number_of(atomic_load(&pool->ticket)) != number) break;
+        if (task_number(atomic_load(&pool->ticket)) != number) break;
         pthread_cond_wait(&pool->wake, &pool->mutex);
     }
     pthread_mutex_unlock(&pool->mutex);
@@ -70,16 +70,16 @@ static void *worker(void *arg) {
     uint32_t seen = 0;
     while (!atomic_load(&pool->closing)) {
         uint32_t number = seen;
-        for (int look = 0; look < LOOKS && number == seen; look++) {
-            pause_core();
-            number = number_of(atomic_load(&pool->ticket));
+        for (int spin = 0; spin < SPIN_LIMIT && number == seen; spin++) {
+            cpu_relax();
+            number = task_number(atomic_load(&pool->ticket));
         }
         if (number == seen) {
-            sleep_until_after(pool, seen);
+            wait_for_next_task(pool, seen);
             continue;
         }
         seen = number;
-        work(pool, number, self->index);
+        run_chunks(pool, number, self->index);
     }
     return NULL;
 }
@@ -128,14 +128,14 @@ void pool_run(Pool *pool, Task task, void *arg, int chunks) {
     pool->arg = arg;
     atomic_store(&pool->done, 0);
     /* no chunk is claimed between these: the old task's are used up, the new one's not offered */
-    uint32_t number = number_of(atomic_load(&pool->ticket)) + 1;
+    uint32_t number = task_number(atomic_load(&pool->ticket)) + 1;
     atomic_store(&pool->ticket, (uint64_t)number << 32 | UINT32_MAX / 2);
     atomic_store(&pool->chunks, chunks);
     atomic_store(&pool->ticket, (uint64_t)(number + 1) << 32);
     if (atomic_load(&pool->sleeping)) wake_all(pool);
-    work(pool, number + 1, 0);
-    for (int look = 0; atomic_load(&pool->done) < chunks; look++) {
-        if (look < LOOKS_BEFORE_YIELD) pause_core();
+    run_chunks(pool, number + 1, 0);
+    for (int spin = 0; atomic_load(&pool->done) < chunks; spin++) {
+        if (spin < SPINS_BEFORE_YIELD) cpu_relax();
         else sched_yield();
     }
 }

@@ -12,7 +12,7 @@
 
 enum {
     CHUNK_BYTES = 96 * 1024, /* of a matrix that a thread multiplies by one token at a time */
-    LINE = 64,
+    CACHE_LINE = 64,
 };
 
 /* What a call needs beside weights and states, for a number of tokens. */
@@ -20,9 +20,9 @@ typedef struct {
     char *memory;   /* that all lie in */
     float *x;       /* [tokens, d_model] the residual stream */
     float *normed;  /* [tokens, d_model] */
-    float *wide;    /* [tokens, widest] what qkvg or inner give */
-    float *inside;  /* [tokens, widest] what out or down take */
-    float *turned;  /* [tokens, key_dim] cosines, then sines, of key_dim / 2 angles */
+    float *projected;    /* [tokens, widest] what qkvg or inner give */
+    float *hidden;  /* [tokens, widest] what out or down take */
+    float *cos_sin;  /* [tokens, key_dim] cosines, then sines, of key_dim / 2 angles */
     float *eps;     /* [tokens, heads] of the head norm */
     Activations codes;
 } Buffers;
@@ -36,7 +36,7 @@ struct Engine {
     char *scratch;  /* of each thread */
     size_t scratch_bytes;
     double seconds[RETNET_STAGES];
-    double since; /* the end of the stage before */
+    double stage_start; /* the end of the stage before */
 };
 
 /* One call under way. */
@@ -54,36 +54,36 @@ typedef struct {
     const Activations *x;
     int tokens, add, rows; /* rows: of a chunk */
     float *y;
-} Product;
+} LinearTask;
 
 static int max_int(int a, int b) { return a > b ? a : b; }
 
-static size_t lines(size_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
+static size_t round_to_cache_line(size_t bytes) { return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
 
 /* Lay the buffers of a call out from `memory` on, each on a cache line; the bytes they take. */
 static size_t lay_out(const Engine *engine, size_t tokens, char *memory, Buffers *b) {
     const Model *m = &engine->model;
     const size_t widest = (size_t)engine->widest;
     size_t at = 0;
-#define PLACE(field, count)                        \
+#define ALLOCATE_FIELD(field, count)                        \
     b->field = (void *)(memory + at);              \
-    at += lines(tokens * (count) * sizeof *b->field)
-    PLACE(x, (size_t)m->d_model);
-    PLACE(normed, (size_t)m->d_model);
-    PLACE(wide, widest);
-    PLACE(inside, widest);
-    PLACE(turned, (size_t)m->key_dim);
-    PLACE(eps, (size_t)m->heads);
-    PLACE(codes.codes, widest);
-    PLACE(codes.sums, widest / GROUP + 1 + PADDED);
-    PLACE(codes.scales, widest / GROUP + 1 + PADDED);
-    PLACE(codes.starts, (widest / GROUP + 1) * MOST_INTS);
-#undef PLACE
+    at += round_to_cache_line(tokens * (count) * sizeof *b->field)
+    ALLOCATE_FIELD(x, (size_t)m->d_model);
+    ALLOCATE_FIELD(normed, (size_t)m->d_model);
+    ALLOCATE_FIELD(projected, widest);
+    ALLOCATE_FIELD(hidden, widest);
+    ALLOCATE_FIELD(cos_sin, (size_t)m->key_dim);
+    ALLOCATE_FIELD(eps, (size_t)m->heads);
+    ALLOCATE_FIELD(codes.codes, widest);
+    ALLOCATE_FIELD(codes.sums, widest / COLUMN_ALIGN + 1 + BLOCK_ALIGN);
+    ALLOCATE_FIELD(codes.scales, widest / COLUMN_ALIGN + 1 + BLOCK_ALIGN);
+    ALLOCATE_FIELD(codes.acc_init, (widest / COLUMN_ALIGN + 1) * MAX_I32_LANES);
+#undef ALLOCATE_FIELD
     return at;
 }
 
 static int new_buffers(const Engine *engine, int tokens, Buffers *b) {
-    b->memory = aligned_alloc(LINE, lay_out(engine, (size_t)tokens, NULL, b));
+    b->memory = aligned_alloc(CACHE_LINE, lay_out(engine, (size_t)tokens, NULL, b));
     if (b->memory) lay_out(engine, (size_t)tokens, b->memory, b);
     return b->memory != NULL;
 }
@@ -95,80 +95,80 @@ static double now(void) {
 }
 
 /* All time since the stage before belongs to this one. */
-static void ended(Engine *engine, int stage) {
+static void end_stage(Engine *engine, int stage) {
     const double at = now();
-    engine->seconds[stage] += at - engine->since;
-    engine->since = at;
+    engine->seconds[stage] += at - engine->stage_start;
+    engine->stage_start = at;
 }
 
-static void *scratch_of(const Engine *engine, int thread) {
+static void *thread_scratch(const Engine *engine, int thread) {
     return engine->scratch + (size_t)thread * engine->scratch_bytes;
 }
 
-static void product_chunk(void *arg, int chunk, int thread) {
-    const Product *p = arg;
+static void linear_chunk(void *arg, int chunk, int thread) {
+    const LinearTask *p = arg;
     const int first = chunk * p->rows, end = first + p->rows;
     const int last = end < p->matrix->rows ? end : p->matrix->rows;
-    void *scratch = scratch_of(p->engine, thread);
-    if (p->tokens == 1) p->engine->kernels->rows(p->matrix, first, last, p->x, p->y, p->add, scratch);
+    void *scratch = thread_scratch(p->engine, thread);
+    if (p->tokens == 1) p->engine->kernels->gemv(p->matrix, first, last, p->x, p->y, p->add, scratch);
     else
-        p->engine->kernels->rows_by_tokens(p->matrix, first, last, p->x, p->tokens, p->y, p->add,
+        p->engine->kernels->gemm(p->matrix, first, last, p->x, p->tokens, p->y, p->add,
                                            scratch);
 }
 
 /* y [tokens, rows] = x W', or y += x W'. */
-static void product(const Engine *engine, const Matrix *m, const Activations *x, int tokens,
+static void linear(const Engine *engine, const Matrix *m, const Activations *x, int tokens,
                     float *y, int add) {
     const int row_bytes = m->columns * m->bits / 8;
-    const int rows = tokens > 1 ? CHUNK_ROWS : max_int(2, CHUNK_BYTES / row_bytes / 2 * 2);
-    Product p = {engine, m, x, tokens, add, rows, y};
-    pool_run(engine->pool, product_chunk, &p, (m->rows + rows - 1) / rows);
+    const int rows = tokens > 1 ? PANEL_ROWS : max_int(2, CHUNK_BYTES / row_bytes / 2 * 2);
+    LinearTask p = {engine, m, x, tokens, add, rows, y};
+    pool_run(engine->pool, linear_chunk, &p, (m->rows + rows - 1) / rows);
 }
 
-static void norm_token(Call *call, const float *weight, const Matrix *next, int token, int thread) {
+static void norm_and_quantize(Call *call, const float *weight, const Matrix *next, int token, int thread) {
     const Model *m = &call->engine->model;
     const Kernels *k = call->engine->kernels;
     float *normed = call->b->normed + (size_t)token * m->d_model;
     Activations codes = call->b->codes;
     k->rms_norm(call->b->x + (size_t)token * m->d_model, weight, m->d_model, m->norm_eps, normed);
-    k->quantize(next, normed, &codes, token, scratch_of(call->engine, thread));
+    k->quantize(next, normed, &codes, token, thread_scratch(call->engine, thread));
 }
 
 static void retention_norm(void *arg, int token, int thread) {
     Call *call = arg;
-    norm_token(call, call->layer->retention_norm, &call->layer->qkvg, token, thread);
+    norm_and_quantize(call, call->layer->retention_norm, &call->layer->qkvg, token, thread);
 }
 
 static void ffn_norm(void *arg, int token, int thread) {
     Call *call = arg;
-    norm_token(call, call->layer->ffn_norm, &call->layer->inner, token, thread);
+    norm_and_quantize(call, call->layer->ffn_norm, &call->layer->inner, token, thread);
 }
 
 /* Channel i is paired with i + n/2. */
-static void rotate(const float *x, const float *turned, int n, float scale, float *out) {
-    const float *cosines = turned, *sines = turned + n / 2;
+static void rotate(const float *x, const float *cos_sin, int n, float scale, float *out) {
+    const float *cosines = cos_sin, *sines = cos_sin + n / 2;
     for (int i = 0; i < n / 2; i++) {
         out[i] = scale * (x[i] * cosines[i] - x[i + n / 2] * sines[i]);
         out[i + n / 2] = scale * (x[i + n / 2] * cosines[i] + x[i] * sines[i]);
     }
 }
 
-/* One head, all tokens: from q, k, v, gate in `wide` to silu(gate) * norm(o) in `inside`. */
+/* One head, all tokens: from q, k, v, gate in `projected` to silu(gate) * norm(o) in `hidden`. */
 static void retention_head(void *arg, int head, int thread) {
     const Call *call = arg;
     const Model *m = &call->engine->model;
     const Kernels *kernels = call->engine->kernels;
     const int keys = m->key_dim, values = m->value_dim, all_keys = m->heads * keys;
     const int all_values = m->heads * values, width = 2 * all_keys + 2 * all_values;
-    float *q = scratch_of(call->engine, thread), *k = q + keys;
+    float *q = thread_scratch(call->engine, thread), *k = q + keys;
     float *state = call->state + (size_t)head * keys * values;
     for (int token = 0; token < call->tokens; token++) {
-        const float *row = call->b->wide + (size_t)token * width;
-        const float *turned = call->b->turned + (size_t)token * keys;
-        float *o = call->b->inside + (size_t)token * all_values + (size_t)head * values;
-        rotate(row + head * keys, turned, keys, 1.0f / sqrtf((float)keys), q);
-        rotate(row + all_keys + head * keys, turned, keys, 1.0f, k);
-        kernels->retain(state, q, k, row + 2 * all_keys + head * values, (float)m->gammas[head],
+        const float *row = call->b->projected + (size_t)token * width;
+        const float *cos_sin = call->b->cos_sin + (size_t)token * keys;
+        float *o = call->b->hidden + (size_t)token * all_values + (size_t)head * values;
+        rotate(row + head * keys, cos_sin, keys, 1.0f / sqrtf((float)keys), q);
+        rotate(row + all_keys + head * keys, cos_sin, keys, 1.0f, k);
+        kernels->retention_step(state, q, k, row + 2 * all_keys + head * values, (float)m->gammas[head],
                         keys, values, o);
         kernels->rms_norm(o, call->layer->head_norm, values,
                           call->b->eps[token * m->heads + head], o);
@@ -176,32 +176,32 @@ static void retention_head(void *arg, int head, int thread) {
     }
 }
 
-static void retention_codes(void *arg, int token, int thread) {
+static void quantize_retention(void *arg, int token, int thread) {
     const Call *call = arg;
     const Matrix *out = &call->layer->out;
-    const float *inside = call->b->inside + (size_t)token * out->inputs;
+    const float *hidden = call->b->hidden + (size_t)token * out->inputs;
     Activations codes = call->b->codes;
-    call->engine->kernels->quantize(out, inside, &codes, token, scratch_of(call->engine, thread));
+    call->engine->kernels->quantize(out, hidden, &codes, token, thread_scratch(call->engine, thread));
 }
 
-static void ffn_inside(void *arg, int token, int thread) {
+static void ffn_activation(void *arg, int token, int thread) {
     const Call *call = arg;
     const Model *m = &call->engine->model;
     const Kernels *kernels = call->engine->kernels;
-    const float *wide = call->b->wide + (size_t)token * call->layer->inner.rows;
-    float *inside = call->b->inside + (size_t)token * m->ffn_dim;
+    const float *projected = call->b->projected + (size_t)token * call->layer->inner.rows;
+    float *hidden = call->b->hidden + (size_t)token * m->ffn_dim;
     Activations codes = call->b->codes;
-    kernels->activate(wide, m->gated ? wide + m->ffn_dim : NULL, m->ffn_dim, m->gelu, inside);
-    kernels->quantize(&call->layer->down, inside, &codes, token, scratch_of(call->engine, thread));
+    kernels->activate(projected, m->gated ? projected + m->ffn_dim : NULL, m->ffn_dim, m->gelu, hidden);
+    kernels->quantize(&call->layer->down, hidden, &codes, token, thread_scratch(call->engine, thread));
 }
 
 /* Angles and head norm's eps of a token; n counts from 1. */
-static void place(const Model *m, const Buffers *b, int token, int64_t position) {
-    float *turned = b->turned + (size_t)token * m->key_dim;
+static void set_position_terms(const Model *m, const Buffers *b, int token, int64_t position) {
+    float *cos_sin = b->cos_sin + (size_t)token * m->key_dim;
     for (int i = 0; i < m->key_dim / 2; i++) {
-        const double angle = 2 * PI * fmod((double)position * m->turns[i], 1.0);
-        turned[i] = (float)cos(angle);
-        turned[i + m->key_dim / 2] = (float)sin(angle);
+        const double angle = 2 * PI * fmod((double)position * m->frequencies[i], 1.0);
+        cos_sin[i] = (float)cos(angle);
+        cos_sin[i + m->key_dim / 2] = (float)sin(angle);
     }
     const double n = (double)position + 1;
     for (int head = 0; head < m->heads; head++) {
@@ -217,23 +217,23 @@ static void run_layer(Call *call) {
     const Layer *layer = call->layer;
     const int tokens = call->tokens;
     pool_run(engine->pool, retention_norm, call, tokens);
-    ended(engine, RETNET_BETWEEN);
-    product(engine, &layer->qkvg, &b->codes, tokens, b->wide, 0);
-    ended(engine, RETNET_QKVG);
+    end_stage(engine, RETNET_OTHER);
+    linear(engine, &layer->qkvg, &b->codes, tokens, b->projected, 0);
+    end_stage(engine, RETNET_QKVG);
     pool_run(engine->pool, retention_head, call, engine->model.heads);
-    ended(engine, RETNET_RETENTION);
-    pool_run(engine->pool, retention_codes, call, tokens);
-    ended(engine, RETNET_BETWEEN);
-    product(engine, &layer->out, &b->codes, tokens, b->x, 1);
-    ended(engine, RETNET_OUT);
+    end_stage(engine, RETNET_RETENTION);
+    pool_run(engine->pool, quantize_retention, call, tokens);
+    end_stage(engine, RETNET_OTHER);
+    linear(engine, &layer->out, &b->codes, tokens, b->x, 1);
+    end_stage(engine, RETNET_OUT);
     pool_run(engine->pool, ffn_norm, call, tokens);
-    ended(engine, RETNET_BETWEEN);
-    product(engine, &layer->inner, &b->codes, tokens, b->wide, 0);
-    ended(engine, RETNET_INNER);
-    pool_run(engine->pool, ffn_inside, call, tokens);
-    ended(engine, RETNET_BETWEEN);
-    product(engine, &layer->down, &b->codes, tokens, b->x, 1);
-    ended(engine, RETNET_DOWN);
+    end_stage(engine, RETNET_OTHER);
+    linear(engine, &layer->inner, &b->codes, tokens, b->projected, 0);
+    end_stage(engine, RETNET_INNER);
+    pool_run(engine->pool, ffn_activation, call, tokens);
+    end_stage(engine, RETNET_OTHER);
+    linear(engine, &layer->down, &b->codes, tokens, b->x, 1);
+    end_stage(engine, RETNET_DOWN);
 }
 
 int retnet_run(Engine *engine, const int64_t *tokens, int count, int64_t position,
@@ -245,11 +245,11 @@ int retnet_run(Engine *engine, const int64_t *tokens, int count, int64_t positio
         if (!new_buffers(engine, count, &many)) return 1;
         b = &many;
     }
-    engine->since = now();
+    engine->stage_start = now();
     for (int token = 0; token < count; token++) {
-        engine->kernels->lookup(&m->embedding, (size_t)tokens[token],
+        engine->kernels->embedding_row(&m->embedding, (size_t)tokens[token],
                                 b->x + (size_t)token * m->d_model, engine->scratch);
-        place(m, b, token, position + token);
+        set_position_terms(m, b, token, position + token);
     }
     Call call = {.engine = engine, .tokens = count, .b = b};
     for (int i = 0; i < m->layer_count; i++) {
@@ -261,9 +261,9 @@ int retnet_run(Engine *engine, const int64_t *tokens, int count, int64_t positio
     const float *x = b->x + (size_t)(count - 1) * m->d_model;
     engine->kernels->rms_norm(x, m->final_norm, m->d_model, m->norm_eps, b->normed);
     engine->kernels->quantize(&m->head, b->normed, &last, 0, engine->scratch);
-    ended(engine, RETNET_BETWEEN);
-    product(engine, &m->head, &last, 1, logits, 0);
-    ended(engine, RETNET_HEAD);
+    end_stage(engine, RETNET_OTHER);
+    linear(engine, &m->head, &last, 1, logits, 0);
+    end_stage(engine, RETNET_HEAD);
     if (count > 1) free(many.memory);
     return 0;
 }
@@ -282,12 +282,12 @@ Engine *retnet_new(const Model *model, int threads, const char *kernels) {
             engine->widest = max_int(engine->widest, max_int(all[j]->rows, all[j]->columns));
     }
     /* expanded rows of a chunk, with scales and levels of their blocks; or q and k of a head */
-    const size_t chunk = (size_t)CHUNK_ROWS * engine->widest, blocks = chunk / GROUP;
+    const size_t chunk = (size_t)PANEL_ROWS * engine->widest, blocks = chunk / COLUMN_ALIGN;
     engine->scratch_bytes = chunk * sizeof(int16_t) +
-                            2 * (blocks + CHUNK_ROWS * (PADDED + 1)) * sizeof(float) +
+                            2 * (blocks + PANEL_ROWS * (BLOCK_ALIGN + 1)) * sizeof(float) +
                             2 * sizeof(float) * (size_t)model->key_dim;
-    engine->scratch_bytes = lines(engine->scratch_bytes);
-    engine->scratch = aligned_alloc(LINE, engine->scratch_bytes * (size_t)threads);
+    engine->scratch_bytes = round_to_cache_line(engine->scratch_bytes);
+    engine->scratch = aligned_alloc(CACHE_LINE, engine->scratch_bytes * (size_t)threads);
     engine->pool = pool_new(threads);
     if (!new_buffers(engine, 1, &engine->single) || !engine->scratch || !engine->pool) {
         retnet_free(engine);

@@ -18,15 +18,20 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from retnet_edge.quantize.calibration.instrumented import Array, ExposedStep, step_feeds
+from retnet_edge.quantize.calibration.instrumented import Array, InstrumentedGraph, step_feeds
 from retnet_edge.quantize.graphs.block_tensors import blocks_of, constant, unpacked
 from retnet_edge.quantize.numerics.fake_quantized import (
     block_int8_product,
     dynamic_int8_product,
     static_int8_product,
 )
-from retnet_edge.quantize.numerics.rounding import Blocks, dequantize, middle, unpack
-from retnet_edge.runtime.backends.ort.graph import has_wide_activations
+from retnet_edge.quantize.numerics.rounding import (
+    BlockQuantized,
+    dequantize,
+    symmetric_zero_point,
+    unpack,
+)
+from retnet_edge.runtime.backends.ort.graph import has_int16_activations
 from retnet_edge.runtime.bundle.bundle import Bundle
 
 _Formula = Callable[[Any], NDArray[np.float64]]
@@ -39,7 +44,7 @@ class KernelParity(msgspec.Struct, frozen=True):
     `logit_error_*`: of the whole step from the same token and state: median, and largest, over the
     steps. An activation on the edge between two int8 codes may round the other way in the other
     arithmetic, and then moves logits by more than rounding does; `steps_within` is the share of
-    steps whose logits agree to 1e-4 all the same. wide_activations: there are 16-bit ones.
+    steps whose logits agree to 1e-4 all the same. int16_activations: there are 16-bit ones.
     """
 
     tokens: int
@@ -48,7 +53,7 @@ class KernelParity(msgspec.Struct, frozen=True):
     logit_error_median: float
     logit_error_max: float
     steps_within: float
-    wide_activations: bool = False
+    int16_activations: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,9 @@ def measure_kernel_parity(bundle: Bundle, tokens: NDArray[np.int64]) -> KernelPa
     products = _products(model)
     outputs = [value.name for value in model.graph.outputs]
     evaluator = _evaluator(model)
-    exposed = {name for product in products for name in (product.input, product.output)}
-    values = [v for node in model.graph for v in node.outputs if v.name in exposed]
-    step = ExposedStep(bundle, model, values)
+    taps = {name for product in products for name in (product.input, product.output)}
+    values = [v for node in model.graph for v in node.outputs if v.name in taps]
+    step = InstrumentedGraph(bundle, model, values)
     states = step.zero_states()
     product_error, logit_errors = 0.0, []
     for position, token in enumerate(tokens):
@@ -86,7 +91,7 @@ def measure_kernel_parity(bundle: Bundle, tokens: NDArray[np.int64]) -> KernelPa
         logit_error_median=float(np.median(logit_errors)),
         logit_error_max=max(logit_errors),
         steps_within=float(np.mean(np.array(logit_errors) <= 1e-4)),
-        wide_activations=has_wide_activations(bundle.manifest),
+        int16_activations=has_int16_activations(bundle.manifest),
     )
 
 
@@ -137,7 +142,7 @@ def _products(model: ir.Model) -> list[_Product]:
     return found
 
 
-def _block_formula(blocks: Blocks) -> _Formula:
+def _block_formula(blocks: BlockQuantized) -> _Formula:
     return lambda x: block_int8_product(x, blocks.codes, blocks.scales, blocks.zeros)
 
 
@@ -199,7 +204,7 @@ class GatherBlockQuantized(OpRun):
         self, codes: Array, ids: Array, scales: Array, *, bits: int = 4, **_: Any
     ) -> tuple[Array]:
         rows = unpack(codes[ids], bits)
-        return (dequantize(rows, scales[ids][..., 0], middle(bits)),)
+        return (dequantize(rows, scales[ids][..., 0], symmetric_zero_point(bits)),)
 
 
 class LinearAttention(OpRun):

@@ -24,7 +24,7 @@ from retnet_edge.runtime.backends.native.plan import (
     PLAN_VERSION,
     Bits,
     Data,
-    Place,
+    FileRange,
     Plan,
     PlannedLayer,
     PlannedMatrix,
@@ -87,8 +87,8 @@ def _plan(model: ir.Model, config: RetNetConfig) -> Plan:
                 "in blocks of 4 or 8 bits, and graphs of the ort flavour"
             )
     norms = [_data(weight) for n in model.graph if (weight := _norm_weight(n)) is not None]
-    lookups = [n for n in model.graph if n.op_type == "GatherBlockQuantized"]
-    if len(lookups) != 1:
+    gathers = [n for n in model.graph if n.op_type == "GatherBlockQuantized"]
+    if len(gathers) != 1:
         raise InputError("the native backend takes an embedding in blocks of 4 or 8 bits")
     assert len(products) == _PRODUCTS * config.layers + 1, len(products)
     assert len(norms) == _NORMS * config.layers + 1, len(norms)
@@ -98,7 +98,7 @@ def _plan(model: ir.Model, config: RetNetConfig) -> Plan:
         before, head, after = norms[_NORMS * i : _NORMS * (i + 1)]
         qkvg, out, inner, down = matrices[_PRODUCTS * i : _PRODUCTS * (i + 1)]
         layers.append(PlannedLayer(before, head, after, qkvg, out, inner, down))
-    embedding = matrices[-1] if config.tie_embeddings else _lookup(lookups[0], config)
+    embedding = matrices[-1] if config.tie_embeddings else _lookup(gathers[0], config)
     return Plan(PLAN_VERSION, embedding, matrices[-1], norms[-1], tuple(layers))
 
 
@@ -164,7 +164,7 @@ def _data(value: ir.Value) -> Data:
     tensor = value.const_value
     assert tensor is not None
     if isinstance(tensor, ir.ExternalTensor):
-        return Place(tensor.offset or 0, tensor.nbytes)
+        return FileRange(tensor.offset or 0, tensor.nbytes)
     return tensor.tobytes()
 
 

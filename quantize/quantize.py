@@ -18,20 +18,19 @@ from retnet_edge.errors import InputError
 from retnet_edge.lowering.onnx_files import graph_spec, save_models
 from retnet_edge.quantize.calibration.activations import input_rms
 from retnet_edge.quantize.calibration.statistics import (
-    Inputs,
+    ActivationStatistics,
     input_grams,
     input_samples,
     sampled_contexts,
 )
 from retnet_edge.quantize.graphs.edit import drop_unused, weight_matrices
 from retnet_edge.quantize.native_plan import check_native, write_native_plan
-from retnet_edge.quantize.numerics.rounding import Blocks
+from retnet_edge.quantize.numerics.rounding import BlockQuantized
 from retnet_edge.quantize.passes.blocks import apply_blocks, quantize_weight
 from retnet_edge.quantize.passes.dynamic_int8 import apply_dynamic_int8
 from retnet_edge.quantize.passes.half import apply_half
 from retnet_edge.quantize.passes.states import quantize_states, state_specs
 from retnet_edge.quantize.passes.static_int8 import apply_static_int8
-from retnet_edge.quantize.recipes.file import recipes_for
 from retnet_edge.quantize.recipes.recipe import (
     Recipe,
     check_backend,
@@ -39,13 +38,14 @@ from retnet_edge.quantize.recipes.recipe import (
     check_graphs,
 )
 from retnet_edge.quantize.recipes.schemes import (
+    BlockInt,
     DynamicInt8,
     Float32,
     Half,
-    InBlocks,
     StateScheme,
     StaticInt8Qdq,
 )
+from retnet_edge.quantize.recipes.toml_file import recipes_for
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import (
     NOT_VERIFIED,
@@ -175,14 +175,14 @@ def _write_quantized_onnx(
     *,
     native: bool = False,
 ) -> tuple[list[GraphSpec], list[QuantizedTensor]]:
-    rms = input_rms(source, lambda weight: recipe.tail_of(weight) is not None)
+    rms = input_rms(source, lambda weight: recipe.outlier_threshold_of(weight) is not None)
     grams: dict[str, NDArray[np.float64]] = {}
-    samples: dict[str, Inputs] = {}
+    samples: dict[str, ActivationStatistics] = {}
     if recipe.uses_gptq or recipe.uses_samples:
         contexts = contexts_of(source, calibration, say)
         grams = input_grams(source, recipe.gptq_of, contexts)
         samples = input_samples(source, recipe.sampled, contexts)
-    rounded: dict[str, Blocks] = {}
+    rounded: dict[str, BlockQuantized] = {}
     models: dict[str, ir.Model] = {}
     applied: dict[str, QuantizedTensor] = {}
     kinds = {g.file: g.kind for g in source.manifest.graphs if g.backend == "onnxruntime"}
@@ -223,8 +223,8 @@ def apply_recipe(
     where: str,
     rms: Mapping[str, float] | None = None,
     grams: Mapping[str, NDArray[np.float64]] | None = None,
-    rounded: dict[str, Blocks] | None = None,
-    samples: Mapping[str, Inputs] | None = None,
+    rounded: dict[str, BlockQuantized] | None = None,
+    samples: Mapping[str, ActivationStatistics] | None = None,
 ) -> list[QuantizedTensor]:
     """Quantize a graph in place; what was done to each matrix.
 
@@ -242,7 +242,7 @@ def apply_recipe(
     for weight in weight_matrices(model, where):
         rule = recipe.rule_for(weight.name)
         shape = tuple(int(dim) for dim in weight.matrix().shape)
-        if isinstance(rule.scheme, InBlocks):
+        if isinstance(rule.scheme, BlockInt):
             blocks = rounded.get(weight.name)
             if blocks is None:
                 blocks = quantize_weight(weight, rule.scheme, grams.get(weight.name))

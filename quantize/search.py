@@ -25,36 +25,40 @@ from retnet_edge.atomic import replace_file
 from retnet_edge.errors import InputError
 from retnet_edge.progress import progress
 from retnet_edge.quantize.calibration.activations import input_rms
-from retnet_edge.quantize.calibration.instrumented import ExposedStep
+from retnet_edge.quantize.calibration.instrumented import InstrumentedGraph
 from retnet_edge.quantize.calibration.statistics import input_grams
 from retnet_edge.quantize.graphs.edit import weight_matrices
 from retnet_edge.quantize.numerics.rounding import scale_type
 from retnet_edge.quantize.quantize import apply_recipe, check_unquantized, contexts_of
-from retnet_edge.quantize.recipes.built_in import OUTER, TAIL, TAILED
-from retnet_edge.quantize.recipes.file import recipe_toml
+from retnet_edge.quantize.recipes.built_in import (
+    EMBEDDING_AND_HEAD,
+    OUTLIER_THRESHOLD,
+    OUTPUT_PROJECTIONS,
+)
 from retnet_edge.quantize.recipes.recipe import Recipe, Rule
 from retnet_edge.quantize.recipes.schemes import (
+    BlockInt,
     BlockInt4,
     BlockInt6,
     BlockInt8,
     Float32,
-    InBlocks,
     Scheme,
 )
+from retnet_edge.quantize.recipes.toml_file import recipe_toml
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Tolerance
 from retnet_edge.runtime.parity.agreement import log_softmax
 
 SPAN = 8  # tokens of a call; the logits of the last are compared
 TOKENS = 512  # of each context
-LADDER: tuple[InBlocks, ...] = (
+CANDIDATES: tuple[BlockInt, ...] = (
     BlockInt8(128),
     BlockInt6(128, gptq=True),
     BlockInt4(32, symmetric=False, gptq=True),
     BlockInt4(64, symmetric=False, gptq=True),
     BlockInt4(128, symmetric=False, gptq=True),
 )
-OUTER_LADDER: tuple[InBlocks, ...] = (
+EMBEDDING_CANDIDATES: tuple[BlockInt, ...] = (
     BlockInt8(128),
     BlockInt6(128),
     BlockInt4(32),
@@ -101,16 +105,16 @@ class Matrix:
     shape: tuple[int, ...]
 
     @property
-    def ladder(self) -> tuple[InBlocks, ...]:
+    def ladder(self) -> tuple[BlockInt, ...]:
         """The schemes that it may get, most bits first."""
-        return LADDER if self.name.startswith("blocks.") else OUTER_LADDER
+        return CANDIDATES if self.name.startswith("blocks.") else EMBEDDING_CANDIDATES
 
     @property
     def elements(self) -> int:
         """Its weights."""
         return math.prod(self.shape)
 
-    def bits(self, scheme: InBlocks) -> float:
+    def bits(self, scheme: BlockInt) -> float:
         """Of codes, scales and zero points."""
         blocks = self.shape[0] * -(-self.shape[1] // scheme.block)
         zeros = 0 if scheme.symmetric else scheme.bits
@@ -118,7 +122,7 @@ class Matrix:
         return blocks * (scheme.block * scheme.bits + scale + zeros)
 
 
-class Measured(msgspec.Struct, frozen=True):
+class Sensitivity(msgspec.Struct, frozen=True):
     """One line of the cache: the KL that a scheme of one matrix costs."""
 
     about: str
@@ -152,12 +156,12 @@ def search(
     check_unquantized(source)
     contexts = contexts_of(source, calibration, say)
     cache = recipe.with_name(f"{recipe.name}.cache.jsonl")
-    found = find_mixed(source, contexts, allowed, cache, recipe.stem, say)
+    found = search_mixed_precision(source, contexts, allowed, cache, recipe.stem, say)
     replace_file(recipe, recipe_toml(found).encode())
     return recipe
 
 
-def find_mixed(
+def search_mixed_precision(
     source: Bundle,
     contexts: NDArray[np.int64],
     budget: Budget,
@@ -180,7 +184,7 @@ def find_mixed(
         )
     probe = _Probe(source, contexts)
     costs = _measure_all(probe, matrices, cache, say)
-    rungs = choose(matrices, costs, allowed)
+    rungs = choose_schemes(matrices, costs, allowed)
     recipe = Recipe(name, _rules(matrices, rungs), _NO_BOUND)
     kl = probe.kl(recipe)
     total = sum(m.bits(m.ladder[rungs[m.name]]) for m in matrices)
@@ -189,7 +193,7 @@ def find_mixed(
     return replace(recipe, tolerance=_tolerance(kl))
 
 
-def choose(
+def choose_schemes(
     matrices: Sequence[Matrix], costs: dict[tuple[str, str], float], allowed: float
 ) -> dict[str, int]:
     """The rung of each matrix whose KLs add up to least, in `allowed` bits or the fewest possible.
@@ -226,17 +230,19 @@ def _matrices(source: Bundle) -> list[Matrix]:
 
 
 def _scheme(matrix: Matrix, rung: int) -> Scheme:
-    return replace(matrix.ladder[rung], tail=TAIL if _has_tail(matrix.name) else None)
+    return replace(
+        matrix.ladder[rung], tail=OUTLIER_THRESHOLD if _has_outliers(matrix.name) else None
+    )
 
 
-def _has_tail(name: str) -> bool:
-    return fnmatchcase(name, TAILED) or fnmatchcase(name, OUTER)
+def _has_outliers(name: str) -> bool:
+    return fnmatchcase(name, OUTPUT_PROJECTIONS) or fnmatchcase(name, EMBEDDING_AND_HEAD)
 
 
 def _rules(matrices: Iterable[Matrix], rungs: dict[str, int]) -> tuple[Rule, ...]:
     rules = [Rule(m.name, _scheme(m, rungs[m.name])) for m in matrices if rungs[m.name] > 0]
     rest = [m for m in matrices if rungs[m.name] == 0]
-    for pattern in (TAILED, OUTER, "*"):
+    for pattern in (OUTPUT_PROJECTIONS, EMBEDDING_AND_HEAD, "*"):
         matched = [m for m in rest if fnmatchcase(m.name, pattern)]
         if matched:
             rules.append(Rule(pattern, _scheme(matched[0], 0)))
@@ -265,18 +271,18 @@ class _Probe:
         self._source = source
         self._file = source.manifest.graph("prefill").file
         self._tokens = contexts[:, :TOKENS]
-        self._rms = input_rms(source, _has_tail)
+        self._rms = input_rms(source, _has_outliers)
         self._grams = input_grams(source, lambda w: w.startswith("blocks."), contexts)
-        self._plain = self._log_odds(ir.load(source.file(self._file)))
+        self._plain = self._log_probs(ir.load(source.file(self._file)))
 
     def kl(self, recipe: Recipe) -> float:
         model = ir.load(self._source.file(self._file))
         apply_recipe(model, recipe, self._file, self._rms, self._grams)
-        found = self._log_odds(model)
+        found = self._log_probs(model)
         return float((np.exp(self._plain) * (self._plain - found)).sum(-1).mean())
 
-    def _log_odds(self, model: ir.Model) -> NDArray[Any]:
-        graph = ExposedStep(self._source, model, ())
+    def _log_probs(self, model: ir.Model) -> NDArray[Any]:
+        graph = InstrumentedGraph(self._source, model, ())
         states = graph.zero_states(len(self._tokens))
         rows = []
         for start in range(0, self._tokens.shape[1], SPAN):
@@ -310,7 +316,7 @@ def _measure_all(
             rules = (Rule(matrix.name, _scheme(matrix, rung)), Rule("*", Float32()))
             kl = probe.kl(Recipe("probe", rules, _NO_BOUND))
             name = matrix.ladder[rung].name
-            line = Measured(probe.about, matrix.name, name, kl)
+            line = Sensitivity(probe.about, matrix.name, name, kl)
             file.write(msgspec.json.encode(line) + b"\n")
             file.flush()
             known[matrix.name, name] = kl
@@ -326,7 +332,7 @@ def drop_cut_line(cache: Path) -> None:
             replace_file(cache, whole[: whole.rfind(b"\n") + 1])
 
 
-def read_cache(cache: Path, about: str) -> list[Measured]:
+def read_cache(cache: Path, about: str) -> list[Sensitivity]:
     """Its lines about the same weights and text; a last line that was cut off is passed over.
 
     Raises InputError for a file that is no such cache.
@@ -339,7 +345,7 @@ def read_cache(cache: Path, about: str) -> list[Measured]:
         if not line:
             continue
         try:
-            found.append(msgspec.json.decode(line, type=Measured))
+            found.append(msgspec.json.decode(line, type=Sensitivity))
         except msgspec.DecodeError as error:
             if number < len(lines) - 1:
                 raise InputError(f"{cache}: line {number + 1}: not a search's cache") from error

@@ -21,7 +21,7 @@ class CheckFailed(Exception):  # noqa: N818 - a verdict about the bundle, not an
     """The work was done and says no (a figure is out of tolerance): exit status 1."""
 
 
-class SaidElsewhere(Exception):  # noqa: N818 - as above
+class ReportedElsewhere(Exception):  # noqa: N818 - as above
     """What ends this process is said by another one, of those that train together."""
 
 

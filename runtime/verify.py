@@ -20,14 +20,14 @@ from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, Backend, Verification, encode
 from retnet_edge.runtime.bundle.writer import update_manifest
 from retnet_edge.runtime.memory.memory import Memory, measure_memory, memory_supported
-from retnet_edge.runtime.parity.backend_pairs import Between, measure_between
+from retnet_edge.runtime.parity.backend_pairs import BackendPair, compare_backends
 from retnet_edge.runtime.parity.golden import GOLDEN_FILE, replay_golden
 from retnet_edge.runtime.parity.parity import BlockError, Reference, measure_parity
 from retnet_edge.runtime.parity.probes import LONG_PREFIX
 from retnet_edge.runtime.parity.replay import Replayed
 from retnet_edge.runtime.report.card import model_card
 from retnet_edge.runtime.report.page import render_report
-from retnet_edge.runtime.report.verdict import Check, Measured, Verdict, checks, reasons_of
+from retnet_edge.runtime.report.verdict import BackendResult, Check, Verdict, checks, reasons_of
 
 REPORTS = "reports"
 REPORT_FILE = f"{REPORTS}/report.html"
@@ -93,7 +93,9 @@ def verify(
     verdict = Verdict(
         reasons=reasons_of(measured, has),
         backends=measured,
-        between=measure_pairs([(name, bundle, name) for name in chosen], contexts[0], threads),
+        between=compare_backend_pairs(
+            [(name, bundle, name) for name in chosen], contexts[0], threads
+        ),
         baseline=baseline,
         measured_with={
             "python": platform.python_version(),
@@ -116,11 +118,11 @@ def measure_baseline(
     return measure_memory(path, steps, warmup=50, advance=advance)
 
 
-def measure_pairs(
+def compare_backend_pairs(
     columns: Sequence[tuple[str, Bundle, Backend]],
     context: NDArray[np.int64],
     threads: int | None = None,
-) -> tuple[Between, ...]:
+) -> tuple[BackendPair, ...]:
     """Every two columns (name, bundle, backend) of one recipe and two backends, compared.
 
     context: int64 [T], replayed through both.
@@ -135,7 +137,7 @@ def measure_pairs(
                     open_session(other, threads, other_backend),
                 )
                 names = (name, other_name)
-                found.append(measure_between(*sessions, context, names=names, recipe=recipe))
+                found.append(compare_backends(*sessions, context, names=names, recipe=recipe))
     return tuple(found)
 
 
@@ -153,7 +155,7 @@ def _measure(
     replayed: Replayed | None,
     memory: Memory | None,
     advance: Callable[[int], None],
-) -> Measured:
+) -> BackendResult:
     """One backend of the bundle."""
     manifest = bundle.manifest
     growing = any(state.growing_axis is not None for state in manifest.states)
@@ -177,7 +179,7 @@ def _measure(
     parity = msgspec.structs.replace(parity, golden=golden, blocks=tuple(block_errors))
     if memory is None and memory_steps != 0 and memory_supported():
         memory = measure_memory(bundle.path, memory_steps, backend=backend, advance=advance)
-    return Measured(
+    return BackendResult(
         backend=backend,
         checks=(*checks(parity, memory, tolerance), *more_checks),
         parity=parity,

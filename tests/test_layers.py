@@ -54,7 +54,7 @@ def test_the_directions_hold(copy: Path) -> None:
             "runtime/session/protocol.py",
             "from typing import TYPE_CHECKING\n"
             "if TYPE_CHECKING:\n"
-            "    from retnet_edge.runtime.text.generate import IncrementalText",
+            "    from retnet_edge.runtime.text.generate import IncrementalDetokenizer",
             "No arrow runs back up inside runtime",
         ),
         (

@@ -32,13 +32,13 @@ from retnet_edge.export.export import export
 from retnet_edge.model.checkpoint import Checkpoint, load_checkpoint
 from retnet_edge.model.retnet import RetNet
 from retnet_edge.progress import progress
-from retnet_edge.quantize.calibration.instrumented import ExposedStep
+from retnet_edge.quantize.calibration.instrumented import InstrumentedGraph
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipes.built_in import find_recipe
-from retnet_edge.quantize.recipes.file import STATES, read_recipe
 from retnet_edge.quantize.recipes.recipe import Recipe, Rule, with_state
 from retnet_edge.quantize.recipes.schemes import BlockInt4, DynamicInt8, Scheme, StaticInt8Qdq
-from retnet_edge.runtime.backends.ort.graph import rows_share_scales
+from retnet_edge.quantize.recipes.toml_file import STATES, read_recipe
+from retnet_edge.runtime.backends.ort.graph import batch_shares_scales
 from retnet_edge.runtime.bundle.bundle import Bundle
 
 RESULTS = Path(__file__).parents[1] / "results" / "quantization.json"
@@ -86,8 +86,8 @@ class Stepped:
         model = ir.load(bundle.file(bundle.manifest.graph("step").file))
         if plain:
             plainly_rounded(model)
-        groups = sequences if rows_share_scales(bundle.manifest) else 1
-        self._graph = ExposedStep(bundle, model, (), threads)
+        groups = sequences if batch_shares_scales(bundle.manifest) else 1
+        self._graph = InstrumentedGraph(bundle, model, (), threads)
         self._groups = np.array_split(np.arange(sequences), groups)
         self._states = [self._graph.zero_states(len(group)) for group in self._groups]
 

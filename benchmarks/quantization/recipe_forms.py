@@ -29,7 +29,7 @@ from retnet_edge.quantize.recipes.built_in import RECIPES
 from retnet_edge.quantize.recipes.recipe import Recipe, with_state
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Backend
-from retnet_edge.runtime.report.verdict import Measured
+from retnet_edge.runtime.report.verdict import BackendResult
 
 RESULTS = Path(__file__).parents[1] / "results" / "recipe-forms.json"
 FORMS: dict[str, tuple[Literal["onnx", "executorch"], Literal["ort", "portable"], Backend]] = {
@@ -45,7 +45,7 @@ def recipes_of(form: str) -> list[Recipe]:
     return [*found, *(with_state(found[0], state) for state in ("float16", "int8"))]
 
 
-def row(measured: Measured) -> dict[str, Any]:
+def row(measured: BackendResult) -> dict[str, Any]:
     """What is kept of a verified bundle."""
     figures, prefill = measured.parity.figures, measured.parity.prefill
     assert prefill is not None

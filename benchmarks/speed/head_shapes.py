@@ -25,7 +25,7 @@ from retnet_edge.model.checkpoint import build_model, write_checkpoint
 from retnet_edge.presets import preset
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.runtime.backends.select import open_session
-from retnet_edge.runtime.bench.records import Spread, spread
+from retnet_edge.runtime.bench.records import Quartiles, quartiles
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.session.machine import OtherLoad
 from retnet_edge.runtime.session.protocol import Session
@@ -113,7 +113,7 @@ def main() -> None:
         f"prompt of {args.prompt}, tokens/s",
     )
     for heads, session in sessions.items():
-        found = {name: spread(times[heads, name]) for name in ("step", "deep", "prompt")}
+        found = {name: quartiles(times[heads, name]) for name in ("step", "deep", "prompt")}
         table.add_row(
             f"{heads} × {768 // heads} × {1536 // heads}",
             f"{session.state_bytes / 1e6:.1f}",
@@ -126,7 +126,7 @@ def main() -> None:
     console.print(f"other processes kept {watch.cores() or 0:.1f} cores busy meanwhile")
 
 
-def _text(value: Spread) -> str:
+def _text(value: Quartiles) -> str:
     return f"{value.median:.2f} ({value.low:.2f} – {value.high:.2f})"
 
 

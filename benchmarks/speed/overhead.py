@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from retnet_edge.runtime.backends.select import open_session
-from retnet_edge.runtime.bench.records import spread
+from retnet_edge.runtime.bench.records import quartiles
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.text.generate import generate
 from retnet_edge.runtime.text.sampling import Sampling
@@ -62,7 +62,7 @@ def main() -> None:
         return STEPS
 
     def without_backend(run: Callable[[], int]) -> float:
-        with patch("retnet_edge.runtime.backends.ort.session.run_bound", _nothing):
+        with patch("retnet_edge.runtime.backends.ort.session.run_with_binding", _nothing):
             return microseconds(run)
 
     session.prefill(tokenizer.encode("The sea was calm, and the").ids)
@@ -76,7 +76,7 @@ def main() -> None:
             rows.setdefault(name, []).append(value)
     table = Table("a token", "µs, median", "quartiles")
     for name, values in rows.items():
-        found = spread(values)
+        found = quartiles(values)
         table.add_row(name, f"{found.median:.1f}", f"{found.low:.1f} – {found.high:.1f}")
     Console(width=100).print(table)
 

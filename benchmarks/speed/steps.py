@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from retnet_edge.runtime.backends.select import open_session
-from retnet_edge.runtime.bench.records import spread
+from retnet_edge.runtime.bench.records import quartiles
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.session.machine import OtherLoad
 from retnet_edge.runtime.session.protocol import Session
@@ -69,7 +69,7 @@ def main() -> None:
     first = found[base]
     table = Table("bundle", "ms a step", f"of {base}'s")
     for name, values in found.items():
-        of = spread(values)
+        of = quartiles(values)
         ratio = statistics.median(a / b for a, b in zip(values, first, strict=True))
         table.add_row(name, f"{of.median:.3f} ({of.low:.3f} – {of.high:.3f})", f"{ratio:.2f}")
     console = Console(width=100)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from retnet_edge.config import RetNetConfig, retnet_config, thetas_rope, transformer_like
 from retnet_edge.model.checkpoint import build_model
 from retnet_edge.model.retention import retention_chunkwise
-from retnet_edge.model.retnet import How
+from retnet_edge.model.retnet import RetentionMode
 
 VOCAB = 32_000
 SHAPES = {"tiny": (128, 2, 1), "400m": (1024, 24, 4), "1.3b": (2048, 24, 8)}
@@ -58,7 +58,7 @@ def ours(size: str, chunk: int, kept: float) -> tuple[nn.Module, Step]:
     Blocks are compiled at the first step of a length, with this share: ask for no two contenders
     with the same chunk, or the second gets the first one's graph.
     """
-    model, loss = _own(build_model(retnet(size)), How("chunkwise", chunk, kept == 0.0))
+    model, loss = _own(build_model(retnet(size)), RetentionMode("chunkwise", chunk, kept == 0.0))
 
     def step(tokens: Tensor) -> Tensor:
         with torch._functorch.config.patch(activation_memory_budget=kept or 1.0):
@@ -76,13 +76,13 @@ def our_transformer(size: str) -> tuple[nn.Module, Step]:
         key_head_dim=HEAD_DIM,
         thetas=thetas_rope(HEAD_DIM),
     )
-    return _own(build_model(config), How())
+    return _own(build_model(config), RetentionMode())
 
 
-def _own(model: Any, how: How) -> tuple[nn.Module, Step]:
+def _own(model: Any, mode: RetentionMode) -> tuple[nn.Module, Step]:
     for block in model.blocks:
         block.compile(dynamic=False)
-    return model, lambda tokens: model.loss(tokens, how=how, compiled=True)
+    return model, lambda tokens: model.loss(tokens, mode=mode, compiled=True)
 
 
 def fla(size: str) -> tuple[nn.Module, Step]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from retnet_edge.quantize.calibration.instrumented import exposed_inputs
+from retnet_edge.quantize.calibration.instrumented import tap_inputs
 from retnet_edge.runtime.bundle.bundle import Bundle
 
 TOKENS = 256
@@ -20,19 +20,19 @@ def input_rms(bundle: Bundle, wanted: Callable[[str], bool]) -> dict[str, float]
 
     A weight whose inputs are all zero gets 1.
     """
-    exposed = exposed_inputs(bundle, "step", wanted)
-    if exposed is None:
+    tapped_graph = tap_inputs(bundle, "step", wanted)
+    if tapped_graph is None:
         return {}
-    step, observed = exposed
-    squares: dict[str, list[float]] = {name: [] for name in observed}
+    step, taps = tapped_graph
+    squares: dict[str, list[float]] = {name: [] for name in taps}
     rng = np.random.default_rng(0)
     states = step.zero_states()
     token = int(rng.integers(bundle.manifest.model.vocab_size))
     for position in range(TOKENS):
         found, states = step.run(token, position, states)
-        for name, value in observed.items():
+        for name, value in taps.items():
             squares[name].append(float(np.mean(np.square(found[value]))))
         logits = found["logits"][0].astype(np.float64)
-        odds = np.exp(logits - logits.max())
-        token = int(rng.choice(len(odds), p=odds / odds.sum()))
+        probs = np.exp(logits - logits.max())
+        token = int(rng.choice(len(probs), p=probs / probs.sum()))
     return {name: float(np.sqrt(np.mean(seen))) or 1.0 for name, seen in squares.items()}

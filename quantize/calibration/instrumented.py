@@ -10,15 +10,15 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from retnet_edge.quantize.graphs.edit import product_inputs
-from retnet_edge.runtime.backends.ort.graph import LITERAL, has_wide_activations
+from retnet_edge.quantize.graphs.edit import matmul_inputs
+from retnet_edge.runtime.backends.ort.graph import DISABLE_QDQ_FUSION, has_int16_activations
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.session.protocol import state_shape
 
 Array = NDArray[Any]
 
 
-class ExposedStep:
+class InstrumentedGraph:
     """A step graph in ONNX Runtime that also returns some inner values, token after token."""
 
     def __init__(
@@ -32,7 +32,7 @@ class ExposedStep:
         model.graph.outputs.extend(v for v in dict.fromkeys(values) if id(v) not in known)
         self._states = bundle.manifest.states
         self._session = _session(
-            model, literal=has_wide_activations(bundle.manifest), threads=threads
+            model, keep_qdq=has_int16_activations(bundle.manifest), threads=threads
         )
         self._names = [value.name for value in self._session.get_outputs()]
 
@@ -55,19 +55,19 @@ class ExposedStep:
         return found, {spec.input: found[spec.output] for spec in self._states}
 
 
-def exposed_inputs(
+def tap_inputs(
     bundle: Bundle, kind: Literal["step", "prefill"], wanted: Callable[[str], bool]
-) -> tuple[ExposedStep, dict[str, str]] | None:
+) -> tuple[InstrumentedGraph, dict[str, str]] | None:
     """The bundle's graph of that kind, returning what each weight wanted is multiplied with, and
     under which name, by the weight's. None where no weight is wanted.
     """
     file = bundle.manifest.graph(kind).file
     model = ir.load(bundle.file(file))
-    observed = product_inputs(model, file, wanted)
-    if not observed:
+    taps = matmul_inputs(model, file, wanted)
+    if not taps:
         return None
-    graph = ExposedStep(bundle, model, observed.values())
-    return graph, {weight: str(value.name) for weight, value in observed.items()}
+    graph = InstrumentedGraph(bundle, model, taps.values())
+    return graph, {weight: str(value.name) for weight, value in taps.items()}
 
 
 def step_feeds(tokens: int | Array, position: int, states: dict[str, Array]) -> dict[str, Array]:
@@ -76,14 +76,14 @@ def step_feeds(tokens: int | Array, position: int, states: dict[str, Array]) -> 
     return {"tokens": ids, "position": np.full(len(ids), position, dtype=np.int64), **states}
 
 
-def _session(model: ir.Model, *, literal: bool, threads: int) -> onnxruntime.InferenceSession:
+def _session(model: ir.Model, *, keep_qdq: bool, threads: int) -> onnxruntime.InferenceSession:
     """A session whose weights are handed over in memory: a graph may not hold 2 GiB of them."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others want the core
-    if literal:
-        options.add_session_config_entry(*LITERAL)
+    if keep_qdq:
+        options.add_session_config_entry(*DISABLE_QDQ_FUSION)
     weights = {
         name: _ort_value(value.const_value)
         for name, value in model.graph.initializers.items()

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from retnet_edge.quantize.calibration.instrumented import ExposedStep, exposed_inputs
+from retnet_edge.quantize.calibration.instrumented import InstrumentedGraph, tap_inputs
 from retnet_edge.runtime.bundle.bundle import Bundle
 
 Floats = NDArray[np.float32]
@@ -45,19 +45,19 @@ def _calls(
     """Of every call of the prefill graph with `span` tokens: by a weight's name, the rows [n, K]
     that it is multiplied with. None where no weight is wanted.
     """
-    exposed = exposed_inputs(bundle, "prefill", wanted)
-    if exposed is None:
+    tapped_graph = tap_inputs(bundle, "prefill", wanted)
+    if tapped_graph is None:
         return
-    graph, observed = exposed
+    graph, taps = tapped_graph
     states = graph.zero_states(len(contexts))
     for start in range(0, contexts.shape[1], span):
         found, states = graph.run(contexts[:, start : start + span], start, states)
-        seen = {name: found[value] for name, value in observed.items()}
+        seen = {name: found[value] for name, value in taps.items()}
         yield {name: x.reshape(-1, x.shape[-1]) for name, x in seen.items()}
 
 
 @dataclass(frozen=True)
-class Inputs:
+class ActivationStatistics:
     """Of what a matrix is multiplied with: extremes, the largest |x| of each input [K] over all
     tokens, and a sample of rows [n, K].
     """
@@ -71,20 +71,20 @@ class Inputs:
         """Root mean square of the sample; 1 where it is all zero."""
         return float(np.sqrt(np.square(self.rows, dtype=np.float64).mean())) or 1.0
 
-    def divided(self, s: Floats) -> Inputs:
+    def divided(self, s: Floats) -> ActivationStatistics:
         """The same of x / s. The extremes are those of the channels' largest, either sign."""
         rows, largest = self.rows / s, self.largest / s
         low, high = float(rows.min()), float(rows.max())
         most = float(largest.max())
         # a sample may miss the extreme; it lies on the side that the sample reaches further
         limits = (-most, high) if -low > high else (low, most)
-        return Inputs(limits, largest, rows)
+        return ActivationStatistics(limits, largest, rows)
 
-    def split(self, threshold: float) -> tuple[Inputs, Inputs]:
+    def split(self, threshold: float) -> tuple[ActivationStatistics, ActivationStatistics]:
         """Body and tail, as `tails.py` says."""
 
-        def of(low: float, high: float, rows: Floats) -> Inputs:
-            return Inputs((low, high), np.abs(rows).max(axis=0), rows)
+        def of(low: float, high: float, rows: Floats) -> ActivationStatistics:
+            return ActivationStatistics((low, high), np.abs(rows).max(axis=0), rows)
 
         low, high = self.range
         body = np.clip(self.rows, -threshold, threshold)
@@ -96,7 +96,7 @@ class Inputs:
 
 def input_samples(
     bundle: Bundle, wanted: Callable[[str], bool], contexts: NDArray[np.int64]
-) -> dict[str, Inputs]:
+) -> dict[str, ActivationStatistics]:
     """What each weight wanted is multiplied with, over contexts [B, T].
 
     A product of the last token only (the head) sees one token of every 16.
@@ -114,7 +114,7 @@ def input_samples(
             largest[name] = np.maximum(largest.get(name, 0.0), np.abs(x).max(axis=0))
             rows.setdefault(name, []).append(rng.permutation(x)[: -(-ROWS // calls)])
     return {
-        name: Inputs((lows[name], highs[name]), largest[name], np.concatenate(parts))
+        name: ActivationStatistics((lows[name], highs[name]), largest[name], np.concatenate(parts))
         for name, parts in rows.items()
     }
 
@@ -124,7 +124,7 @@ def sampled_contexts(
 ) -> NDArray[np.int64]:
     """Tokens [sequences, length] that the model writes: sampled from its own predictions."""
     file = bundle.manifest.graph("step").file
-    graph = ExposedStep(bundle, ir.load(bundle.file(file)), ())
+    graph = InstrumentedGraph(bundle, ir.load(bundle.file(file)), ())
     rng = np.random.default_rng(0)
     tokens = np.empty((sequences, length), dtype=np.int64)
     tokens[:, 0] = rng.integers(bundle.manifest.model.vocab_size, size=sequences)

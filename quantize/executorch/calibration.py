@@ -23,7 +23,7 @@ CHUNK = 64
 
 
 @dataclass
-class Seen:
+class LinearStatistics:
     """Of one product x Wᵀ: smallest and largest input and output; gram: Σ xᵀ x [in, in] float32.
 
     gram is None where it was not asked for.
@@ -39,20 +39,22 @@ def calibration_text(tokenizer: Tokenizer, path: Path) -> list[Tensor]:
     return [torch.from_numpy(ids)[None] for ids in calibration_contexts(tokenizer, path)]
 
 
-def observe(
+def collect_statistics(
     model: RetNet, contexts: Sequence[Tensor], *, wanted: Collection[str], grams: Collection[str]
-) -> dict[str, Seen]:
+) -> dict[str, LinearStatistics]:
     """Run contexts [1, T] int64 through the model; what each wanted linear map saw, by its name.
 
     grams: those of them whose second moments are kept. Tokens after the last whole chunk of 64 are
     left out; the head sees the last token of each chunk.
     """
     graph = XnnpackGraph(model, CHUNK).eval()
-    seen: dict[str, Seen] = {}
+    statistics: dict[str, LinearStatistics] = {}
 
     def hook(name: str, x: Tensor, y: Tensor) -> None:
         width = x.shape[-1]
-        found = seen.setdefault(name, Seen(torch.zeros(width, width) if name in grams else None))
+        found = statistics.setdefault(
+            name, LinearStatistics(torch.zeros(width, width) if name in grams else None)
+        )
         found.inputs = _widened(found.inputs, x)
         found.outputs = _widened(found.outputs, y)
         if found.gram is not None:
@@ -69,8 +71,8 @@ def observe(
             for start in range(0, ids.shape[1] - CHUNK + 1, CHUNK):
                 position = torch.tensor([start])
                 _, *states = graph(ids[:, start : start + CHUNK], position, *states)
-    assert seen.keys() == set(wanted)
-    return seen
+    assert statistics.keys() == set(wanted)
+    return statistics
 
 
 def _widened(limits: tuple[float, float], x: Tensor) -> tuple[float, float]:

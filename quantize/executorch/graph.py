@@ -24,7 +24,11 @@ from retnet_edge.lowering.executorch_files import (
 from retnet_edge.lowering.xnnpack_graph import XnnpackGraph
 from retnet_edge.model.checkpoint import load_checkpoint
 from retnet_edge.model.retnet import RetNet
-from retnet_edge.quantize.executorch.calibration import Seen, calibration_text, observe
+from retnet_edge.quantize.executorch.calibration import (
+    LinearStatistics,
+    calibration_text,
+    collect_statistics,
+)
 from retnet_edge.quantize.executorch.static import static_module
 from retnet_edge.quantize.numerics.group_gptq import quantize_groups
 from retnet_edge.quantize.recipes.recipe import Recipe, Rule
@@ -56,18 +60,18 @@ def write_quantized_programs(
     source.check_made_from(loaded.path, loaded.weights_sha256())
     assert isinstance(loaded.model, RetNet)
     model = loaded.model.eval()
-    seen: dict[str, Seen] = {}
+    statistics: dict[str, LinearStatistics] = {}
     if recipe.calibrated and calibration is not None:
         contexts = calibration_text(loaded.tokenizer, Path(calibration))
         say(f"calibrating on {sum(ids.numel() for ids in contexts):,} tokens of {calibration}")
-        seen = _observe(model, recipe, contexts)
-    rounded = _round_groups(model, recipe, seen)
+        statistics = _observe(model, recipe, contexts)
+    rounded = _round_groups(model, recipe, statistics)
     specs, applied = [], []
     for file, graph in executorch_graphs(model):
         say(f"quantizing {file} ({recipe.name})")
         applied = quantize_graph(graph, recipe, rounded)
         static = {
-            tensor.weight.removesuffix(".weight"): seen[tensor.weight.removesuffix(".weight")]
+            tensor.weight.removesuffix(".weight"): statistics[tensor.weight.removesuffix(".weight")]
             for tensor in applied
             if tensor.scheme == StaticInt8().name
         }
@@ -105,17 +109,17 @@ def quantize_graph(
     return applied
 
 
-def _observe(model: RetNet, recipe: Recipe, contexts: list[Tensor]) -> dict[str, Seen]:
+def _observe(model: RetNet, recipe: Recipe, contexts: list[Tensor]) -> dict[str, LinearStatistics]:
     """What the linear maps that need it saw on text."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     schemes = {name: recipe.rule_for(f"{name}.weight").scheme for name in names}
     wanted = {name for name, s in schemes.items() if isinstance(s, GroupInt4 | StaticInt8)}
     grams = {name for name, s in schemes.items() if isinstance(s, GroupInt4)}
-    return observe(model, contexts, wanted=wanted, grams=grams)
+    return collect_statistics(model, contexts, wanted=wanted, grams=grams)
 
 
 def _round_groups(
-    model: RetNet, recipe: Recipe, seen: Mapping[str, Seen]
+    model: RetNet, recipe: Recipe, statistics: Mapping[str, LinearStatistics]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Integers and scales of every matrix in groups, by its module's name."""
     rounded = {}
@@ -125,7 +129,7 @@ def _round_groups(
         scheme = recipe.rule_for(f"{name}.weight").scheme
         if isinstance(scheme, GroupInt4):
             _check_groups(name, module, scheme)
-            gram = seen[name].gram
+            gram = statistics[name].gram
             assert gram is not None
             rounded[name] = quantize_groups(module.weight.detach(), gram, scheme.group)
     return rounded

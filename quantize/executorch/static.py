@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from retnet_edge.lowering.executorch_files import example_inputs
 from retnet_edge.lowering.xnnpack_graph import XnnpackGraph
-from retnet_edge.quantize.executorch.calibration import Seen
+from retnet_edge.quantize.executorch.calibration import LinearStatistics
 from retnet_edge.quiet import hushed
 from retnet_edge.runtime.bundle.manifest import StateSpec
 
@@ -25,7 +25,7 @@ _EPS = 2**-12
 
 
 def static_module(
-    graph: XnnpackGraph, seen: Mapping[str, Seen], states: tuple[StateSpec, ...]
+    graph: XnnpackGraph, statistics: Mapping[str, LinearStatistics], states: tuple[StateSpec, ...]
 ) -> nn.Module:
     """The graph with int8 weights (one scale a row) and static int8 activations for `seen`.
 
@@ -36,13 +36,13 @@ def static_module(
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
         exported = torch.export.export(graph.eval(), example_inputs(graph.tokens, states))
-        prepared = prepare_pt2e(exported.module(), _quantizer(seen))
+        prepared = prepare_pt2e(exported.module(), _quantizer(statistics))
         prepared(*example_inputs(graph.tokens, states))  # the weights' scales
         converted: nn.Module = convert_pt2e(prepared)
     return converted
 
 
-def _quantizer(seen: Mapping[str, Seen]) -> Any:
+def _quantizer(statistics: Mapping[str, LinearStatistics]) -> Any:
     """A PT2E quantizer of these linear maps and of nothing else.
 
     XNNPACKQuantizer with names of modules also annotates every `cat` of the graph, whatever module
@@ -55,7 +55,7 @@ def _quantizer(seen: Mapping[str, Seen]) -> Any:
 
     class Linears(Quantizer):  # type: ignore[misc]
         def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
-            for name, found in seen.items():
+            for name, found in statistics.items():
                 OP_TO_ANNOTATOR["linear"](model, _config(found), get_module_name_filter(name))
             return model
 
@@ -65,13 +65,13 @@ def _quantizer(seen: Mapping[str, Seen]) -> Any:
     return Linears()
 
 
-def _config(seen: Seen) -> Any:
+def _config(statistics: LinearStatistics) -> Any:
     """XNNPACK's symmetric configuration, activations with the given ranges."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import QuantizationConfig
     from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
     from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
-    class Measured(MinMaxObserver):  # type: ignore[misc]
+    class FixedRangeObserver(MinMaxObserver):  # type: ignore[misc]
         """Keeps the range that it is made with."""
 
         def __init__(self, *, limits: tuple[float, float], **options: Any) -> None:
@@ -87,7 +87,7 @@ def _config(seen: Seen) -> Any:
             quant_min=-128,
             quant_max=127,
             qscheme=torch.per_tensor_affine,
-            observer_or_fake_quant_ctr=Measured.with_args(limits=limits, eps=_EPS),
+            observer_or_fake_quant_ctr=FixedRangeObserver.with_args(limits=limits, eps=_EPS),
         )
 
     weight = QuantizationSpec(
@@ -98,4 +98,6 @@ def _config(seen: Seen) -> Any:
         ch_axis=0,
         observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=_EPS),
     )
-    return QuantizationConfig(activation(seen.inputs), activation(seen.outputs), weight, None)
+    return QuantizationConfig(
+        activation(statistics.inputs), activation(statistics.outputs), weight, None
+    )

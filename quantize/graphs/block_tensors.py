@@ -16,17 +16,22 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from retnet_edge.quantize.numerics.rounding import Blocks, middle, pack, unpack
+from retnet_edge.quantize.numerics.rounding import (
+    BlockQuantized,
+    pack,
+    symmetric_zero_point,
+    unpack,
+)
 
 CODES, LOW_CODES = ".codes", ".low_codes"
 ZEROS, LOW_ZEROS = ".zeros", ".low_zeros"
 SCALES = ".scales"
-LOOKUP_SCALES = ".scales3"  # the scales with the rank of the codes
+GATHER_SCALES = ".scales3"  # the scales with the rank of the codes
 
 _TWO, _LOW = np.uint8(2), np.uint8(3)
 
 
-def kernel_parts(blocks: Blocks) -> Iterator[tuple[Blocks, str, str]]:
+def kernel_parts(blocks: BlockQuantized) -> Iterator[tuple[BlockQuantized, str, str]]:
     """What the kernels read, one or two, with the names' ends of their codes and zeros.
 
     The second, 2 bits of 6, stands for a quarter of what its scales say.
@@ -35,11 +40,11 @@ def kernel_parts(blocks: Blocks) -> Iterator[tuple[Blocks, str, str]]:
         yield blocks, CODES, ZEROS
         return
     scales = blocks.scales * np.float32(4)
-    yield Blocks(blocks.codes >> _TWO, scales, blocks.zeros >> _TWO, 4), CODES, ZEROS
-    yield Blocks(blocks.codes & _LOW, scales, blocks.zeros & _LOW, 2), LOW_CODES, LOW_ZEROS
+    yield BlockQuantized(blocks.codes >> _TWO, scales, blocks.zeros >> _TWO, 4), CODES, ZEROS
+    yield BlockQuantized(blocks.codes & _LOW, scales, blocks.zeros & _LOW, 2), LOW_CODES, LOW_ZEROS
 
 
-def read_blocks(model: ir.Model) -> dict[str, Blocks]:
+def read_blocks(model: ir.Model) -> dict[str, BlockQuantized]:
     """Every matrix that a MatMulNBits multiplies with, by the weight's name."""
     found, low = {}, {}
     for node in model.graph:
@@ -55,14 +60,14 @@ def read_blocks(model: ir.Model) -> dict[str, Blocks]:
     return found | {name: _six_bits(found[name], part) for name, part in low.items()}
 
 
-def _six_bits(high: Blocks, low: Blocks) -> Blocks:
+def _six_bits(high: BlockQuantized, low: BlockQuantized) -> BlockQuantized:
     """What `kernel_parts` took apart."""
     codes = high.codes << _TWO | low.codes
     zeros = high.zeros << _TWO | low.zeros
-    return Blocks(codes, high.scales / np.float32(4), zeros, 6)
+    return BlockQuantized(codes, high.scales / np.float32(4), zeros, 6)
 
 
-def blocks_of(node: ir.Node) -> Blocks:
+def blocks_of(node: ir.Node) -> BlockQuantized:
     """What the constants of a MatMulNBits hold."""
     bits = node.attributes["bits"].as_int()
     codes, scales = constant(node, 1), constant(node, 2)
@@ -75,23 +80,23 @@ def unpacked(
     codes: NDArray[np.uint8],
     scales: NDArray[np.float32],
     zeros: NDArray[np.uint8] | None,
-) -> Blocks:
+) -> BlockQuantized:
     """The constants with a code a byte, and a zero for every block."""
     if zeros is None:
-        zeros = np.full(scales.shape, middle(bits), dtype=np.uint8)
+        zeros = np.full(scales.shape, symmetric_zero_point(bits), dtype=np.uint8)
     else:
         zeros = unpack(zeros, bits)[:, : scales.shape[1]]
-    return Blocks(unpack(codes, bits), scales, zeros, bits)
+    return BlockQuantized(unpack(codes, bits), scales, zeros, bits)
 
 
-def write_blocks(model: ir.Model, matrices: Mapping[str, Blocks]) -> None:
+def write_blocks(model: ir.Model, matrices: Mapping[str, BlockQuantized]) -> None:
     """Put codes and scales in the place of those in the graph; zeros stay as they are."""
     for name, blocks in matrices.items():
         for part, codes, _ in kernel_parts(blocks):
             _set(model, name + codes, pack(part.codes, part.bits))
             _set(model, name + SCALES, part.scales)
-            if name + LOOKUP_SCALES in model.graph.initializers:
-                _set(model, name + LOOKUP_SCALES, part.scales[..., None])
+            if name + GATHER_SCALES in model.graph.initializers:
+                _set(model, name + GATHER_SCALES, part.scales[..., None])
 
 
 def constant(node: ir.Node, index: int) -> NDArray[Any]:

@@ -23,20 +23,20 @@ class Weight:
 
     name: str
     value: ir.Value
-    products: tuple[ir.Node, ...]
+    matmuls: tuple[ir.Node, ...]
     transposed: tuple[tuple[ir.Node, ir.Node], ...]
-    lookups: tuple[ir.Node, ...]
+    gathers: tuple[ir.Node, ...]
 
     @property
-    def all_products(self) -> tuple[ir.Node, ...]:
+    def all_matmuls(self) -> tuple[ir.Node, ...]:
         """The MatMul nodes of both kinds."""
-        return (*self.products, *(product for _, product in self.transposed))
+        return (*self.matmuls, *(product for _, product in self.transposed))
 
     def matrix(self) -> NDArray[np.float32]:
         """W [outputs, inputs] (of an embedding: [vocab, d_model])."""
         assert self.value.const_value is not None
         stored = self.value.const_value.numpy()
-        return np.ascontiguousarray(stored.T if self.products else stored)
+        return np.ascontiguousarray(stored.T if self.matmuls else stored)
 
 
 def weight_matrices(model: ir.Model, where: str) -> list[Weight]:
@@ -55,13 +55,13 @@ def weight_matrices(model: ir.Model, where: str) -> list[Weight]:
                     "name ends in .weight are quantized"
                 )
             continue
-        products, transposed, lookups = [], [], []
+        matmuls, transposed, gathers = [], [], []
         for node, index in value.uses():
             readers = [reader for reader, _ in node.outputs[0].uses()]
             if node.op_type == "MatMul" and index == 1:
-                products.append(node)
+                matmuls.append(node)
             elif node.op_type == "Gather" and index == 0:
-                lookups.append(node)
+                gathers.append(node)
             elif node.op_type == "Transpose" and all(r.op_type == "MatMul" for r in readers):
                 transposed += [(node, reader) for reader in readers]
             else:
@@ -69,13 +69,13 @@ def weight_matrices(model: ir.Model, where: str) -> list[Weight]:
                     f"{where}: {name} was not quantized: {node.op_type} reads it, and only MatMul "
                     "and Gather can read a quantized matrix"
                 )
-        if products and (transposed or lookups):
+        if matmuls and (transposed or gathers):
             raise InputError(f"{where}: {name} was not quantized: it is used both ways around")
-        found.append(Weight(name, value, tuple(products), tuple(transposed), tuple(lookups)))
+        found.append(Weight(name, value, tuple(matmuls), tuple(transposed), tuple(gathers)))
     return found
 
 
-def product_inputs(
+def matmul_inputs(
     model: ir.Model, where: str, wanted: Callable[[str], bool]
 ) -> dict[str, ir.Value]:
     """What each weight wanted is multiplied with, by the weight's name.
@@ -86,7 +86,7 @@ def product_inputs(
         weight.name: value
         for weight in weight_matrices(model, where)
         if wanted(weight.name)
-        for product in weight.all_products
+        for product in weight.all_matmuls
         if (value := product.inputs[0]) is not None
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retnet_edge.quantize.numerics.rounding import LEVELS, ZERO_POINT
+from retnet_edge.quantize.numerics.rounding import INT8_MAX, ZERO_POINT
 
 Array = NDArray[Any]
 
@@ -30,8 +30,10 @@ def block_int8_product(
     padded[..., : x.shape[-1]] = x
     groups = padded.reshape(*x.shape[:-1], blocks, block)
     largest = np.abs(groups).max(axis=-1)
-    x_scales = largest / np.float32(LEVELS)
-    inverse = np.divide(np.float32(LEVELS), largest, out=np.zeros_like(largest), where=largest > 0)
+    x_scales = largest / np.float32(INT8_MAX)
+    inverse = np.divide(
+        np.float32(INT8_MAX), largest, out=np.zeros_like(largest), where=largest > 0
+    )
     x_codes = np.rint(groups * inverse[..., None])
     levels = codes - np.asarray(zeros, dtype=np.float64)[..., None]
     sums = np.einsum("...bk,nbk->...nb", x_codes.astype(np.float64), levels)

@@ -14,38 +14,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retnet_edge.quantize.numerics.rounding import (
-    Blocks,
+    BlockQuantized,
     Floats,
-    in_blocks,
-    round_to,
+    nearest_codes,
     search_scales,
     stored_scales,
+    to_blocks,
 )
 
 DAMPING = 0.02  # of the mean of H's diagonal
-STRIDE = 64  # columns between two updates of all the rest
+LAZY_BATCH = 64  # columns between two updates of all the rest
 
 _Doubles = NDArray[np.float64]
 
 
 def gptq_blocks(
     weight: Floats, gram: NDArray[np.floating], block: int, bits: int, *, symmetric: bool
-) -> Blocks:
+) -> BlockQuantized:
     """W [N, K] and H [K, K] -> codes and scales that change x Wᵀ least where x is as in the text.
 
     An input that was always zero is rounded to the nearest.
     """
     outputs, inputs = weight.shape
     hessian = damped(gram, DAMPING)
-    importance = in_blocks(hessian.diagonal()[None], block)[0]
-    scales, zeros = search_scales(in_blocks(weight, block), importance, bits, symmetric=symmetric)
+    importance = to_blocks(hessian.diagonal()[None], block)[0]
+    scales, zeros = search_scales(to_blocks(weight, block), importance, bits, symmetric=symmetric)
     target = weight.astype(np.float64)
-    codes = round_codes(target, hessian, scales, zeros, block, bits)
+    codes = gptq_codes(target, hessian, scales, zeros, block, bits)
     scales = stored_scales(fit_scales(target, hessian, codes, scales, zeros, block), bits)
-    codes = round_codes(target, hessian, scales, zeros, block, bits)
+    codes = gptq_codes(target, hessian, scales, zeros, block, bits)
     whole = np.repeat(zeros[..., None], block, axis=2).reshape(outputs, -1)
     whole[:, :inputs] = codes
-    return Blocks(
+    return BlockQuantized(
         whole.reshape(outputs, -1, block).astype(np.uint8),
         scales.astype(np.float32),
         zeros.astype(np.uint8),
@@ -62,7 +62,7 @@ def damped(gram: NDArray[np.floating], damping: float) -> _Doubles:
     return hessian
 
 
-def round_codes(
+def gptq_codes(
     weight: _Doubles, hessian: _Doubles, scales: _Doubles, zeros: _Doubles, block: int, bits: int
 ) -> _Doubles:
     """GPTQ's codes [N, K] for fixed scales, inputs of the largest second moment first."""
@@ -75,11 +75,11 @@ def round_codes(
     inverse = np.linalg.inv(hessian[np.ix_(order, order)])
     factor = np.linalg.cholesky((inverse + inverse.T) / 2).T
     codes = np.empty_like(rest)
-    for start in range(0, inputs, STRIDE):
-        stop = min(start + STRIDE, inputs)
+    for start in range(0, inputs, LAZY_BATCH):
+        stop = min(start + LAZY_BATCH, inputs)
         errors = np.empty((stop - start, rest.shape[1]))
         for column in range(start, stop):
-            codes[column] = round_to(rest[column], steps[column], middles[column], bits)
+            codes[column] = nearest_codes(rest[column], steps[column], middles[column], bits)
             wrong = rest[column] - (codes[column] - middles[column]) * steps[column]
             wrong /= factor[column, column]
             rest[column + 1 : stop] -= factor[column, column + 1 : stop, None] * wrong

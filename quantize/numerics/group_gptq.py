@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retnet_edge.quantize.numerics.gptq import damped, fit_scales, round_codes
+from retnet_edge.quantize.numerics.gptq import damped, fit_scales, gptq_codes
 
-LOW, HIGH = -8, 7
+QMIN, QMAX = -8, 7
 DAMPING = 0.05  # of the mean of H's diagonal; 0.01 was within the noise of it
 GRID = torch.linspace(0.6, 1.05, 24)
 BITS = 4
@@ -26,11 +26,11 @@ def quantize_groups(weight: Tensor, gram: Tensor, group: int) -> tuple[Tensor, T
     target, hessian = weight.double().numpy(), damped(gram.numpy(), DAMPING)
     importance = torch.from_numpy(hessian.diagonal().copy())
     scales = _bfloat16(search_scales(weight.double(), importance, group)).numpy()
-    zeros = np.full_like(scales, -LOW)
-    codes = round_codes(target, hessian, scales, zeros, group, BITS)
+    zeros = np.full_like(scales, -QMIN)
+    codes = gptq_codes(target, hessian, scales, zeros, group, BITS)
     fitted = _bfloat16(torch.from_numpy(fit_scales(target, hessian, codes, scales, zeros, group)))
-    codes = round_codes(target, hessian, fitted.numpy(), zeros, group, BITS)
-    return torch.from_numpy(codes + LOW).to(torch.int8), fitted.float()
+    codes = gptq_codes(target, hessian, fitted.numpy(), zeros, group, BITS)
+    return torch.from_numpy(codes + QMIN).to(torch.int8), fitted.float()
 
 
 def _bfloat16(scales: Tensor) -> Tensor:
@@ -47,10 +47,10 @@ def search_scales(weight: Tensor, importance: Tensor, group: int) -> Tensor:
     low, high = grouped.amin(-1), grouped.amax(-1)
     best = torch.full_like(low, torch.inf)
     scales = torch.full_like(low, 1e-9)
-    full = torch.maximum(high / HIGH, low / LOW).clamp(min=1e-9)
+    full = torch.maximum(high / QMAX, low / QMIN).clamp(min=1e-9)
     for factor in GRID.tolist():
         tried = full * factor
-        rounded = (grouped / tried[..., None]).round().clamp(LOW, HIGH) * tried[..., None]
+        rounded = (grouped / tried[..., None]).round().clamp(QMIN, QMAX) * tried[..., None]
         error = ((rounded - grouped).square() * weights).sum(-1)
         scales = torch.where(error < best, tried, scales)
         best = torch.minimum(best, error)

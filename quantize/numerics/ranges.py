@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 Method = Literal["min-max", "percentile", "mse", "entropy"]
 Range = tuple[float, float]
 
-OUTSIDE = 1e-4  # of all values, at either end, beyond a percentile's range
-SHRUNK = np.linspace(0.3, 1.0, 36)
+PERCENTILE_TAIL = 1e-4  # of all values, at either end, beyond a percentile's range
+SHRINK_FACTORS = np.linspace(0.3, 1.0, 36)
 BINS = 2048
 LEVELS = 128  # of one sign: what 8 bits tell apart
 
 _Values = NDArray[np.floating]
 
 
-def find_range(values: _Values, seen: Range, method: Method, bits: int) -> Range:
+def find_range(values: _Values, extremes: Range, method: Method, bits: int) -> Range:
     """Low <= 0 <= high of a scale. values: a sample; seen: the extremes of all."""
-    low, high = min(seen[0], 0.0), max(seen[1], 0.0)
+    low, high = min(extremes[0], 0.0), max(extremes[1], 0.0)
     if method == "min-max":
         return low, high
     if method == "percentile":
-        ends = np.quantile(values, [OUTSIDE, 1 - OUTSIDE])
+        ends = np.quantile(values, [PERCENTILE_TAIL, 1 - PERCENTILE_TAIL])
         return min(float(ends[0]), 0.0), max(float(ends[1]), 0.0)
     if method == "entropy":
         limit = _entropy_limit(np.abs(values), max(-low, high))
@@ -47,7 +47,7 @@ def scale_and_zero(limits: Range, bits: int) -> tuple[np.float32, int]:
     return scale, int(np.clip(np.rint(-limits[0] / scale), 0, top))
 
 
-def rounded(values: _Values, limits: Range, bits: int) -> _Values:
+def quantize_dequantize(values: _Values, limits: Range, bits: int) -> _Values:
     """The values after quantization to the range."""
     scale, zero = scale_and_zero(limits, bits)
     codes = np.clip(np.rint(values / scale) + zero, 0, 2**bits - 1)
@@ -58,12 +58,12 @@ def _least_square(values: _Values, low: float, high: float, bits: int) -> Range:
     """One end after the other, twice: where the other end stands changes little."""
 
     def error(limits: Range) -> float:
-        return float(np.square(values - rounded(values, limits, bits)).mean())
+        return float(np.square(values - quantize_dequantize(values, limits, bits)).mean())
 
     best = low, high
     for _ in range(2):
-        best = min(((best[0], high * factor) for factor in SHRUNK), key=error)
-        best = min(((low * factor, best[1]) for factor in SHRUNK), key=error)
+        best = min(((best[0], high * factor) for factor in SHRINK_FACTORS), key=error)
+        best = min(((low * factor, best[1]) for factor in SHRINK_FACTORS), key=error)
     return best
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 ZERO_POINT = 128
-LEVELS = 127
+INT8_MAX = 127
 GRID = np.linspace(0.6, 1.05, 19)  # of the scale that reaches the largest weight of a block
-HALF_SCALES = (2.0**-24, 65504.0 / 4)
+FLOAT16_SCALE_RANGE = (2.0**-24, 65504.0 / 4)
 """The least and the largest scale in float16, four times which is a float16 too (6 bits)."""
 
 Codes = NDArray[np.uint8]
@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Blocks:
+class BlockQuantized:
     """W in blocks: codes uint8 [N, ⌈K/block⌉, block], a float32 scale and a uint8 zero for each.
 
     Below 8 bits, scales are values of float16 (`scale_type`). Padding of a last block that is not
@@ -55,11 +55,11 @@ def stored_scales(scales: NDArray[np.floating], bits: int) -> NDArray[np.float64
     """The nearest scales that a file can hold."""
     kind = scale_type(bits)
     if kind is np.float16:
-        scales = np.clip(scales, *HALF_SCALES)
+        scales = np.clip(scales, *FLOAT16_SCALE_RANGE)
     return scales.astype(kind).astype(np.float64)
 
 
-def middle(bits: int) -> int:
+def symmetric_zero_point(bits: int) -> int:
     """The zero of symmetric codes, 2^(bits-1); of 6 bits, stored as 4 and 2, 4 · 8 + 2."""
     return 34 if bits == 6 else 1 << (bits - 1)
 
@@ -70,18 +70,20 @@ def quantize_blocks(weight: Floats, block: int) -> tuple[Codes, Floats]:
     W [N, K] -> codes [N, ⌈K/block⌉, block] (a last block that is not full holds zeros) and scales
     [N, ⌈K/block⌉], scale = max |w| / 127.
     """
-    return _quantize(in_blocks(weight, block))
+    return _quantize(to_blocks(weight, block))
 
 
-def round_blocks(weight: Floats, block: int, bits: int, *, symmetric: bool) -> Blocks:
+def round_blocks(weight: Floats, block: int, bits: int, *, symmetric: bool) -> BlockQuantized:
     """To the nearest code. Symmetric 8 bits reach max |w|; other scales err least in the square."""
-    groups = in_blocks(weight, block)
+    groups = to_blocks(weight, block)
     if bits == 8 and symmetric:
         codes, scales = _quantize(groups)
-        return Blocks(codes, scales, np.full(scales.shape, ZERO_POINT, np.uint8), bits)
+        return BlockQuantized(codes, scales, np.full(scales.shape, ZERO_POINT, np.uint8), bits)
     found, zeros = search_scales(groups, np.ones(groups.shape[1:]), bits, symmetric=symmetric)
-    levels = round_to(groups, found[..., None], zeros[..., None], bits)
-    return Blocks(levels.astype(np.uint8), found.astype(np.float32), zeros.astype(np.uint8), bits)
+    levels = nearest_codes(groups, found[..., None], zeros[..., None], bits)
+    return BlockQuantized(
+        levels.astype(np.uint8), found.astype(np.float32), zeros.astype(np.uint8), bits
+    )
 
 
 def search_scales(
@@ -92,7 +94,7 @@ def search_scales(
     groups [N, blocks, block]; importance [blocks, block]: of each input. Scales are stored ones.
     """
     top = 2**bits - 1
-    half = float(middle(bits))
+    half = float(symmetric_zero_point(bits))
     low, high = np.minimum(groups.min(-1), 0.0), np.maximum(groups.max(-1), 0.0)
     if symmetric:
         full = np.maximum(high / (top - half), -low / half).astype(np.float64)
@@ -104,7 +106,7 @@ def search_scales(
     for factor in GRID:
         tried = stored_scales(full * factor, bits)
         zero = np.full(full.shape, half) if symmetric else np.clip(np.rint(-low / tried), 0, top)
-        codes = round_to(groups, tried[..., None], zero[..., None], bits)
+        codes = nearest_codes(groups, tried[..., None], zero[..., None], bits)
         wrong = (codes - zero[..., None]) * tried[..., None] - groups
         error = (np.square(wrong) * importance).sum(-1)
         better = error < best
@@ -113,7 +115,7 @@ def search_scales(
     return scales, zeros
 
 
-def round_to(
+def nearest_codes(
     weight: NDArray[np.floating],
     scale: NDArray[np.floating],
     zero: NDArray[np.floating],
@@ -123,7 +125,7 @@ def round_to(
     return np.asarray(np.clip(np.rint(weight / scale) + zero, 0, 2**bits - 1), dtype=np.float64)
 
 
-def in_blocks(weight: NDArray[np.floating], block: int) -> Floats:
+def to_blocks(weight: NDArray[np.floating], block: int) -> Floats:
     """W [N, K] as [N, ⌈K/block⌉, block], padded with zeros."""
     outputs, inputs = weight.shape
     blocks = -(-inputs // block)
@@ -168,6 +170,6 @@ def dequantize(codes: Codes, scales: Floats, zero: int = ZERO_POINT) -> Floats:
 def _quantize(groups: Floats) -> tuple[Codes, Floats]:
     """A scale for every row along the last axis; a row of zeros gets scale 1."""
     largest = np.abs(groups).max(axis=-1)
-    scales = np.where(largest > 0, largest / LEVELS, 1.0).astype(np.float32)
-    levels = np.clip(np.rint(groups / scales[..., None]), -LEVELS, LEVELS)
+    scales = np.where(largest > 0, largest / INT8_MAX, 1.0).astype(np.float32)
+    levels = np.clip(np.rint(groups / scales[..., None]), -INT8_MAX, INT8_MAX)
     return (levels + ZERO_POINT).astype(np.uint8), scales

@@ -10,25 +10,27 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
-from retnet_edge.quantize.graphs.block_tensors import LOOKUP_SCALES, SCALES, kernel_parts
+from retnet_edge.quantize.graphs.block_tensors import GATHER_SCALES, SCALES, kernel_parts
 from retnet_edge.quantize.graphs.edit import Weight, add_initializer, cast_to_float32, replace
 from retnet_edge.quantize.numerics.gptq import gptq_blocks
 from retnet_edge.quantize.numerics.rounding import (
-    Blocks,
+    BlockQuantized,
     Codes,
     Floats,
     pack,
     round_blocks,
     scale_type,
 )
-from retnet_edge.quantize.passes.outliers import split_tail
-from retnet_edge.quantize.recipes.schemes import InBlocks
+from retnet_edge.quantize.passes.outliers import split_outliers
+from retnet_edge.quantize.recipes.schemes import BlockInt
 
 CONTRIB = "com.microsoft"
 INT8_COMPUTE = 4  # MatMulNBits' accuracy_level; without it 8-bit weights run 70 times slower
 
 
-def quantize_weight(weight: Weight, scheme: InBlocks, gram: NDArray[np.floating] | None) -> Blocks:
+def quantize_weight(
+    weight: Weight, scheme: BlockInt, gram: NDArray[np.floating] | None
+) -> BlockQuantized:
     """Codes and scales of a matrix; gram: second moments of its inputs, which GPTQ needs."""
     matrix, symmetric = weight.matrix(), scheme.symmetric
     if not scheme.gptq:
@@ -40,27 +42,27 @@ def quantize_weight(weight: Weight, scheme: InBlocks, gram: NDArray[np.floating]
 def apply_blocks(
     model: ir.Model,
     weight: Weight,
-    scheme: InBlocks,
-    blocks: Blocks,
+    scheme: BlockInt,
+    blocks: BlockQuantized,
     input_rms: Mapping[str, float],
 ) -> None:
     """Replace every node that reads `weight` by ones that read `blocks`.
 
     input_rms: see `activations.py`. Raises InputError for a lookup of codes with zero points.
     """
-    if weight.lookups and not scheme.symmetric:
+    if weight.gathers and not scheme.symmetric:
         raise InputError(
             f"{weight.name} is looked up in, which needs symmetric codes; {scheme.name} has zero "
             "points"
         )
     stored = _Stored.of(model, weight, blocks, zeros=not scheme.symmetric)
-    for product in weight.all_products:
+    for product in weight.all_matmuls:
         x = product.inputs[0]
         if scheme.tail is None:
             nodes = _multiplied(model, x, stored)
         else:
             # body and tail are rows of one product, which reads the weights once
-            parts = split_tail(model, x, weight.name, scheme.tail * input_rms[weight.name])
+            parts = split_outliers(model, x, weight.name, scheme.tail * input_rms[weight.name])
             rows = ir.node("Concat", [part.outputs[0] for part in parts], {"axis": -2})
             both = _multiplied(model, rows.outputs[0], stored)
             halves = ir.node(
@@ -68,8 +70,8 @@ def apply_blocks(
             )
             nodes = [*parts, rows, *both, halves, ir.node("Add", halves.outputs)]
         replace(model, product, nodes)
-    for lookup in weight.lookups:
-        replace(model, lookup, _looked_up(model, lookup, stored))
+    for gather in weight.gathers:
+        replace(model, gather, _gathered(model, gather, stored))
     model.opset_imports[CONTRIB] = 1
 
 
@@ -82,12 +84,12 @@ class _Stored:
 
     name: str
     shape: tuple[int, int]
-    blocks: Blocks
+    blocks: BlockQuantized
     scales: Floats
     parts: tuple[tuple[int, ir.Value, ir.Value | None], ...]
 
     @classmethod
-    def of(cls, model: ir.Model, weight: Weight, blocks: Blocks, *, zeros: bool) -> _Stored:
+    def of(cls, model: ir.Model, weight: Weight, blocks: BlockQuantized, *, zeros: bool) -> _Stored:
         """`blocks` of a weight, whose constants are added to the graph."""
         parts = list(kernel_parts(blocks))
 
@@ -137,15 +139,15 @@ def _multiplied(model: ir.Model, x: ir.Value | None, stored: _Stored) -> list[ir
     return nodes
 
 
-def _looked_up(model: ir.Model, lookup: ir.Node, stored: _Stored) -> list[ir.Node]:
+def _gathered(model: ir.Model, gather: ir.Node, stored: _Stored) -> list[ir.Node]:
     """The nodes that take the rows that `lookup` takes; the last one has the result."""
     # the same scales with the rank of the codes, which this operator asks for
-    scales = _float32_scales(model, stored, LOOKUP_SCALES, stored.scales[..., None])
+    scales = _float32_scales(model, stored, GATHER_SCALES, stored.scales[..., None])
     _, count, block = stored.blocks.codes.shape
 
     def rows(bits: int, codes: ir.Value, _: ir.Value | None) -> ir.Node:
         attributes = {"bits": bits, "block_size": block, "gather_axis": 0, "quantize_axis": 2}
-        sources = [codes, lookup.inputs[1], scales]
+        sources = [codes, gather.inputs[1], scales]
         return ir.node("GatherBlockQuantized", sources, attributes, domain=CONTRIB)
 
     high, *low = stored.parts
@@ -155,9 +157,9 @@ def _looked_up(model: ir.Model, lookup: ir.Node, stored: _Stored) -> list[ir.Nod
         quarter = ir.node("Mul", [found.outputs[0], _quarter(model)])
         total = ir.node("Add", [nodes[0].outputs[0], quarter.outputs[0]])
         nodes += [found, quarter, total]
-    _describe(lookup, nodes, count, block)
+    _describe(gather, nodes, count, block)
     nodes.append(_joined(model, nodes[-1].outputs[0]))
-    _describe(lookup, nodes[-1:], count * block)
+    _describe(gather, nodes[-1:], count * block)
     inputs = stored.shape[1]
     if count * block != inputs:
         nodes.append(_shortened(model, nodes[-1].outputs[0], inputs))
@@ -192,9 +194,9 @@ def _shortened(model: ir.Model, x: ir.Value, width: int) -> ir.Node:
     return ir.node("Slice", [x, *bounds, constant("block_axis", 2)])
 
 
-def _describe(lookup: ir.Node, nodes: Iterable[ir.Node], *dims: int) -> None:
+def _describe(gather: ir.Node, nodes: Iterable[ir.Node], *dims: int) -> None:
     """Types and shapes [B, T, *dims] of results, which shape inference cannot know."""
-    ids = lookup.inputs[1]
+    ids = gather.inputs[1]
     assert ids is not None
     assert ids.shape is not None
     for node in nodes:

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from retnet_edge.quantize.calibration.statistics import Inputs
+from retnet_edge.quantize.calibration.statistics import ActivationStatistics
 from retnet_edge.quantize.graphs.edit import Weight, add_initializer, replace
 from retnet_edge.quantize.numerics.rounding import ZERO_POINT, quantize_channels
-from retnet_edge.quantize.passes.embedding_gather import replace_lookup
-from retnet_edge.quantize.passes.outliers import split_tail, summed
+from retnet_edge.quantize.passes.embedding_gather import replace_gather
+from retnet_edge.quantize.passes.outliers import add_products, split_outliers
 from retnet_edge.quantize.passes.smoothing import divide, smoothed
 from retnet_edge.quantize.recipes.schemes import DynamicInt8
 
@@ -24,7 +24,7 @@ def apply_dynamic_int8(
     weight: Weight,
     scheme: DynamicInt8,
     input_rms: Mapping[str, float],
-    seen: Inputs | None = None,
+    activations: ActivationStatistics | None = None,
 ) -> None:
     """Replace every node that reads `weight`; codes stand [inputs, outputs] in the graph.
 
@@ -33,8 +33,8 @@ def apply_dynamic_int8(
     """
     matrix, s, rms = weight.matrix(), None, None
     if scheme.smooth is not None:
-        matrix, seen, s = smoothed(weight, seen, scheme.smooth)
-        rms = seen.rms
+        matrix, activations, s = smoothed(weight, activations, scheme.smooth)
+        rms = activations.rms
     codes, scales = quantize_channels(matrix)
     code_value = add_initializer(model, f"{weight.name}.codes", codes.T)
     scale_value = add_initializer(model, f"{weight.name}.scales", scales)
@@ -49,7 +49,7 @@ def apply_dynamic_int8(
         scaled = ir.node("Mul", [as_float.outputs[0], scale.outputs[0]])
         return [quantizer, total, as_float, scale, scaled]
 
-    for product in weight.all_products:
+    for product in weight.all_matmuls:
         x = product.inputs[0]
         nodes = [] if s is None else [divide(model, x, weight.name, s)]
         x = nodes[0].outputs[0] if nodes else x
@@ -58,8 +58,8 @@ def apply_dynamic_int8(
         else:
             # a scale each, so a product each
             threshold = scheme.tail * (input_rms[weight.name] if rms is None else rms)
-            parts = split_tail(model, x, weight.name, threshold)
-            nodes += summed(parts, *(multiply(part.outputs[0]) for part in parts))
+            parts = split_outliers(model, x, weight.name, threshold)
+            nodes += add_products(parts, *(multiply(part.outputs[0]) for part in parts))
         replace(model, product, nodes)
-    for lookup in weight.lookups:
-        replace_lookup(model, lookup, code_value, scale_value)
+    for gather in weight.gathers:
+        replace_gather(model, gather, code_value, scale_value)

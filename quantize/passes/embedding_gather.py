@@ -9,9 +9,9 @@ from retnet_edge.quantize.graphs.edit import add_initializer, replace
 from retnet_edge.quantize.numerics.rounding import ZERO_POINT
 
 
-def replace_lookup(model: ir.Model, lookup: ir.Node, codes: ir.Value, scales: ir.Value) -> None:
+def replace_gather(model: ir.Model, gather: ir.Node, codes: ir.Value, scales: ir.Value) -> None:
     """Rows of the embedding are columns of codes [d, vocab]: [d, B, T] -> [B, T, d], scaled."""
-    ids = lookup.inputs[1]
+    ids = gather.inputs[1]
     columns = ir.node("Gather", [codes, ids], {"axis": 1})
     rows = ir.node("Transpose", [columns.outputs[0]], {"perm": [1, 2, 0]})
     as_float = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT})
@@ -21,4 +21,4 @@ def replace_lookup(model: ir.Model, lookup: ir.Node, codes: ir.Value, scales: ir
     last = add_initializer(model, "last_axis", np.array([-1], dtype=np.int64))
     column = ir.node("Unsqueeze", [scale.outputs[0], last])
     result = ir.node("Mul", [centred.outputs[0], column.outputs[0]])
-    replace(model, lookup, [columns, rows, as_float, centred, scale, column, result])
+    replace(model, gather, [columns, rows, as_float, centred, scale, column, result])

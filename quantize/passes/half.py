@@ -19,12 +19,12 @@ def apply_half(model: ir.Model, weight: Weight, scheme: Half) -> None:
     assert weight.value.const_value is not None
     stored = weight.value.const_value.numpy().astype(_TYPES[scheme.dtype].numpy())
     halves = add_initializer(model, f"{weight.name}.{scheme.dtype}", stored)
-    for lookup in weight.lookups:
-        rows = ir.node("Gather", [halves, lookup.inputs[1]], {"axis": 0})
-        rows.outputs[0].shape = lookup.outputs[0].shape
+    for gather in weight.gathers:
+        rows = ir.node("Gather", [halves, gather.inputs[1]], {"axis": 0})
+        rows.outputs[0].shape = gather.outputs[0].shape
         rows.outputs[0].type = halves.type
         cast = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT})
-        replace(model, lookup, [rows, cast])
+        replace(model, gather, [rows, cast])
     if weight.value.uses():
         whole = cast_to_float32(model, halves, f"{weight.name}.float32")
         ir.convenience.replace_all_uses_with(weight.value, whole)

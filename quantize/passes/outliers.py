@@ -18,7 +18,7 @@ import onnx_ir as ir
 from retnet_edge.quantize.graphs.edit import add_initializer
 
 
-def split_tail(
+def split_outliers(
     model: ir.Model, x: ir.Value | None, weight: str, threshold: float
 ) -> tuple[ir.Node, ir.Node]:
     """The nodes that compute body and tail of `x`, the input of a product with `weight`."""
@@ -31,7 +31,7 @@ def split_tail(
     return body, ir.node("Sub", [x, body.outputs[0]])
 
 
-def summed(
+def add_products(
     parts: Sequence[ir.Node], body: Sequence[ir.Node], tail: Sequence[ir.Node]
 ) -> list[ir.Node]:
     """All nodes in order, the last of which adds the products of body and tail, last of theirs."""

@@ -13,13 +13,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
-from retnet_edge.quantize.calibration.statistics import Inputs
+from retnet_edge.quantize.calibration.statistics import ActivationStatistics
 from retnet_edge.quantize.graphs.edit import Weight, add_initializer
 
 Floats = NDArray[np.float32]
 
 
-def smoothing(largest: Floats, weight: Floats, alpha: float) -> Floats:
+def smoothquant_scales(largest: Floats, weight: Floats, alpha: float) -> Floats:
     """s [K] of the largest |x| of each input [K] and W [N, K]; 1 where either is all zero."""
     of_weight = np.abs(weight).max(axis=0).astype(np.float64)
     of_input = largest.astype(np.float64)
@@ -29,17 +29,19 @@ def smoothing(largest: Floats, weight: Floats, alpha: float) -> Floats:
     return np.where(usable, s, ones).astype(np.float32)
 
 
-def smoothed(weight: Weight, seen: Inputs | None, alpha: float) -> tuple[Floats, Inputs, Floats]:
+def smoothed(
+    weight: Weight, activations: ActivationStatistics | None, alpha: float
+) -> tuple[Floats, ActivationStatistics, Floats]:
     """W · s [N, K], what x / s is, and s, of a matrix and what it is multiplied with.
 
     Raises InputError where the matrix is looked up in, too.
     """
-    if weight.lookups:
+    if weight.gathers:
         raise InputError(f"{weight.name} is looked up in, and cannot be smoothed")
-    assert seen is not None
+    assert activations is not None
     matrix = weight.matrix()
-    s = smoothing(seen.largest, matrix, alpha)
-    return matrix * s, seen.divided(s), s
+    s = smoothquant_scales(activations.largest, matrix, alpha)
+    return matrix * s, activations.divided(s), s
 
 
 def divide(model: ir.Model, x: ir.Value | None, weight: str, s: Floats) -> ir.Node:

@@ -25,9 +25,12 @@ import onnx_ir as ir
 from retnet_edge.quantize.graphs.edit import add_initializer
 from retnet_edge.quantize.recipes.schemes import StateScheme
 from retnet_edge.runtime.bundle.manifest import Dtype, StateSpec
-from retnet_edge.runtime.bundle.state_values import CODES
+from retnet_edge.runtime.bundle.state_values import MAX_CODE
 
-TURN, TURNS = 40503, 65536  # their quotient is the golden ratio's inverse, to 5 digits
+GOLDEN_NUMERATOR, GOLDEN_DENOMINATOR = (
+    40503,
+    65536,
+)  # their quotient is the golden ratio's inverse, to 5 digits
 _NAMES: dict[Dtype, str] = {"float16": "FLOAT16", "int8": "INT8", "float32": "FLOAT"}
 
 
@@ -105,10 +108,12 @@ def _stored(spec: StateSpec) -> ir.Value:
 def _shift(model: ir.Model, position: ir.Value, spec: StateSpec) -> list[ir.Node]:
     """Nodes whose last gives u [batch, 1, K, V] of a position; all layers and heads share it."""
     noise = np.random.default_rng(0).random(spec.shape[-2:], dtype=np.float32)  # type: ignore[arg-type]
-    turned = ir.node("Mul", [position, _constant(model, "dither_turn", np.int64(TURN))])
-    part = ir.node("Mod", [turned.outputs[0], _constant(model, "dither_turns", np.int64(TURNS))])
+    turned = ir.node("Mul", [position, _constant(model, "dither_turn", np.int64(GOLDEN_NUMERATOR))])
+    part = ir.node(
+        "Mod", [turned.outputs[0], _constant(model, "dither_turns", np.int64(GOLDEN_DENOMINATOR))]
+    )
     real = ir.node("Cast", [part.outputs[0]], {"to": ir.DataType.FLOAT})
-    share = _constant(model, "dither_share", np.float32(1 / TURNS))
+    share = _constant(model, "dither_share", np.float32(1 / GOLDEN_DENOMINATOR))
     angle = ir.node("Mul", [real.outputs[0], share])
     axes = _constant(model, "dither_axes", np.array([1, 2, 3], dtype=np.int64))
     wide = ir.node("Unsqueeze", [angle.outputs[0], axes])
@@ -131,7 +136,7 @@ def _int8(
     x = ir.node("Div", [state, above_0.outputs[0]])
     size = ir.node("Abs", x.outputs)
     largest = ir.node("ReduceMax", [size.outputs[0], keys])
-    share = _constant(model, "state_code", np.float32(1 / CODES))
+    share = _constant(model, "state_code", np.float32(1 / MAX_CODE))
     scale = ir.node("Mul", [largest.outputs[0], share])
     some = ir.node("Max", [scale.outputs[0], least])
     exact = ir.node("Div", [x.outputs[0], some.outputs[0]])

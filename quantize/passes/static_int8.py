@@ -12,18 +12,18 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from retnet_edge.quantize.calibration.statistics import Inputs
+from retnet_edge.quantize.calibration.statistics import ActivationStatistics
 from retnet_edge.quantize.graphs.edit import Weight, add_initializer, replace
 from retnet_edge.quantize.numerics.ranges import Range, find_range, scale_and_zero
 from retnet_edge.quantize.numerics.rounding import ZERO_POINT, quantize_channels
-from retnet_edge.quantize.passes.embedding_gather import replace_lookup
-from retnet_edge.quantize.passes.outliers import split_tail, summed
+from retnet_edge.quantize.passes.embedding_gather import replace_gather
+from retnet_edge.quantize.passes.outliers import add_products, split_outliers
 from retnet_edge.quantize.passes.smoothing import divide, smoothed
 from retnet_edge.quantize.recipes.schemes import StaticInt8Qdq
 
 
 def apply_static_int8(
-    model: ir.Model, weight: Weight, scheme: StaticInt8Qdq, seen: Inputs | None
+    model: ir.Model, weight: Weight, scheme: StaticInt8Qdq, activations: ActivationStatistics | None
 ) -> None:
     """Replace every node that reads `weight`; codes stand [inputs, outputs] in the graph.
 
@@ -33,7 +33,7 @@ def apply_static_int8(
     matrix = weight.matrix()
     s = None
     if scheme.smooth is not None:
-        matrix, seen, s = smoothed(weight, seen, scheme.smooth)
+        matrix, activations, s = smoothed(weight, activations, scheme.smooth)
     codes, scales = quantize_channels(matrix)
     code_value = add_initializer(model, f"{weight.name}.codes", codes.T)
     scale_value = add_initializer(model, f"{weight.name}.scales", scales)
@@ -53,23 +53,27 @@ def apply_static_int8(
         w = ir.node("DequantizeLinear", [code_value, scale_value, middles], {"axis": 1})
         return [to_codes, back, w, ir.node("MatMul", [back.outputs[0], w.outputs[0]])]
 
-    for product in weight.all_products:
-        assert seen is not None
+    for product in weight.all_matmuls:
+        assert activations is not None
         x = product.inputs[0]
         nodes: list[ir.Node] = [] if s is None else [divide(model, x, weight.name, s)]
         x = nodes[0].outputs[0] if nodes else x
         assert x is not None
         if scheme.tail is None:
-            limits = find_range(seen.rows, seen.range, scheme.range, scheme.activation_bits)
+            limits = find_range(
+                activations.rows, activations.range, scheme.range, scheme.activation_bits
+            )
             nodes += multiply(x, limits, "input")
         else:
-            threshold = scheme.tail * seen.rms
-            parts = split_tail(model, x, weight.name, threshold)
+            threshold = scheme.tail * activations.rms
+            parts = split_outliers(model, x, weight.name, threshold)
             products = []
-            for part, name, of in zip(parts, ("body", "tail"), seen.split(threshold), strict=True):
+            for part, name, of in zip(
+                parts, ("body", "tail"), activations.split(threshold), strict=True
+            ):
                 limits = find_range(of.rows, of.range, scheme.range, scheme.activation_bits)
                 products.append(multiply(part.outputs[0], limits, name))
-            nodes += summed(parts, *products)
+            nodes += add_products(parts, *products)
         replace(model, product, nodes)
-    for lookup in weight.lookups:
-        replace_lookup(model, lookup, code_value, scale_value)
+    for gather in weight.gathers:
+        replace_gather(model, gather, code_value, scale_value)

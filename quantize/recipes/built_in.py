@@ -19,12 +19,16 @@ from retnet_edge.runtime.bundle.manifest import Backend, Tolerance
 
 # What enters the two output projections of a block is a gate times a value: heavy tails, whose
 # rounding makes two thirds of all that int8 changes.
-TAILED = "*.out.weight"
-TAIL = 2.0
-TAIL_OF_ALL = 1.5  # where one scale serves all inputs of a product, every product gains by one
+OUTPUT_PROJECTIONS = "*.out.weight"
+OUTLIER_THRESHOLD = 2.0
+DYNAMIC_OUTLIER_THRESHOLD = (
+    1.5  # where one scale serves all inputs of a product, every product gains by one
+)
 # What enters the head is scaled channel by channel, and every error in it is one in the logits:
 # two fifths of what int8 changes once the output projections have tails.
-OUTER = "[eh]*.weight"  # embedding.weight, which a tied head multiplies with, and head.weight
+EMBEDDING_AND_HEAD = (
+    "[eh]*.weight"  # embedding.weight, which a tied head multiplies with, and head.weight
+)
 
 _FP16 = Tolerance(
     max_abs_logit_error=None, perplexity_ratio=1.0002, mean_kl=1e-5, top1_agreement=0.998
@@ -66,17 +70,19 @@ RECIPES: dict[Backend, tuple[Recipe, ...]] = {
         Recipe(
             "int8",
             (
-                Rule(TAILED, BlockInt8(128, tail=TAIL)),
-                Rule(OUTER, BlockInt8(128, tail=TAIL)),
+                Rule(OUTPUT_PROJECTIONS, BlockInt8(128, tail=OUTLIER_THRESHOLD)),
+                Rule(EMBEDDING_AND_HEAD, BlockInt8(128, tail=OUTLIER_THRESHOLD)),
                 Rule("*", BlockInt8(128)),
             ),
             _INT8,
         ),
-        Recipe("int8-dynamic", (Rule("*", DynamicInt8(tail=TAIL_OF_ALL)),), _INT8_DYNAMIC),
+        Recipe(
+            "int8-dynamic", (Rule("*", DynamicInt8(tail=DYNAMIC_OUTLIER_THRESHOLD)),), _INT8_DYNAMIC
+        ),
         Recipe(
             "int8-static",
             (
-                Rule(TAILED, StaticInt8Qdq(tail=TAIL)),
+                Rule(OUTPUT_PROJECTIONS, StaticInt8Qdq(tail=OUTLIER_THRESHOLD)),
                 Rule("*", StaticInt8Qdq()),
             ),
             _INT8_QDQ,
@@ -84,7 +90,7 @@ RECIPES: dict[Backend, tuple[Recipe, ...]] = {
         Recipe(
             "int8-static-16",
             (
-                Rule(TAILED, StaticInt8Qdq(16, "min-max", tail=TAIL)),
+                Rule(OUTPUT_PROJECTIONS, StaticInt8Qdq(16, "min-max", tail=OUTLIER_THRESHOLD)),
                 Rule("*", StaticInt8Qdq(16, "min-max")),
             ),
             _INT8_QDQ16,
@@ -100,7 +106,7 @@ RECIPES: dict[Backend, tuple[Recipe, ...]] = {
         Recipe(
             "int4",
             (
-                Rule(TAILED, BlockInt8(128, tail=TAIL)),
+                Rule(OUTPUT_PROJECTIONS, BlockInt8(128, tail=OUTLIER_THRESHOLD)),
                 Rule("blocks.*", BlockInt4(32, symmetric=False, gptq=True)),
                 Rule("*", BlockInt8(128)),
             ),
@@ -123,7 +129,7 @@ RECIPES: dict[Backend, tuple[Recipe, ...]] = {
             (
                 Rule("embedding.weight", ChannelInt8()),
                 Rule("head.weight", ChannelInt8()),
-                Rule(TAILED, ChannelInt8()),
+                Rule(OUTPUT_PROJECTIONS, ChannelInt8()),
                 Rule("*", StaticInt8()),
             ),
             _INT8_STATIC,
@@ -133,7 +139,7 @@ RECIPES: dict[Backend, tuple[Recipe, ...]] = {
             (
                 Rule("embedding.weight", ChannelInt8()),
                 Rule("head.weight", ChannelInt8()),
-                Rule(TAILED, ChannelInt8()),
+                Rule(OUTPUT_PROJECTIONS, ChannelInt8()),
                 Rule("*", GroupInt4(32)),
             ),
             _INT4,

@@ -10,12 +10,12 @@ import msgspec
 
 from retnet_edge.errors import InputError
 from retnet_edge.quantize.recipes.schemes import (
+    BlockInt,
     ChannelInt8,
     DynamicInt8,
     Float32,
     GroupInt4,
     Half,
-    InBlocks,
     Scheme,
     StateScheme,
     StaticInt8,
@@ -73,14 +73,14 @@ class Recipe:
         """True where a rule's scheme is made from samples."""
         return any(is_sampled(rule.scheme) for rule in self.rules)
 
-    def tail_of(self, weight: str) -> float | None:
+    def outlier_threshold_of(self, weight: str) -> float | None:
         """The tail of the scheme that a weight gets, in multiples of its input's rms."""
         scheme = self.rule_for(weight).scheme
-        return scheme.tail if isinstance(scheme, InBlocks | DynamicInt8) else None
+        return scheme.tail if isinstance(scheme, BlockInt | DynamicInt8) else None
 
 
 SCHEMES_OF: dict[Backend, tuple[type[Scheme], ...]] = {
-    "onnxruntime": (InBlocks, DynamicInt8, StaticInt8Qdq, Half, Float32),
+    "onnxruntime": (BlockInt, DynamicInt8, StaticInt8Qdq, Half, Float32),
     "executorch": (ChannelInt8, GroupInt4, StaticInt8, Float32),
 }
 

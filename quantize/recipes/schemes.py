@@ -10,7 +10,7 @@ BLOCKS = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
-class InBlocks:
+class BlockInt:
     """Weights with a scale for every `block` inputs of an output, int8 compute.
 
     `MatMulNBits` (accuracy level 4: activations are quantized to int8 in the same blocks inside
@@ -34,14 +34,14 @@ class InBlocks:
 
 
 @dataclass(frozen=True)
-class BlockInt8(InBlocks):
+class BlockInt8(BlockInt):
     """8-bit weights in blocks."""
 
     bits = 8
 
 
 @dataclass(frozen=True)
-class BlockInt6(InBlocks):
+class BlockInt6(BlockInt):
     """6-bit weights in blocks, of which the kernels read 4 bits and 2 (`graph_blocks.py`).
 
     Those of 2 bits know three sizes of blocks.
@@ -52,7 +52,7 @@ class BlockInt6(InBlocks):
 
 
 @dataclass(frozen=True)
-class BlockInt4(InBlocks):
+class BlockInt4(BlockInt):
     """4-bit weights in blocks."""
 
     bits = 4
@@ -162,7 +162,7 @@ StateScheme = Literal["float32", "float16", "int8"]
 """What a state is rounded to between two calls; see `states.py`."""
 
 Scheme = (
-    InBlocks | DynamicInt8 | StaticInt8Qdq | ChannelInt8 | GroupInt4 | StaticInt8 | Half | Float32
+    BlockInt | DynamicInt8 | StaticInt8Qdq | ChannelInt8 | GroupInt4 | StaticInt8 | Half | Float32
 )
 
 

@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retnet_edge.quantize.numerics.rounding import HALF_SCALES, Blocks
-from retnet_edge.training.quantization_aware import pass_through
+from retnet_edge.quantize.numerics.rounding import FLOAT16_SCALE_RANGE, BlockQuantized
+from retnet_edge.training.quantization_aware import straight_through
 
 INSIDE = 0.49  # of a cell, half as wide as a code
 
 
-class TunedBlocks(nn.Module):
+class TrainableBlocks(nn.Module):
     """Codes and scales of one matrix [outputs, inputs] as parameters."""
 
-    def __init__(self, blocks: Blocks, weight: Tensor) -> None:
+    def __init__(self, blocks: BlockQuantized, weight: Tensor) -> None:
         """`blocks` of the float matrix `weight` [outputs, inputs], on the weight's device."""
         super().__init__()
         device = weight.device
@@ -40,19 +40,19 @@ class TunedBlocks(nn.Module):
     def forward(self) -> Tensor:
         """The matrix [outputs, inputs] that codes and scales stand for."""
         clipped = self.latent.clamp(0, 2**self.bits - 1)
-        codes = pass_through(clipped, clipped.round())
+        codes = straight_through(clipped, clipped.round())
         weights = (codes - self.zeros[..., None]) * self._scales()[..., None]
         return weights.flatten(1)[:, : self.inputs]
 
     @torch.no_grad()
-    def blocks(self) -> Blocks:
+    def blocks(self) -> BlockQuantized:
         """As the graph stores them."""
         codes = self.latent.clamp(0, 2**self.bits - 1).round()
         stored, zeros = (x.to(torch.uint8).cpu().numpy() for x in (codes, self.zeros))
-        return Blocks(stored, self._scales().cpu().numpy(), zeros, self.bits)
+        return BlockQuantized(stored, self._scales().cpu().numpy(), zeros, self.bits)
 
     def _scales(self) -> Tensor:
         scales = self.scales * self.log_scale.exp()
         if self.bits == 8:
             return scales
-        return pass_through(scales, scales.clamp(*HALF_SCALES).half().float())
+        return straight_through(scales, scales.clamp(*FLOAT16_SCALE_RANGE).half().float())

@@ -33,9 +33,9 @@ from retnet_edge.model.checkpoint import TOKENIZER_FILE, load_checkpoint
 from retnet_edge.progress import progress
 from retnet_edge.quantize.graphs.block_tensors import read_blocks, write_blocks
 from retnet_edge.quantize.native_plan import write_native_plan
-from retnet_edge.quantize.numerics.rounding import Blocks
+from retnet_edge.quantize.numerics.rounding import BlockQuantized
 from retnet_edge.quantize.quantize import copy_unchanged
-from retnet_edge.quantize.tuning.tuned_blocks import TunedBlocks
+from retnet_edge.quantize.tuning.trainable_blocks import TrainableBlocks
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import NOT_VERIFIED, GraphSpec, Quantization
 from retnet_edge.runtime.bundle.writer import write_manifest
@@ -44,7 +44,7 @@ from retnet_edge.training.schedule import warmup_cosine
 
 TUNED = "-tuned"
 WARMUP = 0.05  # of the steps
-SCALE_RATE = 1 / 8  # a scale moves the largest of 16 codes as far as a code moves itself
+SCALE_LR_FACTOR = 1 / 8  # a scale moves the largest of 16 codes as far as a code moves itself
 BETAS = (0.9, 0.95)
 
 
@@ -104,7 +104,7 @@ def tune(
             text = Shards(
                 write_shards(paths, tokenizer, Path(shards) / "tune", text_field=text_field)
             )
-            tuned = tuned_blocks(loaded.model.to(device), blocks, text, options, say)
+            tuned = train_blocks(loaded.model.to(device), blocks, text, options, say)
         for model in models.values():
             write_blocks(model, tuned)
         save_models(models, folder)
@@ -116,40 +116,40 @@ def tune(
     return out
 
 
-def tuned_blocks(
+def train_blocks(
     model: nn.Module,
-    blocks: dict[str, Blocks],
+    blocks: dict[str, BlockQuantized],
     text: Shards,
     options: TuneOptions,
     say: Callable[[str], None],
-) -> dict[str, Blocks]:
+) -> dict[str, BlockQuantized]:
     """The blocks after training beside `model`, whose matrices they stand for, on its device."""
     if next(model.parameters()).is_cuda:
         torch.set_float32_matmul_precision("high")
     model.eval().requires_grad_(requires_grad=False)
     weights = dict(model.named_parameters())
     device = next(iter(weights.values())).device
-    matrices = {name: TunedBlocks(found, weights[name]) for name, found in blocks.items()}
+    matrices = {name: TrainableBlocks(found, weights[name]) for name, found in blocks.items()}
     optimizer = torch.optim.Adam(
         [
             group
             for m in matrices.values()
             for group in (
                 {"params": [m.latent], "lr": options.lr * 2.0 ** (m.bits - 4)},
-                {"params": [m.log_scale], "lr": options.lr * SCALE_RATE},
+                {"params": [m.log_scale], "lr": options.lr * SCALE_LR_FACTOR},
             )
         ],
         betas=BETAS,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: share_of_rate(step, options.steps)
+        optimizer, lambda step: lr_factor(step, options.steps)
     )
     tenth: list[Tensor] = []
     with progress("tune", options.steps) as advance:
         for step in range(options.steps):
             block = text.batch(options.seed, step, options.batch, options.seq_len)
             tokens = torch.from_numpy(block[:, :-1]).to(device)
-            kl = divergence(model, {name: m() for name, m in matrices.items()}, tokens)
+            kl = kl_divergence(model, {name: m() for name, m in matrices.items()}, tokens)
             optimizer.zero_grad(set_to_none=True)
             kl.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -165,7 +165,7 @@ def tuned_blocks(
     return {name: m.blocks() for name, m in matrices.items()}
 
 
-def divergence(model: nn.Module, weights: dict[str, Tensor], tokens: Tensor) -> Tensor:
+def kl_divergence(model: nn.Module, weights: dict[str, Tensor], tokens: Tensor) -> Tensor:
     """Mean over tokens [B, T] of KL(model ‖ model with `weights` in place of its own), nats."""
     with torch.no_grad():
         p = torch.log_softmax(model(tokens)[0], dim=-1)
@@ -173,7 +173,7 @@ def divergence(model: nn.Module, weights: dict[str, Tensor], tokens: Tensor) -> 
     return (p.exp() * (p - q)).sum(-1).mean()
 
 
-def share_of_rate(step: int, steps: int) -> float:
+def lr_factor(step: int, steps: int) -> float:
     """Linear warm-up, then half a cosine down to 0."""
     return warmup_cosine(1.0, step, steps=steps, warmup=max(1, round(WARMUP * steps)))
 

@@ -17,15 +17,14 @@ from typing import NamedTuple
 
 import click
 
-from retnet_edge.errors import DISK_FULL, CheckFailed, InputError, SaidElsewhere, is_disk_full
-from retnet_edge.errors import DISK_FULL, CheckFailed, InputError, SaidElsewhere, is_disk_full
+from retnet_edge.errors import DISK_FULL, CheckFailed, InputError, ReportedElsewhere, is_disk_full
 from retnet_edge.quiet import VARIABLE, Quiet
 from retnet_edge.version import __version__
 
 PROGRAM = "retnet-edge"
 
 
-class Entry(NamedTuple):
+class LazyCommand(NamedTuple):
     """Where a command lives ("module:click command") and its line in the list of commands."""
 
     target: str
@@ -33,21 +32,23 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "train": Entry("retnet_edge.cli.train:train", "Train a model on text files."),
-    "import": Entry(
+    "train": LazyCommand("retnet_edge.cli.train:train", "Train a model on text files."),
+    "import": LazyCommand(
         "retnet_edge.cli.importing:import_command", "Take another project's RetNet checkpoint."
     ),
-    "export": Entry("retnet_edge.cli.make:export", "Lower a checkpoint to an fp32 bundle."),
-    "quantize": Entry("retnet_edge.cli.make:quantize", "Apply a recipe to a bundle."),
-    "tune": Entry(
+    "export": LazyCommand("retnet_edge.cli.make:export", "Lower a checkpoint to an fp32 bundle."),
+    "quantize": LazyCommand("retnet_edge.cli.make:quantize", "Apply a recipe to a bundle."),
+    "tune": LazyCommand(
         "retnet_edge.cli.tune:tune", "Train a quantized bundle to predict as its model does."
     ),
-    "verify": Entry("retnet_edge.cli.make:verify", "Judge a bundle by its checkpoint."),
-    "build": Entry("retnet_edge.cli.make:build", "Export, quantize and verify in one go."),
-    "generate": Entry("retnet_edge.cli.run:generate", "Continue a text with a bundle."),
-    "prepare": Entry("retnet_edge.cli.bench:prepare", "Pack a bundle's weights for this machine."),
-    "bench": Entry("retnet_edge.cli.bench:bench", "Measure a bundle's speed and memory."),
-    "info": Entry("retnet_edge.cli.run:info", "Print what a bundle or checkpoint holds."),
+    "verify": LazyCommand("retnet_edge.cli.make:verify", "Judge a bundle by its checkpoint."),
+    "build": LazyCommand("retnet_edge.cli.make:build", "Export, quantize and verify in one go."),
+    "generate": LazyCommand("retnet_edge.cli.run:generate", "Continue a text with a bundle."),
+    "prepare": LazyCommand(
+        "retnet_edge.cli.bench:prepare", "Pack a bundle's weights for this machine."
+    ),
+    "bench": LazyCommand("retnet_edge.cli.bench:bench", "Measure a bundle's speed and memory."),
+    "info": LazyCommand("retnet_edge.cli.run:info", "Print what a bundle or checkpoint holds."),
 }
 
 # Packages of the extras of pyproject.toml, by the extra that installs them.
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except CheckFailed as verdict:
         return _fail(str(verdict), 1)
-    except SaidElsewhere:
+    except ReportedElsewhere:
         return 1
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").split(".")[0])

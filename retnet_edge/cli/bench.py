@@ -11,7 +11,7 @@ from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle.manifest import Backend
 
 
-class Numbers(click.ParamType):  # type: ignore[type-arg]
+class IntegerList(click.ParamType):  # type: ignore[type-arg]
     """Whole numbers with commas between; an empty text is none."""
 
     name = "N,N,…"
@@ -28,7 +28,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is not a list of whole numbers such as 512,2048", param, ctx)
 
 
-NUMBERS = Numbers()
+INTEGER_LIST = IntegerList()
 
 
 @click.command()
@@ -46,11 +46,21 @@ def prepare(bundle: Path) -> None:
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--prompt", type=NUMBERS, default="512", show_default=True, help="Prompt lengths.")
-@click.option("--generate", type=NUMBERS, default="128", show_default=True, help="Steps to time.")
-@click.option("--depth", type=NUMBERS, default="0", show_default=True, help="Tokens seen before.")
-@click.option("--threads", type=NUMBERS, default="", help="[default: chosen for this machine].")
-@click.option("--batch", type=NUMBERS, default="1", show_default=True, help="Sequences a step.")
+@click.option(
+    "--prompt", type=INTEGER_LIST, default="512", show_default=True, help="Prompt lengths."
+)
+@click.option(
+    "--generate", type=INTEGER_LIST, default="128", show_default=True, help="Steps to time."
+)
+@click.option(
+    "--depth", type=INTEGER_LIST, default="0", show_default=True, help="Tokens seen before."
+)
+@click.option(
+    "--threads", type=INTEGER_LIST, default="", help="[default: chosen for this machine]."
+)
+@click.option(
+    "--batch", type=INTEGER_LIST, default="1", show_default=True, help="Sequences a step."
+)
 @click.option("--repetitions", type=int, default=5, show_default=True)
 @click.option(
     "--backend",

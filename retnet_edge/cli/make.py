@@ -15,7 +15,7 @@ from retnet_edge.runtime.bundle.manifest import Backend
 
 if TYPE_CHECKING:
     from retnet_edge.pipeline.verify import Verdicts
-    from retnet_edge.runtime.report.page import Entry
+    from retnet_edge.runtime.report.page import ReportEntry
     from retnet_edge.runtime.report.verdict import Verdict
 
 _PATH = click.Path(path_type=Path)
@@ -213,7 +213,7 @@ def _conclude_all(found: Verdicts, as_json: bool) -> None:
         raise CheckFailed(f"unverified: {', '.join(failed)}; {found.bundles[failed[0]].reasons[0]}")
 
 
-def _entries(verdicts: dict[str, Verdict]) -> list[Entry]:
+def _entries(verdicts: dict[str, Verdict]) -> list[ReportEntry]:
     from retnet_edge.runtime.bundle.bundle import Bundle
     from retnet_edge.runtime.report.page import labels
 

@@ -68,7 +68,7 @@ def generate(
     from retnet_edge.runtime.text.sampling import Sampling
     from retnet_edge.runtime.text.snapshot import (
         Snapshot,
-        check_place,
+        check_state_folder,
         load_snapshot,
         save_snapshot,
     )
@@ -84,7 +84,7 @@ def generate(
         seed=seed,
     )
     if state is not None:
-        check_place(state)
+        check_state_folder(state)
     opened = Bundle.open(bundle)
     tokenizer = opened.tokenizer()
     session = open_session(opened, threads, backend)
@@ -100,7 +100,7 @@ def generate(
             sampling=sampling,
             stop=stop,
             end_of_text=opened.manifest.tokenizer.end_of_text,
-            fed=_show_feeding,
+            on_prefill=_show_feeding,
         )
         if state is not None:
             save_snapshot(Snapshot.of(session), opened, state)

@@ -17,11 +17,11 @@ from retnet_edge.errors import InputError
 from retnet_edge.importing.files import SourceWeights
 from retnet_edge.importing.layout import (
     Imported,
-    need,
+    exact_quotient,
     repeat_heads,
+    require_fields,
     tied_head,
     typed_fields,
-    whole,
 )
 
 _HEAD_NORMS = ("attn.g_norm_swish_gate.weight", "attn.g_norm.weight")  # fuse_norm, or not
@@ -62,14 +62,16 @@ def import_fla(fields: dict[str, Any], weights: SourceWeights, where: str) -> Im
     Raises InputError for what our model does not compute and for weights that do not fit.
     """
     given = typed_fields(fields, FlaFields, where)
-    need(where, given, feature_map=None, use_output_gate=True, attn=None, attnres_block_size=None)
-    need(where, given, use_short_conv=False)
+    require_fields(
+        where, given, feature_map=None, use_output_gate=True, attn=None, attnres_block_size=None
+    )
+    require_fields(where, given, use_short_conv=False)
     if given.hidden_act not in ("swish", "silu"):
         raise InputError(f"{where}: hidden_act is {given.hidden_act!r}; known: swish, silu")
     d, heads = given.hidden_size, given.num_heads
     shared = heads if given.num_kv_heads is None else given.num_kv_heads
-    whole(where, "num_heads", heads, shared)
-    keys = whole(where, "hidden_size · expand_k", d * given.expand_k, heads)
+    exact_quotient(where, "num_heads", heads, shared)
+    keys = exact_quotient(where, "hidden_size · expand_k", d * given.expand_k, heads)
     embedding = weights.take("model.embeddings.weight", None, d)
     head = tied_head(weights, "lm_head.weight", embedding, given.tie_word_embeddings)
     weights.drop("attn.rotary.inv_freq")  # a buffer of old versions: θ by the formula
@@ -79,7 +81,7 @@ def import_fla(fields: dict[str, Any], weights: SourceWeights, where: str) -> Im
         layers=given.num_hidden_layers,
         heads=heads,
         key_head_dim=keys,
-        value_head_dim=whole(where, "hidden_size · expand_v", d * given.expand_v, heads),
+        value_head_dim=exact_quotient(where, "hidden_size · expand_v", d * given.expand_v, heads),
         ffn_dim=given.ffn_dim(),
         norm_eps=given.norm_eps,
         head_norm_eps=given.norm_eps,

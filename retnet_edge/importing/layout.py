@@ -25,7 +25,7 @@ class Imported(NamedTuple):
     weights: dict[str, Tensor]
 
 
-class Ends(NamedTuple):
+class EmbeddingAndHead(NamedTuple):
     """The table [V, D] that tokens are looked up in, and the head's [V, D], None where tied."""
 
     embedding: Tensor
@@ -43,7 +43,7 @@ def typed_fields(fields: dict[str, Any], kind: type[Fields], where: str) -> Fiel
         raise InputError(f"{where}: {error}") from error
 
 
-def need(where: str, fields: msgspec.Struct, **wanted: Any) -> None:
+def require_fields(where: str, fields: msgspec.Struct, **wanted: Any) -> None:
     """Raise InputError for the first field that is not as our model computes."""
     for name, value in wanted.items():
         found = getattr(fields, name)
@@ -53,7 +53,7 @@ def need(where: str, fields: msgspec.Struct, **wanted: Any) -> None:
             )
 
 
-def whole(where: str, name: str, value: float, parts: int) -> int:
+def exact_quotient(where: str, name: str, value: float, parts: int) -> int:
     """`value` / `parts`. Raises InputError where that is no positive whole number."""
     width = int(value)
     if width != value or width <= 0 or parts <= 0 or width % parts:
@@ -78,20 +78,20 @@ def repeat_heads(weight: Tensor, groups: int, times: int) -> Tensor:
     return shared.repeat_interleave(times, dim=0).reshape(rows * times, d_model)
 
 
-def ends(
+def fold_embedding(
     embedding: Tensor, head: Tensor | None, *, scale: float, norm: Tensor | None, eps: float
-) -> Ends:
+) -> EmbeddingAndHead:
     """Fold what happens between look-up and first block into the table [V, D].
 
     x_t = norm ⊙ (s·E_t) / sqrt(mean((s·E_t)²) + eps) depends on the token t alone, so it is a
     table as well. A head that was tied to E keeps E, and is tied no more.
     """
     if scale == 1.0 and norm is None:
-        return Ends(embedding, head)
+        return EmbeddingAndHead(embedding, head)
     table = embedding.double() * scale
     if norm is not None:
         table = table * torch.rsqrt(table.square().mean(-1, keepdim=True) + eps) * norm
-    return Ends(table.float(), embedding if head is None else head)
+    return EmbeddingAndHead(table.float(), embedding if head is None else head)
 
 
 def tied_head(weights: SourceWeights, name: str, embedding: Tensor, tied: bool) -> Tensor | None:

@@ -24,12 +24,12 @@ from retnet_edge.errors import InputError
 from retnet_edge.importing.files import SourceWeights
 from retnet_edge.importing.layout import (
     Imported,
-    ends,
+    exact_quotient,
+    fold_embedding,
     half_split,
-    need,
+    require_fields,
     tied_head,
     typed_fields,
-    whole,
 )
 
 _ACTIVATIONS: dict[str, Literal["silu", "gelu"]] = {"swish": "silu", "silu": "silu", "gelu": "gelu"}
@@ -80,7 +80,7 @@ def import_torchscale(fields: dict[str, Any], weights: SourceWeights, where: str
     Raises InputError for what our model does not compute and for weights that do not fit.
     """
     given = typed_fields(fields, TorchscaleFields, where)
-    need(where, given, multiway=False, moe_freq=0)
+    require_fields(where, given, multiway=False, moe_freq=0)
     prefix = "decoder." if "decoder.embed_tokens.weight" in weights else ""
     return _import(
         given,
@@ -99,7 +99,7 @@ def import_syncdoth(fields: dict[str, Any], weights: SourceWeights, where: str) 
     Raises InputError for what our model does not compute and for weights that do not fit.
     """
     given = typed_fields(fields, SyncdothFields, where)
-    need(where, given, use_glu=True)
+    require_fields(where, given, use_glu=True)
     schedule = gammas_log_linear if given.use_lm_decay else gammas_eq8
     return _import(
         given,
@@ -122,7 +122,7 @@ def _import(
     tied: bool,
     gammas: tuple[float, ...],
 ) -> Imported:
-    need(where, given, deepnorm=False, decoder_normalize_before=True)
+    require_fields(where, given, deepnorm=False, decoder_normalize_before=True)
     if given.activation_fn not in _ACTIVATIONS:
         raise InputError(
             f"{where}: activation_fn is {given.activation_fn!r}; known: {', '.join(_ACTIVATIONS)}"
@@ -134,14 +134,14 @@ def _import(
         )
     d, heads = given.decoder_embed_dim, given.decoder_retention_heads
     embedding = weights.take(f"{prefix}embed_tokens.weight", None, d)
-    keys = whole(where, "decoder_embed_dim", d, heads)
-    values = whole(where, "decoder_value_embed_dim", given.decoder_value_embed_dim, heads)
+    keys = exact_quotient(where, "decoder_embed_dim", d, heads)
+    values = exact_quotient(where, "decoder_value_embed_dim", given.decoder_value_embed_dim, heads)
     norm = (
         weights.take(f"{prefix}layernorm_embedding.weight", d)
         if given.layernorm_embedding
         else None
     )
-    first = ends(
+    first = fold_embedding(
         embedding,
         tied_head(weights, head, embedding, tied),
         scale=1.0 if given.no_scale_embedding else math.sqrt(d),

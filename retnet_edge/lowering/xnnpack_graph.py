@@ -30,7 +30,7 @@ def inverse_rms(x: Tensor, eps: float | Tensor) -> Tensor:
     return torch.rsqrt(squares.mean((2, 3), keepdim=True) + eps).reshape(rows, 1)
 
 
-class Norm(nn.Module):
+class RMSNormGraph(nn.Module):
     """RMS norm over the last axis of [rows, width]."""
 
     def __init__(self, norm: nn.Module) -> None:
@@ -46,27 +46,29 @@ class Norm(nn.Module):
         return x * inverse_rms(x, self.eps) * self.weight
 
 
-class Place(nn.Module):
+class PositionTerms(nn.Module):
     """What follows from the position: cosines, sines, and the head norm's eps.
 
     Whole turns are dropped in float64, as in `model/rotary.py`, which XNNPACK does not have:
     these few numbers a call run beside it.
     """
 
-    def __init__(self, config: RetNetConfig, turns: Tensor, log_decay: Tensor, tokens: int) -> None:
+    def __init__(
+        self, config: RetNetConfig, frequencies: Tensor, log_decay: Tensor, tokens: int
+    ) -> None:
         """Keep turns [K/2] and log γ [H], float64."""
         super().__init__()
         self.tokens = tokens
         self.eps = config.head_norm_eps
         self.scaled_eps = config.head_norm_eps_rule == "z_n"
-        self.turns = nn.Buffer(turns.double())
+        self.frequencies = nn.Buffer(frequencies.double())
         self.log_decay = nn.Buffer(log_decay.double())
         self.steps = nn.Buffer(torch.arange(tokens, dtype=torch.int64))
 
     def forward(self, position: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         """Position int64 [1] -> cos, sin [T, 1, K/2]; eps, or eps · Z_n as [1, T · H, 1, 1]."""
         n = (position + self.steps).to(torch.float64)
-        fraction = torch.fmod(n[:, None] * self.turns, 1.0)
+        fraction = torch.fmod(n[:, None] * self.frequencies, 1.0)
         angle = fraction.to(torch.float32) * (2.0 * math.pi)
         cos = angle.cos().reshape(self.tokens, 1, -1)
         sin = angle.sin().reshape(self.tokens, 1, -1)
@@ -175,9 +177,9 @@ class BlockGraph(nn.Module):
     def __init__(self, block: Block, tokens: int) -> None:
         """Keep the weights."""
         super().__init__()
-        self.retention_norm = Norm(block.retention_norm)
+        self.retention_norm = RMSNormGraph(block.retention_norm)
         self.retention = Retention(block.retention, tokens)
-        self.ffn_norm = Norm(block.ffn_norm)
+        self.ffn_norm = RMSNormGraph(block.ffn_norm)
         self.ffn = FeedForwardNet(block.ffn)
 
     def forward(
@@ -204,18 +206,18 @@ class XnnpackGraph(nn.Module):
         first = model.blocks[0]
         assert isinstance(first, Block)
         log_decay = first.retention.log_decay
-        self.place = Place(model.config, model.turns, log_decay, tokens)
+        self.terms = PositionTerms(model.config, model.frequencies, log_decay, tokens)
         self.embedding = nn.Embedding(*model.embedding.weight.shape)
         self.embedding.weight = nn.Parameter(
             model.embedding.weight.detach().clone(), requires_grad=False
         )
         self.blocks = nn.ModuleList(BlockGraph(block, tokens) for block in model.blocks)  # type: ignore[arg-type]
-        self.final_norm = Norm(model.final_norm)
+        self.final_norm = RMSNormGraph(model.final_norm)
         self.head = _copy(model.head)
 
     def forward(self, tokens: Tensor, position: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """The step contract: logits, then the next states."""
-        cos, sin, eps = self.place(position)
+        cos, sin, eps = self.terms(position)
         x = self.embedding(tokens).reshape(self.tokens, self.d_model)
         following = []
         for block, state in zip(self.blocks, states, strict=True):

@@ -26,10 +26,10 @@ import torch.distributed._functional_collectives
 import torch.nn.functional as F
 from torch import Tensor
 
-from retnet_edge.model.retention import chunk_scan, out_of_state
+from retnet_edge.model.retention import chunk_decay_matrix, state_contribution
 
 
-class Context(NamedTuple):
+class ContextParallelGroup(NamedTuple):
     """A rank's place among the `size` ranks of the named group, which share every sequence."""
 
     group: str
@@ -55,7 +55,7 @@ class Context(NamedTuple):
         self, summary: Tensor, length: int, log_decay: Tensor, ends: Tensor | None
     ) -> Tensor:
         """S_c, of every rank's summary after `length` = S tokens from a zero state."""
-        weights = chunk_scan(self.size, length, log_decay)[None]
+        weights = chunk_decay_matrix(self.size, length, log_decay)[None]
         if ends is not None:
             before = F.pad(ends[:, :-1], (1, 0))
             weights = weights * (before[:, None, :, None] == ends[:, None, None, :])
@@ -72,7 +72,7 @@ def add_state_in(
     documents: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs and state out of a span, given those from a zero state and the state coming in."""
-    added = out_of_state(q, log_decay, state)
+    added = state_contribution(q, log_decay, state)
     kept = torch.exp(log_decay * q.shape[2])[:, None, None] * state
     if documents is not None:
         added = added * (documents == 0)[:, None, :, None]
@@ -84,7 +84,9 @@ class _Scan(torch.autograd.Function):
     """Row c of W times the states of all ranks; backward, column c times their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, summary: Tensor, weights: Tensor, context: Context) -> Tensor:
+    def forward(
+        ctx: Any, summary: Tensor, weights: Tensor, context: ContextParallelGroup
+    ) -> Tensor:
         ctx.context = context
         ctx.save_for_backward(weights)
         return _weighted_sum(summary, weights[:, :, context.rank], context)
@@ -95,7 +97,7 @@ class _Scan(torch.autograd.Function):
         return _weighted_sum(grads[0], weights[..., ctx.context.rank], ctx.context), None, None
 
 
-def _weighted_sum(x: Tensor, weights: Tensor, context: Context) -> Tensor:
+def _weighted_sum(x: Tensor, weights: Tensor, context: ContextParallelGroup) -> Tensor:
     """Σ_c weights[…, c] x_c over the ranks' x [B, H, K, V]; weights [B or 1, H, C]."""
     gathered = torch.ops._c10d_functional.all_gather_into_tensor(
         x.contiguous(), context.size, context.group

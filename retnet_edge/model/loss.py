@@ -1,6 +1,6 @@
 """Cross-entropy of a language model's head without the logits ever being whole.
 
-Rows of features are taken in groups whose logits hold at most LOGITS_AT_ONCE numbers; where a
+Rows of features are taken in groups whose logits hold at most MAX_LOGITS numbers; where a
 gradient is wanted it is computed in the same pass, while a group's logits are there:
 
     d loss / d logits = (softmax(logits) - onehot(target)) / N
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LOGITS_AT_ONCE = 1 << 27
+MAX_LOGITS = 1 << 27
 
 
 def cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, *, compiled: bool = False) -> Tensor:
@@ -43,7 +43,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             dx = torch.empty_like(x) if wants_x else None
             wide = torch.promote_types(weight.dtype, torch.float32)
             dw = torch.zeros_like(weight, dtype=wide) if wants_weight else None
-            rows = max(1, LOGITS_AT_ONCE // weight.shape[0])
+            rows = max(1, MAX_LOGITS // weight.shape[0])
             for start in range(0, x.shape[0], rows):
                 part = slice(start, start + rows)
                 nll, gradient = step(x[part] @ w.mT, targets[part], x.shape[0])

@@ -25,7 +25,7 @@ class Float64Reference:
         self._model.to(torch.float64).eval()
 
     @torch.no_grad()
-    def after_blocks(self, tokens: NDArray[np.int64]) -> list[NDArray[np.float64]]:
+    def block_outputs(self, tokens: NDArray[np.int64]) -> list[NDArray[np.float64]]:
         """The residual stream [T, d_model] after each block, of tokens [T] from an empty state."""
         seen: list[NDArray[np.float64]] = []
         hooks = [

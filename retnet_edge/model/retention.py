@@ -57,7 +57,7 @@ def retention_parallel(
     """All tokens at once: (Q Kᵀ ⊙ D) V, D[n,m] = γ^(n-m) for n >= m (eq. 5), plus the state in."""
     tokens = q.shape[2]
     mask = _decay_mask(tokens, log_decay)
-    from_state = out_of_state(q, log_decay, state)
+    from_state = state_contribution(q, log_decay, state)
     if documents is not None:
         mask = mask * (documents[:, None, :, None] == documents[:, None, None, :])
         from_state = from_state * (documents == 0)[:, None, :, None]
@@ -113,7 +113,7 @@ def retention_span(
 
     q_c, k_c, v_c = chunks(q), chunks(k), chunks(v)
     mask = _decay_mask(chunk, log_decay)[:, None]
-    between = chunk_scan(N, chunk, log_decay)
+    between = chunk_decay_matrix(N, chunk, log_decay)
     from_in = torch.exp(log_decay[:, None] * (chunk * torch.arange(N, device=q.device)))
     if documents is not None:
         ids = torch.cat((documents, documents[:, -1:].expand(B, padding)), 1).reshape(B, N, chunk)
@@ -135,7 +135,7 @@ def retention_span(
     starts = (between @ summaries.reshape(B, H, N, K * V)).reshape(B, H, N, K, V)
     starts = starts + from_in[..., None, None] * state[:, :, None]
 
-    cross = out_of_state(q_c, log_decay, starts)
+    cross = state_contribution(q_c, log_decay, starts)
     kept = torch.exp(log_decay * (T - (N - 1) * chunk))[:, None, None] * starts[:, :, -1]
     if documents is not None:
         cross = cross * (ids == before[..., None])[:, None, :, :, None]
@@ -166,7 +166,7 @@ def _decay_mask(tokens: int, log_decay: Tensor) -> Tensor:
     return torch.where(distance >= 0, decays, 0.0)
 
 
-def chunk_scan(chunks: int, chunk: int, log_decay: Tensor) -> Tensor:
+def chunk_decay_matrix(chunks: int, chunk: int, log_decay: Tensor) -> Tensor:
     """[H, N, N]: weight of chunk m's summary in the state at the start of chunk n > m."""
     index = torch.arange(chunks, device=log_decay.device)
     distance = index[:, None] - 1 - index[None, :]
@@ -174,7 +174,7 @@ def chunk_scan(chunks: int, chunk: int, log_decay: Tensor) -> Tensor:
     return torch.where(distance >= 0, decays, 0.0)
 
 
-def out_of_state(q: Tensor, log_decay: Tensor, state: Tensor) -> Tensor:
+def state_contribution(q: Tensor, log_decay: Tensor, state: Tensor) -> Tensor:
     """(Q S) ⊙ ξ, ξ_j = γ^(j+1): what the state carried in adds to each output.
 
     q [B, H, …, T, K], state [B, H, …, K, V].

@@ -29,13 +29,13 @@ from torch import Tensor
 
 from retnet_edge.model.state_scan import scan
 
-MOST_LOG_FACTOR = 40.0
+MAX_LOG_FACTOR = 40.0
 """Largest log γ^-(C-1): e^40 = 2·10^17, and float32 and bfloat16 reach 10^38."""
 
 
-def folds(steepest: float, chunk: int) -> bool:
+def can_fold(steepest: float, chunk: int) -> bool:
     """Whether chunks of `chunk` tokens can be used where the smallest γ is exp(-steepest)."""
-    return steepest * (chunk - 1) <= MOST_LOG_FACTOR
+    return steepest * (chunk - 1) <= MAX_LOG_FACTOR
 
 
 def decay_factors(log_decay: Tensor, tokens: int, chunk: int, scale: float) -> Tensor:
@@ -45,7 +45,7 @@ def decay_factors(log_decay: Tensor, tokens: int, chunk: int, scale: float) -> T
     return torch.stack((scale * torch.exp(-decay), torch.exp(decay)), dim=1)
 
 
-def retention_scaled(
+def retention_folded(
     qk: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """From q' and k' [2, H, B, T, K] and v [H, B, T, V] to outputs [H, B, T, V] and the state.

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from retnet_edge.config import RetNetConfig
-from retnet_edge.model.context_parallel import Context, add_state_in
+from retnet_edge.model.context_parallel import ContextParallelGroup, add_state_in
 from retnet_edge.model.loss import cross_entropy
 from retnet_edge.model.retention import retention_chunkwise, retention_parallel, retention_recurrent
-from retnet_edge.model.retention_scaled import decay_factors, folds, retention_scaled
-from retnet_edge.model.rotary import cos_sin, rotate_pairs, turns
+from retnet_edge.model.retention_folded import can_fold, decay_factors, retention_folded
+from retnet_edge.model.rotary import cos_sin, frequencies, rotate_pairs
 
 Form = Literal["parallel", "chunkwise", "recurrent"]
 CHUNK = 256
 INIT_STD = 0.02
 
 
-class How(NamedTuple):
+class RetentionMode(NamedTuple):
     """How retention is computed; what comes out is the same.
 
     recompute: blocks keep only their inputs for the backward pass (activation checkpointing).
@@ -37,13 +37,13 @@ class How(NamedTuple):
     form: Form = "chunkwise"
     chunk: int = CHUNK
     recompute: bool = False
-    context: Context | None = None
+    context: ContextParallelGroup | None = None
 
 
-CHUNKWISE = How()
+CHUNKWISE = RetentionMode()
 
 
-class Place(NamedTuple):
+class PositionTerms(NamedTuple):
     """Where the tokens stand: cosines and sines of the rotation, n counted from 1, documents.
 
     ends: the document that each rank's span ends in, where ranks share a sequence. factors: what
@@ -64,7 +64,7 @@ def document_ids(tokens: Tensor, end: int) -> Tensor:
     return ends.cumsum(1) - ends
 
 
-def counts_in_document(position: Tensor, documents: Tensor) -> Tensor:
+def positions_in_document(position: Tensor, documents: Tensor) -> Tensor:
     """n = 1, 2, … within each document, [B, T]; the first document goes on from `position`."""
     index = torch.arange(documents.shape[1], device=documents.device)
     begins = torch.diff(documents, dim=1, prepend=torch.zeros_like(documents[:, :1])) > 0
@@ -72,7 +72,7 @@ def counts_in_document(position: Tensor, documents: Tensor) -> Tensor:
     return index - start + 1
 
 
-def position_sum(log_decay: Tensor, n: Tensor) -> Tensor:
+def decay_sum(log_decay: Tensor, n: Tensor) -> Tensor:
     """Z_n = (1 - γ^n)/(1 - γ), the sum of the decays seen; n [B, T] counts from 1: [B, H, T]."""
     log_decay = log_decay[:, None]
     # expm1 twice: γ - 1 as a difference loses the digits of a float32 γ near 1
@@ -80,7 +80,7 @@ def position_sum(log_decay: Tensor, n: Tensor) -> Tensor:
     return torch.where(log_decay == 0.0, n[:, None, :].to(z.dtype), z)
 
 
-class PartedLinear(nn.Linear):
+class SplitLinear(nn.Linear):
     """A linear map without bias whose outputs come in parts, each a product of its own.
 
     The gradient of one product would be put together from the parts', which costs more than adding
@@ -114,7 +114,7 @@ class MultiScaleRetention(nn.Module):
         values = config.heads * config.value_head_dim
         self.splits = [keys, keys, values, values]
         self.widths = [2 * keys, values, values]
-        self.qkvg = PartedLinear(config.d_model, self.widths)
+        self.qkvg = SplitLinear(config.d_model, self.widths)
         self.out = nn.Linear(values, config.d_model, bias=False)
         self.head_norm = (
             nn.Parameter(torch.ones(config.value_head_dim)) if config.head_norm_affine else None
@@ -122,63 +122,65 @@ class MultiScaleRetention(nn.Module):
         gammas = torch.tensor(config.gammas, dtype=torch.float64)
         self.register_buffer("log_decay", gammas.log(), persistent=False)
 
-    def forward(self, x: Tensor, state: Tensor, place: Place, how: How) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, state: Tensor, terms: PositionTerms, mode: RetentionMode
+    ) -> tuple[Tensor, Tensor]:
         """X [B, T, d_model] -> the same shape, and the state after the last token."""
         config = self.config
         rows = x.shape[:2]
         projected = self.qkvg(x)
-        if isinstance(projected, Tensor):  # a linear map that stands in for `PartedLinear`
+        if isinstance(projected, Tensor):  # a linear map that stands in for `SplitLinear`
             projected = torch.split(projected, self.widths, dim=-1)
         qk, v, gate = projected
         qk = qk.reshape(*rows, 2, config.heads, config.key_head_dim)
-        qk = rotate_pairs(qk, place.cos[:, :, None, None], place.sin[:, :, None, None])
+        qk = rotate_pairs(qk, terms.cos[:, :, None, None], terms.sin[:, :, None, None])
         v = v.reshape(*rows, config.heads, config.value_head_dim)
         with torch.autocast(x.device.type, enabled=False):
-            out, state = self._retain(qk, v, state, place, how)
-            out = self._norm_heads(out, self.log_decay.to(state.dtype), place.counts)
+            out, state = self._retain(qk, v, state, terms, mode)
+            out = self._norm_heads(out, self.log_decay.to(state.dtype), terms.counts)
         return self.out(F.silu(gate) * out.flatten(2).to(gate.dtype)), state
 
     def _retain(
-        self, qk: Tensor, v: Tensor, state: Tensor, place: Place, how: How
+        self, qk: Tensor, v: Tensor, state: Tensor, terms: PositionTerms, mode: RetentionMode
     ) -> tuple[Tensor, Tensor]:
         """Of rotated q and k [B, T, 2, H, K] and v [B, T, H, V]: outputs [B, T, H, V], state."""
-        documents = place.documents
+        documents = terms.documents
         log_decay = self.log_decay.to(state.dtype)
         v_h = v.transpose(1, 2)
         q = (qk[:, :, 0].transpose(1, 2) * self.config.key_head_dim**-0.5).to(v.dtype)
         k = qk[:, :, 1].transpose(1, 2).to(v.dtype)
-        if place.factors is not None:
-            folded = (qk * place.factors[..., None]).to(v.dtype).permute(2, 3, 0, 1, 4)
+        if terms.factors is not None:
+            folded = (qk * terms.factors[..., None]).to(v.dtype).permute(2, 3, 0, 1, 4)
             values = v.permute(2, 0, 1, 3)
-            out, state = retention_scaled(
-                folded.contiguous(), values.contiguous(), self.log_decay, state, how.chunk
+            out, state = retention_folded(
+                folded.contiguous(), values.contiguous(), self.log_decay, state, mode.chunk
             )
             out = out.transpose(0, 1)
-        elif how.form == "parallel":
+        elif mode.form == "parallel":
             out, state = retention_parallel(q, k, v_h, log_decay, state, documents)
-        elif how.form == "chunkwise":
-            out, state = retention_chunkwise(q, k, v_h, log_decay, state, how.chunk, documents)
+        elif mode.form == "chunkwise":
+            out, state = retention_chunkwise(q, k, v_h, log_decay, state, mode.chunk, documents)
         else:
             out, state = retention_recurrent(q, k, v_h, log_decay, state, documents)
-        if how.context is not None:
-            state_in = how.context.state_in(state, q.shape[2], log_decay, place.ends)
+        if mode.context is not None:
+            state_in = mode.context.state_in(state, q.shape[2], log_decay, terms.ends)
             out, state = add_state_in(out, state, q, log_decay, state_in, documents)
         return out.transpose(1, 2), state
 
-    def factors(self, tokens: int, how: How, dtype: torch.dtype) -> Tensor | None:
-        """`Place.factors`, or None where the decays are not to be folded."""
+    def factors(self, tokens: int, mode: RetentionMode, dtype: torch.dtype) -> Tensor | None:
+        """`PositionTerms.factors`, or None where the decays are not to be folded."""
         config = self.config
-        if how.form != "chunkwise" or not folds(-math.log(min(config.gammas)), how.chunk):
+        if mode.form != "chunkwise" or not can_fold(-math.log(min(config.gammas)), mode.chunk):
             return None
         scale = config.key_head_dim**-0.5
-        return decay_factors(self.log_decay, tokens, how.chunk, scale).to(dtype)
+        return decay_factors(self.log_decay, tokens, mode.chunk, scale).to(dtype)
 
     def _norm_heads(self, out: Tensor, log_decay: Tensor, counts: Tensor) -> Tensor:
         """RMS norm of each head's output [B, T, H, V] (the paper's GroupNorm over heads)."""
         out, eps = out.to(log_decay.dtype), self.config.head_norm_eps
         if self.config.head_norm_eps_rule == "constant":
             return F.rms_norm(out, out.shape[-1:], self.head_norm, eps)
-        z = position_sum(log_decay, counts).mT[..., None]
+        z = decay_sum(log_decay, counts).mT[..., None]
         normed = out * torch.rsqrt(out.square().mean(-1, keepdim=True) + eps * z)
         return normed if self.head_norm is None else normed * self.head_norm
 
@@ -224,10 +226,10 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, state: Tensor, place: Place, how: How, dropout: float
+        self, x: Tensor, state: Tensor, terms: PositionTerms, mode: RetentionMode, dropout: float
     ) -> tuple[Tensor, Tensor]:
         """X [B, T, d_model] -> the same shape, and the layer's state after the last token."""
-        out, state = self.retention(self.retention_norm(x), state, place, how)
+        out, state = self.retention(self.retention_norm(x), state, terms, mode)
         x = x + F.dropout(out, dropout, self.training)
         return x + F.dropout(self.ffn(self.ffn_norm(x)), dropout, self.training), state
 
@@ -235,7 +237,7 @@ class Block(nn.Module):
 class RetNet(nn.Module):
     """The language model: embedding, blocks, final norm, head (tied to the embedding or not)."""
 
-    turns: Tensor
+    frequencies: Tensor
 
     def __init__(self, config: RetNetConfig, *, dropout: float = 0.0) -> None:
         """Make the modules and initialise the weights from torch's global generator."""
@@ -248,7 +250,7 @@ class RetNet(nn.Module):
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        self.register_buffer("turns", turns(config.thetas), persistent=False)
+        self.register_buffer("frequencies", frequencies(config.thetas), persistent=False)
         init_weights(self, config.layers)
 
     def initial_states(self, batch: int) -> list[Tensor]:
@@ -274,14 +276,16 @@ class RetNet(nn.Module):
         `position` int64 [B] is the index of the first token, 0 by default; `states` are zero by
         default; `documents` int64 [B, T] resets them at its borders (see retention.py).
         """
-        x, new_states = self.features(tokens, states, position, How(form, chunk), documents)
+        x, new_states = self.features(
+            tokens, states, position, RetentionMode(form, chunk), documents
+        )
         return self.head(x), new_states
 
     def loss(
         self,
         tokens: Tensor,
         *,
-        how: How = CHUNKWISE,
+        mode: RetentionMode = CHUNKWISE,
         document_end: int | None = None,
         compiled: bool = False,
     ) -> Tensor:
@@ -291,10 +295,10 @@ class RetNet(nn.Module):
         `how.context` shares the sequences, the mean is over the tokens of this rank's span.
         """
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        if how.context is not None:
-            inputs, targets = how.context.padded(inputs), how.context.span(targets)
+        if mode.context is not None:
+            inputs, targets = mode.context.padded(inputs), mode.context.span(targets)
         documents = None if document_end is None else document_ids(inputs, document_end)
-        x, _ = self.features(inputs, None, None, how, documents)
+        x, _ = self.features(inputs, None, None, mode, documents)
         return head_loss(self.head, x[:, : targets.shape[1]], targets, compiled=compiled)
 
     def features(
@@ -302,7 +306,7 @@ class RetNet(nn.Module):
         tokens: Tensor,
         states: Sequence[Tensor] | None,
         position: Tensor | None,
-        how: How,
+        mode: RetentionMode,
         documents: Tensor | None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Tokens [B, T] -> what the head sees, [B, T, d_model], and the states after the last.
@@ -312,42 +316,42 @@ class RetNet(nn.Module):
         """
         if position is None:
             position = torch.zeros(tokens.shape[0], dtype=torch.int64, device=tokens.device)
-        here = tokens if how.context is None else how.context.span(tokens)
+        here = tokens if mode.context is None else mode.context.span(tokens)
         states = self.initial_states(tokens.shape[0]) if states is None else states
-        place = self._place(position, here.shape[1], documents, how, states[0].dtype)
+        terms = self._position_terms(position, here.shape[1], documents, mode, states[0].dtype)
         x = F.dropout(self.embedding(here), self.dropout, self.training)
         new_states = []
         for block, state in zip(self.blocks, states, strict=True):
-            x, state = run_block(block, how.recompute, x, state, place, how, self.dropout)
+            x, state = run_block(block, mode.recompute, x, state, terms, mode, self.dropout)
             new_states.append(state)
         return self.final_norm(x), new_states
 
-    def _place(
+    def _position_terms(
         self,
         position: Tensor,
         length: int,
         documents: Tensor | None,
-        how: How,
+        mode: RetentionMode,
         dtype: torch.dtype,
-    ) -> Place:
+    ) -> PositionTerms:
         """Of the `length` tokens of this rank; `position` is that of the sequence's first."""
-        context = how.context
+        context = mode.context
         if documents is None:
             if context is not None:
                 position = position + context.rank * length
             counts = position[:, None] + torch.arange(1, length + 1, device=position.device)
-            cos, sin = cos_sin(position, length, self.turns, dtype)
+            cos, sin = cos_sin(position, length, self.frequencies, dtype)
             first = self.blocks[0].get_submodule("retention")  # all have the same decays
             assert isinstance(first, MultiScaleRetention)
-            factors = first.factors(length, how, dtype)
-            return Place(cos, sin, counts, None, factors=factors)
-        counts, ends = counts_in_document(position, documents), None
+            factors = first.factors(length, mode, dtype)
+            return PositionTerms(cos, sin, counts, None, factors=factors)
+        counts, ends = positions_in_document(position, documents), None
         if context is not None:
             counts = context.span(counts)
             documents, ends = context.documents(documents)
-        flat = cos_sin(counts.flatten() - 1, 1, self.turns, dtype)
+        flat = cos_sin(counts.flatten() - 1, 1, self.frequencies, dtype)
         cos, sin = (x.reshape(*counts.shape, -1) for x in flat)
-        return Place(cos, sin, counts, documents, ends)
+        return PositionTerms(cos, sin, counts, documents, ends)
 
 
 def run_block(block: nn.Module, recompute: bool, *inputs: Any) -> Any:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 
-def turns(thetas: Sequence[float]) -> Tensor:
+def frequencies(thetas: Sequence[float]) -> Tensor:
     """θ_i as float64 turns a position (θ_i / 2π): [K/2]."""
     return torch.tensor(thetas, dtype=torch.float64) / (2.0 * math.pi)
 
 
 def cos_sin(
-    position: Tensor, tokens: int, turns: Tensor, dtype: torch.dtype
+    position: Tensor, tokens: int, frequencies: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of n·θ_i for `tokens` positions n, in `dtype`, each [B, T, K/2].
 
@@ -27,7 +27,7 @@ def cos_sin(
     of n·θ_0 is 0.06 rad. (In turns the modulus is 1, which no exporter can round; 2π it did.)
     """
     n = position[:, None] + torch.arange(tokens, device=position.device)
-    fraction = torch.fmod(n[:, :, None].to(torch.float64) * turns, 1.0)
+    fraction = torch.fmod(n[:, :, None].to(torch.float64) * frequencies, 1.0)
     angle = fraction.to(dtype) * (2.0 * math.pi)
     return angle.cos(), angle.sin()
 

@@ -16,13 +16,13 @@ from retnet_edge.config import TransformerConfig
 from retnet_edge.model.retnet import (
     CHUNKWISE,
     FeedForward,
-    How,
+    RetentionMode,
     document_ids,
     head_loss,
     init_weights,
     run_block,
 )
-from retnet_edge.model.rotary import cos_sin, rotate, turns
+from retnet_edge.model.rotary import cos_sin, frequencies, rotate
 
 
 class Attention(nn.Module):
@@ -92,7 +92,7 @@ class AttentionBlock(nn.Module):
 class Transformer(nn.Module):
     """The language model: embedding, blocks, final norm, head (tied to the embedding or not)."""
 
-    turns: Tensor
+    frequencies: Tensor
 
     def __init__(self, config: TransformerConfig, *, dropout: float = 0.0) -> None:
         """Make the modules and initialise the weights from torch's global generator."""
@@ -105,7 +105,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        self.register_buffer("turns", turns(config.thetas), persistent=False)
+        self.register_buffer("frequencies", frequencies(config.thetas), persistent=False)
         init_weights(self, config.layers)
 
     def forward(
@@ -123,7 +123,7 @@ class Transformer(nn.Module):
         self,
         tokens: Tensor,
         *,
-        how: How = CHUNKWISE,
+        mode: RetentionMode = CHUNKWISE,
         document_end: int | None = None,
         compiled: bool = False,
     ) -> Tensor:
@@ -134,7 +134,7 @@ class Transformer(nn.Module):
         """
         inputs = tokens[:, :-1]
         mask = None if document_end is None else _document_mask(inputs, document_end)
-        x, _ = self.features(inputs, None, None, mask, recompute=how.recompute)
+        x, _ = self.features(inputs, None, None, mask, recompute=mode.recompute)
         return head_loss(self.head, x, tokens[:, 1:], compiled=compiled)
 
     def features(
@@ -151,7 +151,7 @@ class Transformer(nn.Module):
         if position is None:
             position = torch.zeros(batch, dtype=torch.int64, device=tokens.device)
         dtype = torch.promote_types(self.embedding.weight.dtype, torch.float32)
-        cos, sin = cos_sin(position, length, self.turns, dtype)
+        cos, sin = cos_sin(position, length, self.frequencies, dtype)
         x = F.dropout(self.embedding(tokens), self.dropout, self.training)
         presents = []
         for i, block in enumerate(self.blocks):

@@ -8,19 +8,19 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from retnet_edge.quantize.calibration.instrumented import ExposedStep
+from retnet_edge.quantize.calibration.instrumented import InstrumentedGraph
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.parity.parity import BlockError
 
 SPAN = 128  # tokens of a call
 
 
-def measure_blocks(
+def measure_block_errors(
     bundle: Bundle, expected: Sequence[NDArray[np.float64]], tokens: NDArray[np.int64]
 ) -> tuple[BlockError, ...]:
     """Over tokens [T] from an empty state, by ONNX Runtime's prefill graph.
 
-    expected: what the float64 model's blocks give for them (`Float64Reference.after_blocks`).
+    expected: what the float64 model's blocks give for them (`Float64Reference.block_outputs`).
     Empty for a bundle whose graph does not name what blocks add up (older bundles).
     """
     model = ir.load(bundle.file(bundle.manifest.graph("prefill").file))
@@ -28,7 +28,7 @@ def measure_blocks(
     names = [f"blocks.{block}" for block in range(len(expected))]
     if any(name not in values for name in names):
         return ()
-    graph = ExposedStep(bundle, model, (values[name] for name in names))
+    graph = InstrumentedGraph(bundle, model, (values[name] for name in names))
     states, parts = graph.zero_states(), []
     for start in range(0, len(tokens), SPAN):
         found, states = graph.run(tokens[None, start : start + SPAN], start, states)

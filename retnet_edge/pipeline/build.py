@@ -14,8 +14,8 @@ from retnet_edge.export.export import BACKENDS, check_backends, export
 from retnet_edge.model.checkpoint import load_checkpoint
 from retnet_edge.pipeline.verify import verify
 from retnet_edge.quantize.quantize import check_recipes, quantize
-from retnet_edge.quantize.recipes.file import recipes_for
 from retnet_edge.quantize.recipes.schemes import StateScheme
+from retnet_edge.quantize.recipes.toml_file import recipes_for
 from retnet_edge.runtime.report.verdict import Verdict
 
 FP32 = "fp32"

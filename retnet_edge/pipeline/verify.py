@@ -17,7 +17,7 @@ from retnet_edge.errors import InputError
 from retnet_edge.export.baseline import export_baseline
 from retnet_edge.model.checkpoint import Checkpoint, load_checkpoint
 from retnet_edge.model.reference import Float64Reference
-from retnet_edge.pipeline.block_errors import measure_blocks
+from retnet_edge.pipeline.block_errors import measure_block_errors
 from retnet_edge.progress import progress
 from retnet_edge.quantize.kernel_parity import KernelParity, measure_kernel_parity
 from retnet_edge.runtime.backends.select import choose_backend, open_session
@@ -25,19 +25,19 @@ from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Backend
 from retnet_edge.runtime.memory.memory import memory_supported, steps_at_first, time_alone
 from retnet_edge.runtime.memory.side_by_side import SideBySide
-from retnet_edge.runtime.parity.backend_pairs import Between
+from retnet_edge.runtime.parity.backend_pairs import BackendPair
 from retnet_edge.runtime.parity.golden import GOLDEN_FILE, read_golden
 from retnet_edge.runtime.parity.parity import BlockError
 from retnet_edge.runtime.parity.replay import replay
 from retnet_edge.runtime.report.page import column_name, labels
 from retnet_edge.runtime.report.verdict import Check, Verdict
-from retnet_edge.runtime.verify import measure_baseline, measure_pairs
+from retnet_edge.runtime.verify import compare_backend_pairs, measure_baseline
 from retnet_edge.runtime.verify import verify as verify_bundle
 
 KERNEL_TOKENS = 64
 BLOCK_TOKENS = 2048  # at most, which bounds the memory
 KERNEL_ERROR = 1e-4
-WIDE_KERNEL_ERROR = 5e-3
+INT16_KERNEL_ERROR = 5e-3
 """Of a step with 16-bit activations: their codes lie so close that at every step some value rounds
 the other way in the other arithmetic, by a code, which is up to 3e-3 of what enters a product."""
 
@@ -49,7 +49,7 @@ class Verdicts(msgspec.Struct, frozen=True):
     """
 
     bundles: dict[str, Verdict]
-    between: tuple[Between, ...]
+    between: tuple[BackendPair, ...]
 
 
 def verify(
@@ -145,7 +145,7 @@ def verify_all(
             start = contexts[0][:BLOCK_TOKENS]
             # a .pte is no graph to read
             has_graphs = any(one == "onnxruntime" for _, _, one in columns)
-            after_blocks = reference.after_blocks(start) if has_graphs else []
+            block_outputs = reference.block_outputs(start) if has_graphs else []
             kernels = {
                 name: measure_kernel_parity(bundle, contexts[0][:KERNEL_TOKENS])
                 for name, bundle in opened.items()
@@ -164,7 +164,7 @@ def verify_all(
             checks: dict[Backend, tuple[Check, ...]] = {}
             if name in kernels:
                 checks["onnxruntime"] = _kernel_checks(kernels[name])
-                blocks["onnxruntime"] = measure_blocks(bundle, after_blocks, start)
+                blocks["onnxruntime"] = measure_block_errors(bundle, block_outputs, start)
             verdicts[name] = verify_bundle(
                 Path(name),
                 reference=reference,
@@ -183,7 +183,7 @@ def verify_all(
         pair
         for first, second in itertools.combinations(columns, 2)
         if first[1] is not second[1]  # a bundle's own are in its verdict
-        for pair in measure_pairs([first, second], contexts[0], threads)
+        for pair in compare_backend_pairs([first, second], contexts[0], threads)
     )
     return Verdicts(verdicts, between)
 
@@ -200,7 +200,7 @@ def _baseline(source: Checkpoint, folder: Path, say: Callable[[str], None]) -> P
 
 def _kernel_checks(kernel: KernelParity) -> tuple[Check, ...]:
     """Judged: every quantized product on its own inputs, and the median step as a whole."""
-    bound = WIDE_KERNEL_ERROR if kernel.wide_activations else KERNEL_ERROR
+    bound = INT16_KERNEL_ERROR if kernel.int16_activations else KERNEL_ERROR
     name = "kernel parity: steps against the same graph in NumPy, median"
     figures = [(name, kernel.logit_error_median, bound)]
     if kernel.products:

@@ -31,8 +31,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from retnet_edge.errors import CheckFailed, InputError, SaidElsewhere
-from retnet_edge.model.context_parallel import Context
+from retnet_edge.errors import CheckFailed, InputError, ReportedElsewhere
+from retnet_edge.model.context_parallel import ContextParallelGroup
 from retnet_edge.progress import progress
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class World:
     device: str
     rank: int = 0
     size: int = 1
-    context: Context | None = None
+    context: ContextParallelGroup | None = None
     files: dist.ProcessGroup | None = None
 
     @property
@@ -106,7 +106,7 @@ class World:
         if self.first:
             raise error
         time.sleep(LAST_WORD_SECONDS)  # torchrun ends all ranks as soon as one has ended
-        raise SaidElsewhere(str(error))
+        raise ReportedElsewhere(str(error))
 
     def progress(self, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """The first rank's progress; nothing elsewhere."""
@@ -145,14 +145,14 @@ def processes(device: str, context_parallel: int = 1) -> Iterator[World]:
         if context_parallel > 1:
             shape = (size // context_parallel, context_parallel)
             mesh = init_device_mesh(kind, shape, mesh_dim_names=("data", "context"))
-            context = Context(
+            context = ContextParallelGroup(
                 mesh.get_group("context").group_name,
                 mesh.get_local_rank("context"),
                 context_parallel,
             )
         yield World(device, rank, size, context, files)
         dist.barrier(group=files)  # no rank takes its connections down while another uses them
-    except (InputError, CheckFailed, SaidElsewhere):
+    except (InputError, CheckFailed, ReportedElsewhere):
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()  # not after other errors: it would wait for ranks that are gone
@@ -174,16 +174,16 @@ def shard(model: nn.Module, world: World, *, bfloat16: bool) -> None:
     register_fsdp_forward_method(model, "loss")
 
 
-def whole(x: Tensor) -> Tensor:
+def gather_tensor(x: Tensor) -> Tensor:
     """A tensor that may be spread over ranks, whole on each; all ranks must ask."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def whole_weights(parameters: dict[str, nn.Parameter], world: World) -> dict[str, Tensor]:
+def gather_weights(parameters: dict[str, nn.Parameter], world: World) -> dict[str, Tensor]:
     """The parameters by name, whole, on the CPU of the first rank; elsewhere empty."""
     found = {}
     for name, parameter in parameters.items():
-        value = whole(parameter.detach())
+        value = gather_tensor(parameter.detach())
         if world.first:
             found[name] = value.cpu()
     return found

@@ -10,7 +10,7 @@ import torch
 
 from retnet_edge.data.dataset import Shards
 from retnet_edge.model.checkpoint import LanguageModel
-from retnet_edge.model.retnet import How
+from retnet_edge.model.retnet import RetentionMode
 from retnet_edge.training.distributed import World
 
 
@@ -57,7 +57,7 @@ def evaluate(
     """
     device = model.embedding.weight.device
     world = World(str(device)) if world is None else world
-    how = How(context=world.context)
+    mode = RetentionMode(context=world.context)
     was_training = model.training
     model.eval()
     nats, tokens = 0.0, 0
@@ -72,7 +72,7 @@ def evaluate(
         mine = [rows[i] for i in share] or rows[:1]  # with none of its own it still takes part
         block = torch.from_numpy(np.stack(mine)).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            mean = model.loss(block, how=how)
+            mean = model.loss(block, mode=mode)
         targets = block[:, 1:] if world.context is None else world.context.span(block[:, 1:])
         if share:
             nats += mean.item() * targets.numel()

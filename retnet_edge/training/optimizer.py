@@ -139,7 +139,7 @@ class _Judged(NamedTuple):
     norm: Tensor
 
 
-class Skips:
+class SkippedBatches:
     """Counts the batches that were left out; on a GPU it hears of a step after the next began."""
 
     def __init__(self, before: int, say: Callable[[str], None]) -> None:

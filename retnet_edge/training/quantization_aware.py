@@ -27,38 +27,40 @@ from retnet_edge.model.retnet import RetNet
 from retnet_edge.model.transformer import Transformer
 
 BLOCK = 128
-LEVELS = 127
+INT8_MAX = 127
 
 Rounding = Callable[[Tensor], Tensor]
 
 
-def round_blocks(x: Tensor) -> Tensor:
+def fake_quantize_blocks(x: Tensor) -> Tensor:
     """[…, K] to int8 codes times a scale for every 128 of the last axis: max |x| / 127."""
     width = x.shape[-1]
     padded = F.pad(x, (0, -width % BLOCK))
     blocks = padded.reshape(*x.shape[:-1], -1, BLOCK)
-    return pass_through(x, _symmetric(blocks).flatten(-2)[..., :width])
+    return straight_through(x, _symmetric(blocks).flatten(-2)[..., :width])
 
 
-def round_rows(x: Tensor) -> Tensor:
+def fake_quantize_rows(x: Tensor) -> Tensor:
     """[…, K] to int8 codes times one scale for the last axis: max |x| / 127."""
-    return pass_through(x, _symmetric(x))
+    return straight_through(x, _symmetric(x))
 
 
-def on_grid(weights: dict[str, Tensor], rounding: Rounding = round_blocks) -> dict[str, Tensor]:
+def fake_quantize_weights(
+    weights: dict[str, Tensor], rounding: Rounding = fake_quantize_blocks
+) -> dict[str, Tensor]:
     """Every matrix rounded along its inputs; vectors as they are."""
     return {name: rounding(w) if w.ndim == 2 else w for name, w in weights.items()}
 
 
-class RoundedBlocks(nn.Linear):
+class BlockFakeQuantLinear(nn.Linear):
     """A linear map whose input is rounded as the `int8` recipe's kernel rounds it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, in] -> […, out]."""
-        return F.linear(round_blocks(x), self.weight)
+        return F.linear(fake_quantize_blocks(x), self.weight)
 
 
-class RoundedRows(nn.Linear):
+class RowFakeQuantLinear(nn.Linear):
     """A linear map whose input is rounded in steps no smaller than those of `int8-dynamic`.
 
     Its kernel's are (max x - min x) / 255, with 0 among the values.
@@ -66,7 +68,7 @@ class RoundedRows(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, in] -> […, out]."""
-        return F.linear(round_rows(x), self.weight)
+        return F.linear(fake_quantize_rows(x), self.weight)
 
 
 class Int8Aware:
@@ -82,8 +84,8 @@ class Int8Aware:
             raise InputError("int8-aware training needs dropout 0")
         self._model = model
         self._float = _twin(model, nn.Linear)
-        self._int8 = _twin(model, RoundedBlocks)
-        self._dynamic = _twin(model, RoundedRows)
+        self._int8 = _twin(model, BlockFakeQuantLinear)
+        self._dynamic = _twin(model, RowFakeQuantLinear)
         if compile_blocks:  # one graph for all layers: whole models three times take minutes
             for twin in (self._float, self._int8, self._dynamic):
                 for block in twin.get_submodule("blocks").children():
@@ -92,7 +94,7 @@ class Int8Aware:
     def losses(self, tokens: Tensor, **options: str) -> tuple[Tensor, Tensor]:
         """Of a block [B, T + 1], nats a token: cross-entropy, and the mean of the KL terms."""
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        weights = on_grid(dict(self._model.named_parameters()))
+        weights = fake_quantize_weights(dict(self._model.named_parameters()))
 
         def log_probabilities(twin: nn.Module, weights: dict[str, Tensor]) -> Tensor:
             logits = functional_call(twin, weights, (inputs,), options)[0]
@@ -101,7 +103,7 @@ class Int8Aware:
         expected = log_probabilities(self._float, weights)
         found = (
             log_probabilities(self._int8, weights),
-            log_probabilities(self._dynamic, on_grid(weights, round_rows)),
+            log_probabilities(self._dynamic, fake_quantize_weights(weights, fake_quantize_rows)),
         )
         cross_entropy = F.nll_loss(expected.flatten(0, 1), targets.flatten())
         probabilities = expected.exp()
@@ -120,11 +122,11 @@ def _twin(model: nn.Module, linear: type[nn.Linear]) -> nn.Module:
 def _symmetric(x: Tensor) -> Tensor:
     """Codes and scales are float32: bfloat16 would round by as much as int8 does."""
     wide = x.detach().float()
-    scale = wide.abs().amax(-1, keepdim=True) / LEVELS
+    scale = wide.abs().amax(-1, keepdim=True) / INT8_MAX
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return (torch.round(wide / scale) * scale).to(x.dtype)
 
 
-def pass_through(x: Tensor, rounded: Tensor) -> Tensor:
+def straight_through(x: Tensor, rounded: Tensor) -> Tensor:
     """The rounded values, with the gradient of x."""
     return x + (rounded - x).detach()

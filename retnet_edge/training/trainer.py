@@ -32,18 +32,18 @@ from retnet_edge.model.checkpoint import (
     load_weights,
     write_checkpoint,
 )
-from retnet_edge.model.retnet import CHUNK, Form, How, RetNet
+from retnet_edge.model.retnet import CHUNK, Form, RetentionMode, RetNet
 from retnet_edge.tokenizer import END_OF_TEXT, load_tokenizer
-from retnet_edge.training.distributed import World, shard, whole_weights
+from retnet_edge.training.distributed import World, gather_weights, shard
 from retnet_edge.training.evaluate import Evaluation, evaluate
 from retnet_edge.training.metrics import MetricsLog
-from retnet_edge.training.optimizer import Optimizer, Skips
-from retnet_edge.training.quantization_aware import Int8Aware, on_grid
+from retnet_edge.training.optimizer import Optimizer, SkippedBatches
+from retnet_edge.training.quantization_aware import Int8Aware, fake_quantize_weights
 from retnet_edge.training.schedule import warmup_cosine
 from retnet_edge.training.step_checkpoint import Progress, StepCheckpoints
 
 RUN_FILE = "run.json"
-MOST_SKIPPED_IN_A_ROW = 10
+MAX_SKIPPED_IN_A_ROW = 10
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -186,7 +186,7 @@ def fit(
     losses_of = _loss_function(model, options, tokenizer, world, compile_model)
     checkpoints = StepCheckpoints(out / "steps", group=world.files, first=world.first)
     start, skipped_before = _resume(checkpoints, optimizer.training_state(), world, say)
-    skips = Skips(skipped_before, say)
+    skips = SkippedBatches(skipped_before, say)
     log = MetricsLog(out, from_step=start, tensorboard=tensorboard) if world.first else None
 
     def validate() -> Evaluation:
@@ -222,7 +222,7 @@ def fit(
             saves = done % save_every == 0 and done < options.steps
             if validates or saves:
                 skips.settle()
-            if skips.in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            if skips.in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 world.fail(
                     CheckFailed(
                         f"the loss or its gradient is not finite in {skips.in_a_row} steps "
@@ -264,10 +264,10 @@ def fit(
     if options.int8_aware:
         with torch.no_grad():
             for parameter, rounded in zip(
-                parameters.values(), on_grid(dict(parameters)).values(), strict=True
+                parameters.values(), fake_quantize_weights(dict(parameters)).values(), strict=True
             ):
                 parameter.copy_(rounded)
-    weights = whole_weights(parameters, world)
+    weights = gather_weights(parameters, world)
     world.once(lambda: _write_result(out / "checkpoint", model, tokenizer, weights))
     return validate()
 
@@ -285,7 +285,7 @@ def _loss_function(
         aware = Int8Aware(model, compile_blocks=compile_model)
         return lambda tokens: aware.losses(tokens, **form)
 
-    how = How(options.form, options.chunk, options.recompute, world.context)
+    mode = RetentionMode(options.form, options.chunk, options.recompute, world.context)
     end = tokenizer.token_to_id(END_OF_TEXT) if options.separate_documents else None
     if compile_model:
         for block in model.blocks:  # one graph for all of them: the whole model takes minutes
@@ -297,7 +297,7 @@ def _loss_function(
     def losses(tokens: Tensor) -> tuple[Tensor, Tensor]:
         # read where blocks are compiled, in the first call
         with torch._functorch.config.patch(activation_memory_budget=options.kept_activations):
-            loss = model.loss(tokens, how=how, document_end=end, compiled=compile_model)
+            loss = model.loss(tokens, mode=mode, document_end=end, compiled=compile_model)
         return loss, torch.zeros_like(loss)
 
     return losses

@@ -23,7 +23,7 @@ def open_session(bundle: Bundle, threads: int | None = None, backend: str | None
         return KvSession(bundle, threads=threads)
     if chosen == "executorch":
         try:
-            from retnet_edge.runtime.backends.executorch.session import EtSession
+            from retnet_edge.runtime.backends.executorch.session import ExecuTorchSession
         except ModuleNotFoundError as error:
             missing = (error.name or "").split(".")[0]
             raise InputError(
@@ -31,7 +31,7 @@ def open_session(bundle: Bundle, threads: int | None = None, backend: str | None
                 "pip install 'retnet-edge[executorch]'"
             ) from error
 
-        return EtSession(bundle, threads=threads)
+        return ExecuTorchSession(bundle, threads=threads)
     if chosen == "native":
         from retnet_edge.runtime.backends.native.session import NativeSession
 

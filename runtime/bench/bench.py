@@ -14,8 +14,8 @@ import msgspec
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.backends.select import backend_version, choose_backend
-from retnet_edge.runtime.bench.child import Test, Times, Work
-from retnet_edge.runtime.bench.records import Bench, Load, MemoryUse, Row, Spread, spread
+from retnet_edge.runtime.bench.child import BenchCase, BenchJob, Times
+from retnet_edge.runtime.bench.records import Bench, BenchRow, Load, MemoryUse, Quartiles, quartiles
 from retnet_edge.runtime.bench.traffic import step_bytes, step_weight_bytes
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Backend
@@ -68,9 +68,9 @@ def bench(
             raise InputError(f"{what} is {bad}; at least {least} is needed")
     tests = []
     for start in dict.fromkeys(depth):
-        tests += [Test("prompt", tokens, start) for tokens in dict.fromkeys(prompt)]
+        tests += [BenchCase("prompt", tokens, start) for tokens in dict.fromkeys(prompt)]
         for tokens in dict.fromkeys(generate):
-            tests += [Test("generate", tokens, start, rows) for rows in dict.fromkeys(batch)]
+            tests += [BenchCase("generate", tokens, start, rows) for rows in dict.fromkeys(batch)]
     if not tests:
         raise InputError("nothing to measure: give a prompt or a generate length, and a depth")
     if chosen != "onnxruntime" and set(batch) != {1}:
@@ -83,18 +83,20 @@ def bench(
         done += n
         progress(done, total)
 
-    rows: list[Row] = []
-    bandwidth: dict[int, Spread] = {}
+    rows: list[BenchRow] = []
+    bandwidth: dict[int, Quartiles] = {}
     load: Load | None = None
     for count in counts:
-        work = Work(str(bundle), chosen, count, tests, repetitions, os.getpid(), load=load is None)
+        work = BenchJob(
+            str(bundle), chosen, count, tests, repetitions, os.getpid(), load=load is None
+        )
         times = _child(work, advance, Times)
         load = load or times.load
-        bandwidth[count] = spread(times.bandwidth)
+        bandwidth[count] = quartiles(times.bandwidth)
         rows += _rows(opened, chosen, work, times)
     used = None
     if memory and memory_supported():
-        work = Work(str(bundle), chosen, counts[0], tests, 0, os.getpid(), memory=True)
+        work = BenchJob(str(bundle), chosen, counts[0], tests, 0, os.getpid(), memory=True)
         used = _child(work, lambda n: None, MemoryUse)
     assert load is not None
     manifest = opened.manifest
@@ -121,26 +123,26 @@ def bench(
     )
 
 
-def _rows(bundle: Bundle, backend: Backend, work: Work, times: Times) -> list[Row]:
+def _rows(bundle: Bundle, backend: Backend, work: BenchJob, times: Times) -> list[BenchRow]:
     read = max(times.bandwidth)  # what the machine can do, when nothing is in the way
     rows = []
     for test, seconds, other in zip(work.tests, times.seconds, times.other_cores, strict=True):
         gigabytes = share = None
         steps = test.tokens if test.test == "generate" else 1
-        each = spread([1e3 * s / steps for s in seconds])
+        each = quartiles([1e3 * s / steps for s in seconds])
         if test.test == "generate":
             middle = test.depth + test.tokens // 2
             moved = step_bytes(bundle, backend, position=middle, batch=test.batch)
             gigabytes = moved / each.median / 1e6
             share = gigabytes / read
         rows.append(
-            Row(
+            BenchRow(
                 test=test.test,
                 tokens=test.tokens,
                 depth=test.depth,
                 batch=test.batch,
                 threads=work.threads,
-                rate=spread([test.tokens * test.batch / s for s in seconds]),
+                rate=quartiles([test.tokens * test.batch / s for s in seconds]),
                 milliseconds=each,
                 gigabytes=gigabytes,
                 share=share,
@@ -150,7 +152,7 @@ def _rows(bundle: Bundle, backend: Backend, work: Work, times: Times) -> list[Ro
     return rows
 
 
-def _warnings(rows: Sequence[Row]) -> list[str]:
+def _warnings(rows: Sequence[BenchRow]) -> list[str]:
     """What a reader of the figures has to know."""
     known = [row.other_cores for row in rows if row.other_cores is not None]
     warnings = []
@@ -173,7 +175,7 @@ def _warnings(rows: Sequence[Row]) -> list[str]:
     return warnings
 
 
-def _child(work: Work, advance: Callable[[int], None], result: type[_T]) -> _T:
+def _child(work: BenchJob, advance: Callable[[int], None], result: type[_T]) -> _T:
     command = [sys.executable, "-m", "retnet_edge.runtime.bench.child"]
     command.append(msgspec.json.encode(work).decode())
     last = child_output(command, advance, _ENVIRONMENT, "speed")

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.bench.records import Load, MemoryUse, spread
+from retnet_edge.runtime.bench.records import Load, MemoryUse, quartiles
 from retnet_edge.runtime.bundle.manifest import Backend
 from retnet_edge.runtime.session.machine import OtherLoad
 
@@ -29,7 +29,7 @@ SCATTER = 7919  # a prime
 FILL_TOKENS = 1024  # fed to a session between two looks at the clock while it gets to its depth
 
 
-class Test(msgspec.Struct, frozen=True):
+class BenchCase(msgspec.Struct, frozen=True):
     """One thing to time; see `Row`."""
 
     test: Literal["prompt", "generate"]
@@ -38,13 +38,13 @@ class Test(msgspec.Struct, frozen=True):
     batch: int = 1
 
 
-class Work(msgspec.Struct, frozen=True):
+class BenchJob(msgspec.Struct, frozen=True):
     """What a child is asked to do; `memory`: measure memory instead of time."""
 
     bundle: str
     backend: Backend
     threads: int
-    tests: list[Test]
+    tests: list[BenchCase]
     repetitions: int
     parent: int
     memory: bool = False
@@ -60,7 +60,7 @@ class Times(msgspec.Struct, frozen=True):
     load: Load | None = None
 
 
-def measure_times(work: Work) -> Times:
+def measure_times(work: BenchJob) -> Times:
     """Run every test once to warm up, then `repetitions` times, all tests in turn."""
     from retnet_edge.runtime.backends.select import open_session
     from retnet_edge.runtime.bench.read_bandwidth import ReadBandwidth
@@ -120,18 +120,18 @@ def measure_times(work: Work) -> Times:
     return Times(seconds, cores_by_test, read[1:], load)
 
 
-def _batches(work: Work) -> list[int]:
+def _batches(work: BenchJob) -> list[int]:
     return sorted({test.batch for test in work.tests if test.batch > 1})
 
 
-def measure_load(work: Work) -> Load:
+def measure_load(work: BenchJob) -> Load:
     """Times to the first logits of both graphs: in this fresh process, and again."""
     _drop_cached(Path(work.bundle))
     first = _open_once(work)
-    return Load(first, spread([_open_once(work) for _ in range(LATER_LOADS)]))
+    return Load(first, quartiles([_open_once(work) for _ in range(LATER_LOADS)]))
 
 
-def _open_once(work: Work) -> float:
+def _open_once(work: BenchJob) -> float:
     """Milliseconds."""
     from retnet_edge.runtime.backends.select import open_session
     from retnet_edge.runtime.bundle.bundle import Bundle
@@ -154,13 +154,13 @@ def _drop_cached(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def measure_use(work: Work) -> MemoryUse:
+def measure_use(work: BenchJob) -> MemoryUse:
     """Memory after the longest prompt of the tests and some steps."""
     from retnet_edge.runtime.backends.select import open_session
     from retnet_edge.runtime.bundle.bundle import Bundle
-    from retnet_edge.runtime.memory.child import Sampler
+    from retnet_edge.runtime.memory.child import MemorySampler
 
-    sampler = Sampler(1)
+    sampler = MemorySampler(1)
     base = sum(sampler.now())
     bundle = Bundle.open(work.bundle)
     session = open_session(bundle, threads=work.threads, backend=work.backend)
@@ -187,7 +187,7 @@ def main() -> None:
     """The child: its work is the one argument, as JSON."""
     from retnet_edge.runtime.memory.child import LIBRARIES, guard
 
-    work = msgspec.json.decode(sys.argv[1], type=Work)
+    work = msgspec.json.decode(sys.argv[1], type=BenchJob)
     guard(work.parent, huge_pages=True)
     import_module(LIBRARIES[work.backend])
     try:

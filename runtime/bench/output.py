@@ -7,7 +7,7 @@ import io
 
 from rich.console import Console
 
-from retnet_edge.runtime.bench.records import Bench, Row, Spread
+from retnet_edge.runtime.bench.records import Bench, BenchRow, Quartiles
 from retnet_edge.runtime.session.operators import OperatorTime
 from retnet_edge.tables import show_facts, show_notes, show_table
 
@@ -42,7 +42,7 @@ def facts(bench: Bench) -> Facts:
     return found
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def cells(row: BenchRow) -> tuple[str, ...]:
     """A row's texts, in the order of HEADINGS; figures as median (quartiles)."""
     return (
         f"{row.test} {row.tokens}",
@@ -82,7 +82,7 @@ MEANINGS = (
 NOTE = " ".join(("median (quartiles).", *MEANINGS))
 
 
-def _spread_rows(name: str, spreads: list[Spread]) -> list[tuple[str, ...]]:
+def _spread_rows(name: str, spreads: list[Quartiles]) -> list[tuple[str, ...]]:
     """The median and, below it, the quartiles."""
     return [
         (name, *(_short(spread.median) for spread in spreads)),
@@ -102,7 +102,7 @@ def to_markdown(bench: Bench) -> str:
 
 def to_csv(bench: Bench) -> str:
     """One line a row, figures unrounded, spreads as three columns."""
-    fields = list(Row.__struct_fields__)
+    fields = list(BenchRow.__struct_fields__)
     names = [
         part
         for name in fields
@@ -118,7 +118,7 @@ def to_csv(bench: Bench) -> str:
         for name in fields:
             value = getattr(row, name)
             values += (
-                [value.low, value.median, value.high] if isinstance(value, Spread) else [value]
+                [value.low, value.median, value.high] if isinstance(value, Quartiles) else [value]
             )
         writer.writerow([bench.bundle, bench.recipe, bench.backend, *values])
     return out.getvalue()
@@ -140,15 +140,15 @@ def print_profile(operators: list[OperatorTime], steps: int, console: Console) -
     show_table(console, "Time of a step", ("operator", "calls", "µs", "share"), rows)
 
 
-def _gigabytes(row: Row) -> str:
+def _gigabytes(row: BenchRow) -> str:
     return "" if row.gigabytes is None else f"{row.gigabytes:.1f}"
 
 
-def _share(row: Row) -> str:
+def _share(row: BenchRow) -> str:
     return "" if row.share is None else f"{100 * row.share:.0f} %"
 
 
-def _figure(spread: Spread) -> str:
+def _figure(spread: Quartiles) -> str:
     return f"{_short(spread.median)} ({_short(spread.low)} – {_short(spread.high)})"
 
 

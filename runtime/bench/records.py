@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 
-class Spread(msgspec.Struct, frozen=True):
+class Quartiles(msgspec.Struct, frozen=True):
     """Median and quartiles of repeated measurements."""
 
     low: float
@@ -17,12 +17,12 @@ class Spread(msgspec.Struct, frozen=True):
     high: float
 
 
-def spread(values: Sequence[float]) -> Spread:
+def quartiles(values: Sequence[float]) -> Quartiles:
     """Of at least one value."""
-    return Spread(*np.quantile(values, (0.25, 0.5, 0.75)).tolist())
+    return Quartiles(*np.quantile(values, (0.25, 0.5, 0.75)).tolist())
 
 
-class Row(msgspec.Struct, frozen=True):
+class BenchRow(msgspec.Struct, frozen=True):
     """One test: feed a prompt of `tokens`, or decode `tokens` one by one, from `depth` on.
 
     `rate`: tokens a second of all sequences of the batch together. `milliseconds`: a prompt's time
@@ -37,8 +37,8 @@ class Row(msgspec.Struct, frozen=True):
     depth: int
     batch: int
     threads: int
-    rate: Spread
-    milliseconds: Spread
+    rate: Quartiles
+    milliseconds: Quartiles
     gigabytes: float | None
     share: float | None
     other_cores: float | None
@@ -52,7 +52,7 @@ class Load(msgspec.Struct, frozen=True):
     """
 
     first: float
-    later: Spread
+    later: Quartiles
 
 
 class MemoryUse(msgspec.Struct, frozen=True):
@@ -81,8 +81,8 @@ class Bench(msgspec.Struct, frozen=True):
     weights_bytes: int
     state_bytes: int
     versions: dict[str, str]
-    bandwidth: dict[int, Spread]
+    bandwidth: dict[int, Quartiles]
     load: Load
     memory: MemoryUse | None
-    rows: list[Row]
+    rows: list[BenchRow]
     warnings: list[str]

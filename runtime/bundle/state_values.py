@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from retnet_edge.runtime.bundle.manifest import StateSpec
 
-CODES = 126.5
+MAX_CODE = 126.5
 """Codes that the largest value of a channel takes: any dither below 1 stays within 127."""
 
 _Arrays = Sequence[NDArray[Any]]
@@ -45,7 +45,7 @@ def rounded_states(values: _Arrays, like: _Arrays) -> list[NDArray[Any]]:
             by_key, by_value = next(kept).dtype, next(kept).dtype
             norm = np.sqrt(np.square(value).sum(axis=-1, keepdims=True)).astype(by_key)
             x = np.divide(value, norm, out=np.zeros(value.shape), where=norm > 0)
-            scale = (np.abs(x).max(axis=-2, keepdims=True) / CODES).astype(by_value)
+            scale = (np.abs(x).max(axis=-2, keepdims=True) / MAX_CODE).astype(by_value)
             codes = np.divide(x, scale, out=np.zeros(value.shape), where=scale > 0)
             found += [np.rint(codes).astype(dtype), norm, scale]
         else:

@@ -3,7 +3,7 @@
 It opens the bundle, runs steps on random tokens and reads its own /proc/self/smaps_rollup every so
 many of them, into arrays that were allocated, and touched, before the first step: what grows is the
 session, or nothing. Standard output carries progress (a line with the number of steps done) and
-then one line of JSON, an `Observation`.
+then one line of JSON, an `MemorySamples`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Stepper(Protocol):
     def step(self, token: int, /) -> object: ...
 
 
-class Observation(msgspec.Struct, frozen=True):
+class MemorySamples(msgspec.Struct, frozen=True):
     """Samples taken after `tokens[i]` steps, in bytes, and single readings of the same kind.
 
     anonymous: pages with no file behind them, shared ones and those swapped out included.
@@ -79,10 +79,10 @@ def read_rollup(fd: int, buffer: bytearray) -> tuple[int, int]:
     return 1024 * (private + kib[b"Swap"]), 1024 * (kib[b"Rss"] - private)
 
 
-class Sampler:
+class MemorySampler:
     """Reads memory into rows of a preallocated array [samples, 2] (anonymous, file-backed).
 
-    seconds [samples]: what the steps before each sample took, written by `observe`.
+    seconds [samples]: what the steps before each sample took, written by `sample_memory`.
     """
 
     def __init__(self, samples: int) -> None:
@@ -104,9 +104,9 @@ class Sampler:
         return anonymous + file_backed
 
 
-def observe(
+def sample_memory(
     session: Stepper,
-    sampler: Sampler,
+    sampler: MemorySampler,
     *,
     vocab: int,
     warmup: int,
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
     from retnet_edge.runtime.backends.select import open_session
     from retnet_edge.runtime.bundle.bundle import Bundle
 
-    sampler = Sampler(args.steps // args.every)
+    sampler = MemorySampler(args.steps // args.every)
     base_anonymous, base_files = sampler.now()
     try:
         bundle = Bundle.open(args.bundle)
@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     manifest = bundle.manifest
     total = args.warmup + args.steps
     files = sum(entry.size for entry in manifest.files.values())
-    opened = observe(
+    opened = sample_memory(
         session,
         sampler,
         vocab=manifest.model.vocab_size,
@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     sizes = sampler.sizes[: sampler.taken]
     position = session.position
-    observation = Observation(
+    observation = MemorySamples(
         model=manifest.model.kind,
         tokens=[args.warmup + args.every * (i + 1) for i in range(sampler.taken)],
         anonymous=sizes[:, 0].tolist(),

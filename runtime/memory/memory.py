@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.memory.child import ROLLUP, Observation
+from retnet_edge.runtime.memory.child import ROLLUP, MemorySamples
 from retnet_edge.runtime.memory.slope import MIN_SAMPLES, Slope, fit_slope
 
 SAMPLES = 500
@@ -84,7 +84,7 @@ def memory_supported() -> bool:
     return Path(ROLLUP).exists()
 
 
-def summarise_memory(seen: Observation, *, warmup: int, threads: int) -> Memory:
+def summarise_memory(seen: MemorySamples, *, warmup: int, threads: int) -> Memory:
     """Fit the slopes of an observation."""
     low, middle, high = np.percentile(np.multiply(seen.step_seconds, 1e3), (25, 50, 75))
     return Memory(
@@ -179,13 +179,13 @@ def run_child(
     command: list[str],
     advance: Callable[[int], None],
     started: Started = lambda child: None,
-) -> Observation:
+) -> MemorySamples:
     """Run a child that prints as `child.py` does; returns its observation.
 
     Raises InputError with the last line of its standard error where it does not end well.
     """
     last = child_output(command, advance, CHILD_ENVIRONMENT, "memory", started)
-    return msgspec.json.decode(last, type=Observation)
+    return msgspec.json.decode(last, type=MemorySamples)
 
 
 def child_output(

@@ -6,7 +6,7 @@ logits are r [V], the bundle's are b [V]; p = softmax(r), q = softmax(b); all su
     error      e_i = |b_i - r_i|
     divergence KL(p ‖ q) = Σ_i p_i (log p_i - log q_i), in nats, clipped at 0 (rounding)
     agreement  argmax b == argmax r; of five: the share of r's five largest among b's five largest
-    surprise   -log p_y and -log q_y in nats, y being the token that follows
+    surprisal   -log p_y and -log q_y in nats, y being the token that follows
     Δp         q_y - p_y
 """
 
@@ -30,7 +30,7 @@ class Trace:
     position: int64, distance from the context's start. second_half: bool, position >= length / 2.
     max_error, mean_error: float64, over the vocabulary. kl: float64, nats. best_reference,
     best_bundle: int64, the most likely token. top5: float64, see above. gap: float64, the
-    reference's best logit less its second best. surprise_reference, surprise_bundle: float64, nats,
+    reference's best logit less its second best. surprisal_reference, surprisal_bundle: float64, nats,
     NaN where no token follows. finite: bool, of the bundle's row.
     """
 
@@ -43,8 +43,8 @@ class Trace:
     best_bundle: NDArray[np.int64]
     top5: NDArray[np.float64]
     gap: NDArray[np.float64]
-    surprise_reference: NDArray[np.float64]
-    surprise_bundle: NDArray[np.float64]
+    surprisal_reference: NDArray[np.float64]
+    surprisal_bundle: NDArray[np.float64]
     finite: NDArray[np.bool_]
 
     @property
@@ -55,7 +55,7 @@ class Trace:
     @property
     def delta_p(self) -> NDArray[np.float64]:
         """Δp, NaN where no token follows."""
-        return np.asarray(np.exp(-self.surprise_bundle) - np.exp(-self.surprise_reference))
+        return np.asarray(np.exp(-self.surprisal_bundle) - np.exp(-self.surprisal_reference))
 
     def where(self, mask: NDArray[np.bool_]) -> Trace:
         """The positions that `mask` [N] keeps."""
@@ -83,10 +83,10 @@ class StateSample:
     relative: float
 
 
-class Figures(msgspec.Struct, frozen=True):
+class ParityMetrics(msgspec.Struct, frozen=True):
     """The figures of a set of positions (formulas at the top of the file).
 
-    perplexity: exp(mean surprise); the ratio is the bundle's over the reference's.
+    perplexity: exp(mean surprisal); the ratio is the bundle's over the reference's.
     top1_agreement_without_ties: the share of positions that agree, or where the reference's gap
     between its two best is at most twice the logit error that is allowed (None: no such bound).
     Note that an allowed error which is kept makes this 1 of necessity: two logits that swap places
@@ -160,8 +160,8 @@ def compare(
         best_bundle=bundle64.argmax(axis=-1),
         top5=(five[:, :, None] == bundle_five[:, None]).any(axis=-1).mean(axis=-1),
         gap=top_two[:, 1] - top_two[:, 0],
-        surprise_reference=np.where(known, -log_p[rows, column], np.nan),
-        surprise_bundle=np.where(known, -log_q[rows, column], np.nan),
+        surprisal_reference=np.where(known, -log_p[rows, column], np.nan),
+        surprisal_bundle=np.where(known, -log_q[rows, column], np.nan),
         finite=np.asarray(np.isfinite(bundle64).all(axis=-1)),
     )
 
@@ -192,19 +192,19 @@ def mean_over(values: NDArray[np.float64], targets: NDArray[np.bool_]) -> float:
 
 def summarise(
     trace: Trace, states: Sequence[StateSample] = (), *, allowed_error: float | None = None
-) -> Figures:
+) -> ParityMetrics:
     """Reduce a trace of N >= 1 positions and its state samples to figures.
 
     allowed_error: bound on the logit error that decides what counts as a tie (None: none does).
     """
-    targets = ~np.isnan(trace.surprise_reference)
-    surprise = mean_over(trace.surprise_reference, targets)
-    surprise_bundle = mean_over(trace.surprise_bundle, targets)
+    targets = ~np.isnan(trace.surprisal_reference)
+    surprisal = mean_over(trace.surprisal_reference, targets)
+    surprisal_bundle = mean_over(trace.surprisal_bundle, targets)
     p50, p90, p99 = np.percentile(trace.kl, (50, 90, 99))
     without_ties = None
     if allowed_error is not None:
         without_ties = float((trace.agrees | (trace.gap <= 2 * allowed_error)).mean())
-    return Figures(
+    return ParityMetrics(
         tokens=len(trace.position),
         max_abs_logit_error=float(trace.max_error.max()),
         mean_abs_logit_error=float(trace.mean_error.mean()),
@@ -218,9 +218,9 @@ def summarise(
         top5_agreement=float(trace.top5.mean()),
         mean_delta_p=mean_over(trace.delta_p, targets),
         rms_delta_p=float(np.sqrt(mean_over(np.square(trace.delta_p), targets))),
-        perplexity_reference=float(np.exp(surprise)),
-        perplexity_bundle=float(np.exp(surprise_bundle)),
-        perplexity_ratio=float(np.exp(surprise_bundle - surprise)),
+        perplexity_reference=float(np.exp(surprisal)),
+        perplexity_bundle=float(np.exp(surprisal_bundle)),
+        perplexity_ratio=float(np.exp(surprisal_bundle - surprisal)),
         max_abs_state_error=float(np.max([s.max_abs for s in states])) if states else None,
         relative_state_error=float(np.max([s.relative for s in states])) if states else None,
     )

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retnet_edge.runtime.bundle.state_values import rounded_states, state_values
-from retnet_edge.runtime.parity.agreement import Figures, summarise
+from retnet_edge.runtime.parity.agreement import ParityMetrics, summarise
 from retnet_edge.runtime.parity.replay import States, Tokens, replay, run_steps
 from retnet_edge.runtime.session.protocol import Session
 
 
-class Between(msgspec.Struct, frozen=True):
+class BackendPair(msgspec.Struct, frozen=True):
     """The figures of `second`, with `first` in the reference's place: KL is KL(first ‖ second).
 
     The names say which bundle and backend.
@@ -25,7 +25,7 @@ class Between(msgspec.Struct, frozen=True):
     first: str
     second: str
     recipe: str
-    figures: Figures
+    figures: ParityMetrics
 
 
 class SessionReference:
@@ -48,9 +48,9 @@ class SessionReference:
         return logits, state_values(self._session.states())
 
 
-def measure_between(
+def compare_backends(
     first: Session, second: Session, context: Tokens, *, names: tuple[str, str], recipe: str
-) -> Between:
+) -> BackendPair:
     """Replay `context` [T], a step a token, through both from empty states."""
     (found,) = replay([second], SessionReference(first), [context])
-    return Between(*names, recipe, summarise(found.trace, found.states))
+    return BackendPair(*names, recipe, summarise(found.trace, found.states))

@@ -22,7 +22,7 @@ from retnet_edge.runtime.bundle.manifest import Manifest
 from retnet_edge.runtime.bundle.state_values import rounded_states, state_values, value_shapes
 from retnet_edge.runtime.parity.probes import FAR_POSITION
 from retnet_edge.runtime.parity.replay import run_steps
-from retnet_edge.runtime.session.protocol import Session, sized
+from retnet_edge.runtime.session.protocol import Session, concrete_shape
 
 GOLDEN_FILE = "golden.npz"
 NEAR_TOKENS = 128
@@ -52,7 +52,7 @@ def golden_shapes(manifest: Manifest) -> dict[str, tuple[str, tuple[int, ...]]]:
         "far_tokens": ("int64", (LOGIT_ROWS,)),
         "far_logits": ("float32", logits),
         **{
-            f"near_state_{i}": ("float32", sized(shape, NEAR_TOKENS))
+            f"near_state_{i}": ("float32", concrete_shape(shape, NEAR_TOKENS))
             for i, shape in enumerate(value_shapes(manifest.states))
         },
     }

@@ -13,18 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.parity.agreement import Figures, StateSample, mean_over, summarise
+from retnet_edge.runtime.parity.agreement import ParityMetrics, StateSample, mean_over, summarise
 from retnet_edge.runtime.parity.golden import GoldenReplay
 from retnet_edge.runtime.parity.probes import (
     LONG_PREFIX,
-    Place,
+    PositionProbe,
     PrefillCheck,
-    measure_places,
     measure_prefill,
+    probe_positions,
 )
 from retnet_edge.runtime.parity.replay import BLOCK, Replayed, Tokens, bucket_edges, replay
 from retnet_edge.runtime.parity.replay import Reference as Reference
-from retnet_edge.runtime.parity.worst_positions import Decode, WorstPlace, worst_places
+from retnet_edge.runtime.parity.worst_positions import Decode, WorstPosition, find_worst_positions
 from retnet_edge.runtime.session.protocol import Session
 
 
@@ -33,7 +33,7 @@ class Bucket(msgspec.Struct, frozen=True):
 
     first: int
     last: int
-    figures: Figures
+    figures: ParityMetrics
 
 
 class BlockError(msgspec.Struct, frozen=True):
@@ -50,7 +50,7 @@ class Parity(msgspec.Struct, frozen=True):
     """Everything measured. KL is KL(reference ‖ bundle) in nats.
 
     halves_kl_ratio: mean KL of the second halves of the contexts over that of the first halves.
-    bits_per_token: mean surprise / ln 2; bits_per_byte: summed surprise / ln 2 / bytes of text.
+    bits_per_token: mean surprisal / ln 2; bits_per_byte: summed surprisal / ln 2 / bytes of text.
     nonfinite_tokens: positions at which the bundle gave a NaN or an infinity.
     places: position 10, the same text at 1,000,000, and 1,000,000 after a long prefix.
     golden: the bundle's own golden.npz (None: it has none). worst: the positions of the largest KL.
@@ -58,20 +58,20 @@ class Parity(msgspec.Struct, frozen=True):
     """
 
     contexts: int
-    figures: Figures
+    figures: ParityMetrics
     nonfinite_tokens: int
     bits_per_token_reference: float
     bits_per_token_bundle: float
     bits_per_byte_reference: float | None
     bits_per_byte_bundle: float | None
     buckets: tuple[Bucket, ...]
-    first_half: Figures
-    second_half: Figures
+    first_half: ParityMetrics
+    second_half: ParityMetrics
     halves_kl_ratio: float
-    places: tuple[Place, ...]
+    places: tuple[PositionProbe, ...]
     prefill: PrefillCheck | None
     golden: GoldenReplay | None = None
-    worst: tuple[WorstPlace, ...] = ()
+    worst: tuple[WorstPosition, ...] = ()
     blocks: tuple[BlockError, ...] = ()
 
 
@@ -110,7 +110,7 @@ def measure_parity(
         (replayed,) = replay([session], reference, contexts, block=block, advance=advance)
     trace, states = replayed.trace, replayed.states
 
-    def figures(mask: NDArray[np.bool_], samples: list[StateSample]) -> Figures:
+    def figures(mask: NDArray[np.bool_], samples: list[StateSample]) -> ParityMetrics:
         return summarise(trace.where(mask), samples, allowed_error=allowed_error)
 
     edges = bucket_edges(max(len(context) for context in contexts))
@@ -127,9 +127,9 @@ def measure_parity(
     )
     first = figures(~trace.second_half, [s for s in states if not s.second_half])
     second = figures(trace.second_half, [s for s in states if s.second_half])
-    targets = ~np.isnan(trace.surprise_reference)
-    bits = mean_over(trace.surprise_reference, targets) / np.log(2)
-    bundle_bits = mean_over(trace.surprise_bundle, targets) / np.log(2)
+    targets = ~np.isnan(trace.surprisal_reference)
+    bits = mean_over(trace.surprisal_reference, targets) / np.log(2)
+    bundle_bits = mean_over(trace.surprisal_bundle, targets) / np.log(2)
     per_byte = targets.sum() / text_bytes if text_bytes else None
     longest = max(contexts, key=len)
     return Parity(
@@ -144,11 +144,11 @@ def measure_parity(
         first_half=first,
         second_half=second,
         halves_kl_ratio=_ratio(second.mean_kl, first.mean_kl),
-        places=measure_places(session, reference, longest, allowed_error=allowed_error)
+        places=probe_positions(session, reference, longest, allowed_error=allowed_error)
         if places
         else (),
         prefill=None
         if prefill_tokens is None
         else measure_prefill(session, longest, prefill_tokens),
-        worst=() if decode is None else worst_places(trace, contexts, decode),
+        worst=() if decode is None else find_worst_positions(trace, contexts, decode),
     )

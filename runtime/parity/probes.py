@@ -8,7 +8,7 @@ import numpy as np
 from retnet_edge.runtime.bundle.state_values import rounded_states, state_values
 from retnet_edge.runtime.parity.agreement import (
     NO_TARGET,
-    Figures,
+    ParityMetrics,
     StateSample,
     compare,
     state_distance,
@@ -20,10 +20,10 @@ from retnet_edge.runtime.session.protocol import Session
 FAR_POSITION = 1_000_000
 NEAR_POSITION = 10
 LONG_PREFIX = 1_000
-PLACE_TOKENS = 64
+PROBE_TOKENS = 64
 
 
-class Place(msgspec.Struct, frozen=True):
+class PositionProbe(msgspec.Struct, frozen=True):
     """The figures of a few tokens from `position` on, both sides given the reference's states.
 
     Those states are the reference's after the `prefix` tokens that stand just before `position`.
@@ -33,7 +33,7 @@ class Place(msgspec.Struct, frozen=True):
 
     position: int
     prefix: int
-    figures: Figures
+    figures: ParityMetrics
 
 
 class PrefillCheck(msgspec.Struct, frozen=True):
@@ -58,7 +58,7 @@ def _place(
     position: int,
     prefix: int,
     allowed_error: float | None,
-) -> Place:
+) -> PositionProbe:
     """Compare tokens[prefix:] from `position` on, after states that the reference made."""
     _, states = reference.run(tokens[:prefix], None, position - prefix)
     session.reset()
@@ -72,27 +72,27 @@ def _place(
     )
     max_abs, relative = state_distance(states, state_values(session.states()))
     sample = StateSample(position + len(rest) - 1, False, max_abs, relative)
-    return Place(position, prefix, summarise(trace, [sample], allowed_error=allowed_error))
+    return PositionProbe(position, prefix, summarise(trace, [sample], allowed_error=allowed_error))
 
 
-def measure_places(
+def probe_positions(
     session: Session,
     reference: Reference,
     context: Tokens,
     *,
     far_position: int = FAR_POSITION,
     allowed_error: float | None = None,
-) -> tuple[Place, ...]:
+) -> tuple[PositionProbe, ...]:
     """The same 64 tokens at position 10 and at `far_position`, then `far_position` after a long
     prefix. Empty for a context of no more than 11 tokens; a growing cache cannot be asked this.
     """
-    near = context[: NEAR_POSITION + PLACE_TOKENS]
+    near = context[: NEAR_POSITION + PROBE_TOKENS]
     if len(near) < NEAR_POSITION + 2:
         return ()
     cases = [(near, NEAR_POSITION, NEAR_POSITION), (near, far_position, NEAR_POSITION)]
-    long = min(len(context) - PLACE_TOKENS, LONG_PREFIX)
+    long = min(len(context) - PROBE_TOKENS, LONG_PREFIX)
     if long > NEAR_POSITION:
-        cases.append((context[: long + PLACE_TOKENS], far_position, long))
+        cases.append((context[: long + PROBE_TOKENS], far_position, long))
     return tuple(
         _place(session, reference, tokens, position, prefix, allowed_error)
         for tokens, position, prefix in cases
@@ -104,7 +104,7 @@ def measure_prefill(session: Session, context: Tokens, tokens: int) -> PrefillCh
     first = min(tokens, len(context) - 1)
     if first < 1:
         return None
-    following = context[first : first + PLACE_TOKENS]
+    following = context[first : first + PROBE_TOKENS]
     session.reset()
     run_steps(session, context[:first])
     stepped = run_steps(session, following[:1])

@@ -16,7 +16,7 @@ BEFORE = 32  # tokens of the text that are shown
 Decode = Callable[[Sequence[int]], str]
 
 
-class WorstPlace(msgspec.Struct, frozen=True):
+class WorstPosition(msgspec.Struct, frozen=True):
     """A position of a context. kl: nats. before: the end of the text up to and with the position.
 
     follows: the token that comes next in the text (None: the context ends). best_reference,
@@ -32,9 +32,9 @@ class WorstPlace(msgspec.Struct, frozen=True):
     best_bundle: str
 
 
-def worst_places(
+def find_worst_positions(
     trace: Trace, contexts: Sequence[NDArray[np.int64]], decode: Decode, count: int = COUNT
-) -> tuple[WorstPlace, ...]:
+) -> tuple[WorstPosition, ...]:
     """The positions of the largest KL, that first. trace: of all contexts [T] in their order."""
     of = np.repeat(np.arange(len(contexts)), [len(context) for context in contexts])
     # what is not a number is worse than any KL
@@ -44,7 +44,7 @@ def worst_places(
         tokens, position = contexts[of[index]], int(trace.position[index])
         after = tokens[position + 1 : position + 2].tolist()
         found.append(
-            WorstPlace(
+            WorstPosition(
                 context=int(of[index]),
                 position=position,
                 kl=float(trace.kl[index]),

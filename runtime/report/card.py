@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from retnet_edge.runtime.bundle.manifest import Manifest
-from retnet_edge.runtime.report.page import Entry, columns_of
-from retnet_edge.runtime.report.rows import graph_bytes, number, percent, slope
-from retnet_edge.runtime.report.verdict import Measured
+from retnet_edge.runtime.report.page import ReportEntry, columns_of
+from retnet_edge.runtime.report.tables import graph_bytes, number, percent, slope
+from retnet_edge.runtime.report.verdict import BackendResult
 
 HEADER = (
     "recipe", "backend", "MB", "perplexity ratio", "bits a byte", "KL, mean", "KL, 99 %", "top-1",
@@ -15,7 +15,7 @@ HEADER = (
 )  # fmt: skip
 
 
-def model_card(entries: Sequence[Entry]) -> str:
+def model_card(entries: Sequence[ReportEntry]) -> str:
     """Markdown of bundles of one checkpoint: a table with a row for every backend of each."""
     columns = columns_of(entries)
     _, manifest, verdict = entries[0]
@@ -44,7 +44,7 @@ def model_card(entries: Sequence[Entry]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(manifest: Manifest, measured: Measured) -> list[str]:
+def _row(manifest: Manifest, measured: BackendResult) -> list[str]:
     f, parity, memory = measured.parity.figures, measured.parity, measured.memory
     return [
         manifest.quantization.recipe,

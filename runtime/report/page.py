@@ -13,28 +13,28 @@ from typing import NamedTuple
 
 from retnet_edge.runtime.bundle.manifest import Manifest
 from retnet_edge.runtime.memory.memory import Memory
-from retnet_edge.runtime.parity.backend_pairs import Between
-from retnet_edge.runtime.report.rows import (
-    BETWEEN_HEADER,
+from retnet_edge.runtime.parity.backend_pairs import BackendPair
+from retnet_edge.runtime.report.tables import (
+    BACKEND_PAIR_HEADER,
     BLOCK_HEADER,
-    PLACE_HEADER,
     POSITION_HEADER,
+    PROBE_HEADER,
     PROFILE_HEADER,
     WORST_HEADER,
-    between_rows,
+    backend_pair_rows,
     block_rows,
     bundle_rows,
     memory_rows,
     parity_rows,
-    place_rows,
     position_rows,
+    probe_rows,
     profile_rows,
     side_rows,
     worst_rows,
 )
-from retnet_edge.runtime.report.verdict import Measured, Verdict
+from retnet_edge.runtime.report.verdict import BackendResult, Verdict
 
-Entry = tuple[str, Manifest, Verdict]
+ReportEntry = tuple[str, Manifest, Verdict]
 """A bundle of a report: what it is called, its manifest, what was found."""
 
 
@@ -43,10 +43,10 @@ class Column(NamedTuple):
 
     name: str
     manifest: Manifest
-    measured: Measured
+    measured: BackendResult
 
 
-def columns_of(entries: Sequence[Entry]) -> list[Column]:
+def columns_of(entries: Sequence[ReportEntry]) -> list[Column]:
     """Every backend of every bundle, named by the backend alone where there is one bundle."""
     return [
         Column(
@@ -71,7 +71,9 @@ def column_name(bundle: str, backend: str) -> str:
     return f"{bundle} · {backend}"
 
 
-def render_report(title: str, entries: Sequence[Entry], between: Sequence[Between] = ()) -> str:
+def render_report(
+    title: str, entries: Sequence[ReportEntry], between: Sequence[BackendPair] = ()
+) -> str:
     """report.html as text: no external resources, no script, the same bytes for the same figures.
 
     between: beyond what the verdicts hold. Needs jinja2 and matplotlib (the `export` extra).
@@ -100,15 +102,17 @@ def render_report(title: str, entries: Sequence[Entry], between: Sequence[Betwee
         reasons=all_reasons(entries),
         side_header=("figure", *(c.name for c in columns)),
         side_rows=side_rows([(c.manifest, c.measured) for c in columns]) if several else [],
-        between_header=BETWEEN_HEADER,
-        between_rows=between_rows([*(p for _, _, v in entries for p in v.between), *between]),
+        backend_pair_header=BACKEND_PAIR_HEADER,
+        backend_pair_rows=backend_pair_rows(
+            [*(p for _, _, v in entries for p in v.between), *between]
+        ),
         columns=[
             {
                 "heading": f"{c.name}: " if several else "",
                 "checks": c.measured.checks,
                 "parity_rows": parity_rows(c.measured.parity),
                 "position_rows": position_rows(c.measured.parity),
-                "place_rows": place_rows(c.measured.parity),
+                "probe_rows": probe_rows(c.measured.parity),
                 "block_rows": block_rows(c.measured.parity),
                 "worst_rows": worst_rows(c.measured.parity),
                 "profile_rows": profile_rows(c.measured),
@@ -117,7 +121,7 @@ def render_report(title: str, entries: Sequence[Entry], between: Sequence[Betwee
             for index, c in enumerate(columns)
         ],
         position_header=POSITION_HEADER,
-        place_header=PLACE_HEADER,
+        probe_header=PROBE_HEADER,
         block_header=BLOCK_HEADER,
         worst_header=WORST_HEADER,
         profile_header=PROFILE_HEADER,
@@ -144,7 +148,7 @@ def render_report(title: str, entries: Sequence[Entry], between: Sequence[Betwee
     )
 
 
-def all_reasons(entries: Sequence[Entry]) -> list[str]:
+def all_reasons(entries: Sequence[ReportEntry]) -> list[str]:
     """Why not verified; a bundle's name in front where there are several."""
     return [
         f"{name}: {reason}" if len(entries) > 1 else reason
@@ -153,7 +157,7 @@ def all_reasons(entries: Sequence[Entry]) -> list[str]:
     ]
 
 
-def memory_cases(entries: Sequence[Entry]) -> list[tuple[str, Memory, int | None]]:
+def memory_cases(entries: Sequence[ReportEntry]) -> list[tuple[str, Memory, int | None]]:
     """(name, memory, planned bytes) of every column that has one, then of the first baseline."""
     columns = columns_of(entries)
     cases = [

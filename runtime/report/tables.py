@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from retnet_edge.runtime.bundle.manifest import Manifest
 from retnet_edge.runtime.memory.memory import Memory
-from retnet_edge.runtime.parity.backend_pairs import Between
+from retnet_edge.runtime.parity.backend_pairs import BackendPair
 from retnet_edge.runtime.parity.parity import Parity
 from retnet_edge.runtime.parity.probes import FAR_POSITION
-from retnet_edge.runtime.report.verdict import Measured
+from retnet_edge.runtime.report.verdict import BackendResult
 
 Rows = list[tuple[str, ...]]
 
@@ -17,13 +17,13 @@ POSITION_HEADER = (
     "positions", "tokens", "mean KL", "99 % KL", "largest error", "mean error", "top-1",
     "ppl ratio", "state error", "state rel.",
 )  # fmt: skip
-PLACE_HEADER = ("place", "tokens", "largest error", "mean error", "mean KL", "top-1", "state error")
+PROBE_HEADER = ("place", "tokens", "largest error", "mean error", "mean KL", "top-1", "state error")
 
 WORST_HEADER = ("KL", "context, position", "text", "follows", "float64 says", "bundle says")
 BLOCK_HEADER = ("after block", "error, relative")
 PROFILE_HEADER = ("operator", "calls a step", "µs a step", "share")
 PROFILE_ROWS = 10
-BETWEEN_HEADER = (
+BACKEND_PAIR_HEADER = (
     "first | second", "tokens", "largest error", "KL", "top-1", "ppl ratio", "state rel.",
 )  # fmt: skip
 
@@ -93,8 +93,8 @@ def position_rows(parity: Parity) -> Rows:
     return rows
 
 
-def place_rows(parity: Parity) -> Rows:
-    """One row a far place (and the near one it is held against), under PLACE_HEADER."""
+def probe_rows(parity: Parity) -> Rows:
+    """One row a far place (and the near one it is held against), under PROBE_HEADER."""
     rows: Rows = []
     for place in parity.places:
         f = place.figures
@@ -174,21 +174,21 @@ def slope(case: Memory) -> str:
     return f"{s.bytes_per_token:.3g} [{s.low:.3g}, {s.high:.3g}]"
 
 
-def graph_bytes(manifest: Manifest, measured: Measured) -> int:
+def graph_bytes(manifest: Manifest, measured: BackendResult) -> int:
     """Of a backend's graphs and weights."""
     return sum(manifest.files[name].size for name in manifest.files_of(measured.backend))
 
 
-def side_rows(columns: Sequence[tuple[Manifest, Measured]]) -> Rows:
+def side_rows(columns: Sequence[tuple[Manifest, BackendResult]]) -> Rows:
     """One row a figure, one column a backend of a bundle: what a reader chooses by."""
 
-    def far(measured: Measured) -> str:
+    def far(measured: BackendResult) -> str:
         return number(max((p.figures.mean_kl for p in measured.parity.places[1:]), default=None))
 
-    def last_block(measured: Measured) -> str:
+    def last_block(measured: BackendResult) -> str:
         return number(measured.parity.blocks[-1].relative if measured.parity.blocks else None)
 
-    def memory(measured: Measured, show: Callable[[Memory], str]) -> str:
+    def memory(measured: BackendResult, show: Callable[[Memory], str]) -> str:
         return "–" if measured.memory is None else show(measured.memory)
 
     found = [measured for _, measured in columns]
@@ -219,7 +219,7 @@ def side_rows(columns: Sequence[tuple[Manifest, Measured]]) -> Rows:
     ]
 
 
-def profile_rows(measured: Measured) -> Rows:
+def profile_rows(measured: BackendResult) -> Rows:
     """The ten operators that take longest, under PROFILE_HEADER."""
     steps = measured.profiled_steps
     total = sum(operator.microseconds for operator in measured.operators)
@@ -236,8 +236,8 @@ def profile_rows(measured: Measured) -> Rows:
     ]
 
 
-def between_rows(pairs: Sequence[Between]) -> Rows:
-    """One row a pair, under BETWEEN_HEADER."""
+def backend_pair_rows(pairs: Sequence[BackendPair]) -> Rows:
+    """One row a pair, under BACKEND_PAIR_HEADER."""
     return [
         (
             f"{pair.recipe}: {pair.first} | {pair.second}",

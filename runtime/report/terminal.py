@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from retnet_edge.runtime.parity.backend_pairs import Between
+from retnet_edge.runtime.parity.backend_pairs import BackendPair
 from retnet_edge.runtime.parity.parity import Parity
 from retnet_edge.runtime.report.page import (
     Column,
@@ -23,7 +23,7 @@ from retnet_edge.runtime.report.page import (
     columns_of,
     memory_cases,
 )
-from retnet_edge.runtime.report.rows import POSITION_HEADER, Rows, position_rows
+from retnet_edge.runtime.report.tables import POSITION_HEADER, Rows, position_rows
 from retnet_edge.runtime.report.terminal_rows import (
     memory_table,
     pair_table,
@@ -92,7 +92,7 @@ def names_of(entries: Sequence[Entry]) -> Names:
 def print_report(
     title: str,
     entries: Sequence[Entry],
-    between: Sequence[Between] = (),
+    between: Sequence[BackendPair] = (),
     console: Console | None = None,
 ) -> None:
     """The figures as tables on `console` (None: standard output).
@@ -154,8 +154,8 @@ def _print_positions(console: Console, parity: Parity) -> None:
 
 
 def _pairs(
-    entries: Sequence[Entry], names: Names, between: Sequence[Between]
-) -> dict[str, Between]:
+    entries: Sequence[Entry], names: Names, between: Sequence[BackendPair]
+) -> dict[str, BackendPair]:
     """Every comparison under the short names of its two columns, one below the other."""
     found = {}
     for name, _, verdict in entries:

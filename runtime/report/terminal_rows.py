@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 
 from retnet_edge.runtime.memory.memory import Memory
 from retnet_edge.runtime.memory.slope import Slope
-from retnet_edge.runtime.parity.backend_pairs import Between
+from retnet_edge.runtime.parity.backend_pairs import BackendPair
 from retnet_edge.runtime.parity.parity import Parity
 from retnet_edge.runtime.parity.probes import FAR_POSITION, Place
 from retnet_edge.runtime.report.page import Column
-from retnet_edge.runtime.report.rows import Rows, above, graph_bytes, number, percent
+from retnet_edge.runtime.report.tables import Rows, above, graph_bytes, number, percent
 
 
 def parity_table(columns: Sequence[Column]) -> Rows:
@@ -98,7 +98,7 @@ def place_table(places: Sequence[Place]) -> Rows:
     ]
 
 
-def pair_table(pairs: Sequence[Between]) -> Rows:
+def pair_table(pairs: Sequence[BackendPair]) -> Rows:
     """(figure, a text for each pair)."""
     figures = [pair.figures for pair in pairs]
     return [

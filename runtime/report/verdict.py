@@ -9,7 +9,7 @@ import msgspec
 
 from retnet_edge.runtime.bundle.manifest import Backend, Tolerance
 from retnet_edge.runtime.memory.memory import Memory
-from retnet_edge.runtime.parity.backend_pairs import Between
+from retnet_edge.runtime.parity.backend_pairs import BackendPair
 from retnet_edge.runtime.parity.parity import Parity
 from retnet_edge.runtime.parity.probes import FAR_POSITION
 from retnet_edge.runtime.session.operators import OperatorTime
@@ -32,7 +32,7 @@ class Check(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Measured(msgspec.Struct, frozen=True):
+class BackendResult(msgspec.Struct, frozen=True):
     """What one backend of a bundle showed. memory is None where the system cannot measure it.
 
     planned_bytes: of the step's own memory plan, by the manifest (None: it has none). operators:
@@ -61,8 +61,8 @@ class Verdict(msgspec.Struct, frozen=True):
     """
 
     reasons: tuple[str, ...]
-    backends: tuple[Measured, ...]
-    between: tuple[Between, ...]
+    backends: tuple[BackendResult, ...]
+    between: tuple[BackendPair, ...]
     baseline: Memory | None
     measured_with: dict[str, str]
 
@@ -77,7 +77,7 @@ class Verdict(msgspec.Struct, frozen=True):
         return "verified" if self.verified else "unverified"
 
 
-def reasons_of(measured: Sequence[Measured], has: Sequence[Backend]) -> tuple[str, ...]:
+def reasons_of(measured: Sequence[BackendResult], has: Sequence[Backend]) -> tuple[str, ...]:
     """Why a bundle that has the backends `has` is not verified; empty: it is.
 
     A backend that was left out is a reason, and a reason names its backend where there are several.

@@ -96,10 +96,10 @@ def check_states(states: Sequence[State], position: int, specs: Sequence[StateSp
 
 def state_shape(spec: StateSpec, position: int) -> tuple[int, ...]:
     """The shape of one sequence's state after `position` tokens."""
-    return sized(spec.shape, position)
+    return concrete_shape(spec.shape, position)
 
 
-def sized(shape: Sequence[int | str], position: int) -> tuple[int, ...]:
+def concrete_shape(shape: Sequence[int | str], position: int) -> tuple[int, ...]:
     """A shape of a manifest for one sequence after `position` tokens."""
     named = {"batch": 1, "past": position}
     return tuple(dim if isinstance(dim, int) else named[dim] for dim in shape)

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.backends.ort.graph import (
+    batch_shares_scales,
     load_graph,
     main_graph,
-    rows_share_scales,
-    run_bound,
+    run_with_binding,
 )
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.session.protocol import (
@@ -46,7 +46,7 @@ class Batch:
         manifest = bundle.manifest
         if any(state.growing_axis is not None for state in manifest.states):
             raise InputError(f"{bundle.path}: a batch needs states of constant size")
-        if rows_share_scales(manifest):
+        if batch_shares_scales(manifest):
             raise InputError(
                 f"{bundle.path}: its recipe, {manifest.quantization.recipe}, quantizes the "
                 "activations of a whole batch with one scale, so that sequences would change each "
@@ -136,7 +136,7 @@ class Batch:
             for spec, rows, alone in zip(self._specs, current, self._alone, strict=True):
                 binding.bind_ortvalue_input(spec.input, _value(rows[row : row + 1]))
                 binding.bind_ortvalue_output(spec.output, _value(alone))
-            run_bound(self._graph, binding, self._bundle.path)
+            run_with_binding(self._graph, binding, self._bundle.path)
             for rows, alone in zip(current, self._alone, strict=True):
                 rows[row] = alone[0]
             self._positions[row] += span.size
@@ -157,7 +157,7 @@ class Batch:
         check_tokens(list(tokens.values()), self._vocab)
         count = len(self._rows)
         self._tokens[:count, 0] = [tokens[sequence] for sequence in self._rows]
-        run_bound(self._graph, self._binding(count), self._bundle.path)
+        run_with_binding(self._graph, self._binding(count), self._bundle.path)
         self._current = self._next
         self._positions[:count] += 1
         return {sequence: self._logits[row] for row, sequence in enumerate(self._rows)}

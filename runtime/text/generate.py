@@ -10,7 +10,7 @@ from retnet_edge.errors import InputError
 from retnet_edge.runtime.session.protocol import Session
 from retnet_edge.runtime.text.sampling import Sampler, Sampling
 
-FED_AT_ONCE = 1024
+PREFILL_CHUNK = 1024
 """Tokens of a prompt between two reports of progress: whole spans of every backend's prefill."""
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -27,14 +27,14 @@ def generate(
     sampling: Sampling,
     stop: Sequence[str] = (),
     end_of_text: int | None = None,
-    fed: Callable[[int, int], None] = lambda done, total: None,
+    on_prefill: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[str]:
     """Continue `prompt` from the session's state; yields pieces of text as they are settled.
 
     Ends after `max_tokens` tokens, at the token `end_of_text`, or where one of the strings `stop`
     is complete (none of its text is yielded). When the iterator is exhausted, the session has seen
     the prompt and every generated token but end_of_text, so a later call goes on from there.
-    fed(done, total): called while the prompt is fed, after every FED_AT_ONCE of its tokens.
+    fed(done, total): called while the prompt is fed, after every PREFILL_CHUNK of its tokens.
 
     Raises InputError, before anything is fed, where the prompt has no tokens, max_tokens is below
     1 or a stop string is empty.
@@ -47,7 +47,7 @@ def generate(
     ids = tokenizer.encode(prompt, add_special_tokens=session.position == 0).ids
     if not ids:
         raise InputError(f"the prompt {prompt!r} has 0 tokens; at least one is needed")
-    return _stream(session, tokenizer, ids, max_tokens, sampling, stop, end_of_text, fed)
+    return _stream(session, tokenizer, ids, max_tokens, sampling, stop, end_of_text, on_prefill)
 
 
 def _stream(
@@ -58,15 +58,15 @@ def _stream(
     sampling: Sampling,
     stop: Sequence[str],
     end_of_text: int | None,
-    fed: Callable[[int, int], None],
+    on_prefill: Callable[[int, int], None],
 ) -> Iterator[str]:
     sampler = Sampler(sampling)
-    text = IncrementalText(tokenizer, prompt[-_CONTEXT:])
+    text = IncrementalDetokenizer(tokenizer, prompt[-_CONTEXT:])
     stops = StopStrings(stop)
     seen = set(prompt)
-    for start in range(0, len(prompt), FED_AT_ONCE):
-        logits = session.prefill(prompt[start : start + FED_AT_ONCE])
-        fed(min(start + FED_AT_ONCE, len(prompt)), len(prompt))
+    for start in range(0, len(prompt), PREFILL_CHUNK):
+        logits = session.prefill(prompt[start : start + PREFILL_CHUNK])
+        on_prefill(min(start + PREFILL_CHUNK, len(prompt)), len(prompt))
     for _ in range(max_tokens):
         token = sampler.sample(logits, seen)
         if token == end_of_text:
@@ -81,7 +81,7 @@ def _stream(
         yield piece
 
 
-class IncrementalText:
+class IncrementalDetokenizer:
     """Tokens to text, one at a time: never half a character, spaces as in the whole text.
 
     A decoder may treat the start of a text differently, so the tokens not yet settled are decoded

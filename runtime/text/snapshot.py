@@ -76,7 +76,7 @@ class Snapshot:
 def save_snapshot(snapshot: Snapshot, bundle: Bundle, path: str | Path) -> None:
     """Write a state file, whole or not at all. Raises InputError where `path`'s folder is none."""
     path = Path(path)
-    check_place(path)
+    check_state_folder(path)
     specs = bundle.manifest.states
     states = check_states(snapshot.states, snapshot.position, specs)
     header = msgspec.json.encode(
@@ -95,7 +95,7 @@ def save_snapshot(snapshot: Snapshot, bundle: Bundle, path: str | Path) -> None:
     replace_file(path, content + hashlib.sha256(content).digest())
 
 
-def check_place(path: Path) -> None:
+def check_state_folder(path: Path) -> None:
     """Raise InputError where no state file can be written at `path`."""
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path.absolute().parent} is not a directory: {path.name} goes into it")

@@ -29,8 +29,8 @@ from benchmarks.comparisons.runs import (
 from retnet_edge.config import RetNetConfig, TransformerConfig, retnet_config
 from retnet_edge.errors import InputError
 from retnet_edge.model.checkpoint import build_model
-from retnet_edge.model.retnet import CHUNKWISE, MultiScaleRetention, Place, RetNet
-from retnet_edge.model.rotary import cos_sin, turns
+from retnet_edge.model.retnet import CHUNKWISE, MultiScaleRetention, PositionTerms, RetNet
+from retnet_edge.model.rotary import cos_sin, frequencies
 from retnet_edge.tokenizer import train_tokenizer
 
 WORDS = ["the", "a", "cat", "dog", "river", "sees", "follows", "paints", "bread", "at", "night"]
@@ -227,10 +227,10 @@ def output(retention: MultiScaleRetention, x: torch.Tensor) -> torch.Tensor:
     config = retention.config
     state = torch.zeros(1, config.heads, config.key_head_dim, config.value_head_dim, dtype=x.dtype)
     position = torch.zeros(1, dtype=torch.int64)
-    cos, sin = cos_sin(position, x.shape[1], turns(config.thetas), x.dtype)
+    cos, sin = cos_sin(position, x.shape[1], frequencies(config.thetas), x.dtype)
     with torch.no_grad():
-        place = Place(cos, sin, torch.arange(1, x.shape[1] + 1)[None], None)
-        return retention(x, state, place, CHUNKWISE)[0]  # type: ignore[no-any-return]
+        terms = PositionTerms(cos, sin, torch.arange(1, x.shape[1] + 1)[None], None)
+        return retention(x, state, terms, CHUNKWISE)[0]  # type: ignore[no-any-return]
 
 
 def test_without_the_gate_heads_come_out_as_the_norm_left_them() -> None:

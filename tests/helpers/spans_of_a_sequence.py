@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from retnet_edge.config import retnet_config
-from retnet_edge.model.context_parallel import Context
-from retnet_edge.model.retnet import Form, How, RetNet, document_ids
+from retnet_edge.model.context_parallel import ContextParallelGroup
+from retnet_edge.model.retnet import Form, RetentionMode, RetNet, document_ids
 
 END = 7
 TOLERANCE = 1e-10
@@ -47,12 +47,14 @@ def tokens(span: int, size: int) -> Tensor:
     return made
 
 
-def compare(context: Context, rule: str, how: How, end: int | None, recompute: bool) -> float:
+def compare(
+    context: ContextParallelGroup, rule: str, mode: RetentionMode, end: int | None, recompute: bool
+) -> float:
     whole = model(rule)
     rows = tokens(12, context.size)
-    wanted = whole.loss(rows, how=how, document_end=end)
-    shared = how._replace(context=context, recompute=recompute)
-    part = whole.loss(rows, how=shared, document_end=end)
+    wanted = whole.loss(rows, mode=mode, document_end=end)
+    shared = mode._replace(context=context, recompute=recompute)
+    part = whole.loss(rows, mode=shared, document_end=end)
     found = torch.cat((part.detach()[None], gradients(whole, part)))
     dist.all_reduce(found)  # the loss of all is the mean of equal spans, and so are its gradients
     expected = torch.cat((wanted.detach()[None], gradients(whole, wanted)))
@@ -60,7 +62,7 @@ def compare(context: Context, rule: str, how: How, end: int | None, recompute: b
 
     documents = None if end is None else document_ids(rows[:, :-1], end)
     with torch.no_grad():
-        x, states = whole.features(rows[:, :-1], None, None, how, documents)
+        x, states = whole.features(rows[:, :-1], None, None, mode, documents)
         mine, after = whole.features(rows[:, :-1], None, None, shared, documents)
     worst = max(worst, (mine - context.span(x)).abs().max().item())
     if context.rank + 1 == context.size:
@@ -70,17 +72,17 @@ def compare(context: Context, rule: str, how: How, end: int | None, recompute: b
     return worst
 
 
-def a_length_that_does_not_divide(context: Context) -> float:
+def a_length_that_does_not_divide(context: ContextParallelGroup) -> float:
     """As in evaluation: the last ranks hold less, or nothing."""
     whole = model("z_n")
     worst = 0.0
     for length in (1, context.size, 3 * context.size + 1):
         rows = tokens(12, context.size)[:, : length + 1]
         with torch.no_grad():
-            part = whole.loss(rows, how=How("chunkwise", 4, context=context))
+            part = whole.loss(rows, mode=RetentionMode("chunkwise", 4, context=context))
             nats = part * context.span(rows[:, 1:]).numel()
             dist.all_reduce(nats)
-            wanted = whole.loss(rows, how=How("parallel"))
+            wanted = whole.loss(rows, mode=RetentionMode("parallel"))
         worst = max(worst, (nats / rows[:, 1:].numel() - wanted).abs().item())
     return worst
 
@@ -89,11 +91,11 @@ if __name__ == "__main__":
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     group = dist.group.WORLD
     assert group is not None
-    context = Context(group.group_name, dist.get_rank(), dist.get_world_size())
+    context = ContextParallelGroup(group.group_name, dist.get_rank(), dist.get_world_size())
     assert context.size == int(os.environ["WORLD_SIZE"]) > 1
     cases = itertools.product(("constant", "z_n"), FORMS, (None, END), (False, True))
     for rule, (form, chunk), end, recompute in cases:
-        worst = compare(context, rule, How(form, chunk), end, recompute)
+        worst = compare(context, rule, RetentionMode(form, chunk), end, recompute)
         assert worst < TOLERANCE, (rule, form, chunk, end, recompute, worst)
         if context.rank == 0:
             print(rule, form, chunk, end, recompute, f"{worst:.1e}")

@@ -30,7 +30,7 @@ from retnet_edge.quantize.numerics.rounding import unpack
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipes.built_in import find_recipe
 from retnet_edge.quantize.recipes.recipe import Recipe, Rule
-from retnet_edge.quantize.recipes.schemes import BlockInt4, BlockInt6, BlockInt8, Float32, InBlocks
+from retnet_edge.quantize.recipes.schemes import BlockInt, BlockInt4, BlockInt6, BlockInt8, Float32
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Tolerance
@@ -66,7 +66,7 @@ def test_kernel_parity_of_weight_recipes(quantized: Quantized, variant: str, rec
     [(s, b) for s in (BlockInt8, BlockInt6, BlockInt4) for b in s.blocks if b <= 128],
 )
 def test_kernel_parity_of_zero_points(
-    exported: dict[str, Exported], tmp_path: Path, scheme: type[InBlocks], block: int
+    exported: dict[str, Exported], tmp_path: Path, scheme: type[BlockInt], block: int
 ) -> None:
     rules = (Rule("blocks.*", scheme(block, symmetric=False)), Rule("*", BlockInt8(128)))
     recipe = Recipe("zeros", rules, find_recipe("int8").tolerance)
@@ -151,7 +151,7 @@ def test_an_embedding_with_zero_points_is_refused(
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("scheme", [BlockInt4(), BlockInt6(32)])
 def test_an_embedding_of_few_bits(
-    exported: dict[str, Exported], tmp_path: Path, variant: str, scheme: InBlocks
+    exported: dict[str, Exported], tmp_path: Path, variant: str, scheme: BlockInt
 ) -> None:
     """Looked up in and, where it is tied, multiplied with: the same codes."""
     recipe = Recipe("few", (Rule("*", scheme),), find_recipe("int8").tolerance)

@@ -12,13 +12,13 @@ from micro_checkpoint import Exported, export_variant
 from retnet_edge.cli import main
 from retnet_edge.errors import InputError
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.recipes.file import read_recipe
+from retnet_edge.quantize.recipes.toml_file import read_recipe
 from retnet_edge.quantize.search import (
-    LADDER,
-    OUTER_LADDER,
+    CANDIDATES,
+    EMBEDDING_CANDIDATES,
     Budget,
     Matrix,
-    choose,
+    choose_schemes,
     read_cache,
     search,
 )
@@ -66,20 +66,20 @@ def test_the_choice_is_as_good_as_the_best_of_all() -> None:
         costs: dict[tuple[str, str], float] = {}
         for m in matrices:
             steps = np.cumsum(rng.random(5) * [0.01, 0.2, 1, 0.3, 0.3] - [0, 0, 0.1, 0.1, 0.1])
-            costs |= {(m.name, s.name): float(c) for s, c in zip(LADDER, steps, strict=True)}
-        bits = [matrices[0].bits(scheme) for scheme in LADDER]
+            costs |= {(m.name, s.name): float(c) for s, c in zip(CANDIDATES, steps, strict=True)}
+        bits = [matrices[0].bits(scheme) for scheme in CANDIDATES]
         allowed = sum(bits) / len(bits) * len(matrices)
 
         def kl(rungs: dict[str, int], costs: dict[tuple[str, str], float] = costs) -> float:
-            return sum(costs[name, LADDER[rung].name] for name, rung in rungs.items())
+            return sum(costs[name, CANDIDATES[rung].name] for name, rung in rungs.items())
 
         every = (
             dict(zip((m.name for m in matrices), rungs, strict=True))
-            for rungs in itertools.product(range(len(LADDER)), repeat=5)
+            for rungs in itertools.product(range(len(CANDIDATES)), repeat=5)
             if sum(bits[rung] for rung in rungs) <= allowed
         )
         best = min(every, key=kl)
-        found = choose(matrices, costs, allowed)
+        found = choose_schemes(matrices, costs, allowed)
         assert sum(bits[rung] for rung in found.values()) <= allowed
         assert kl(found) == pytest.approx(kl(best))
 
@@ -90,7 +90,7 @@ def test_a_budget_of_the_fewest_bits_can_be_kept() -> None:
     costs = {(m.name, s.name): 1.0 / s.block for m in matrices for s in m.ladder}
     least = sum(min(m.bits(s) for s in m.ladder) for m in matrices)
     for allowed in (least, 1.001 * least, 1.5 * least):
-        found = choose(matrices, costs, allowed)
+        found = choose_schemes(matrices, costs, allowed)
         assert sum(m.bits(m.ladder[found[m.name]]) for m in matrices) <= allowed
 
 
@@ -98,12 +98,12 @@ def test_what_is_looked_up_in_has_rungs_without_zero_points() -> None:
     matrices = [Matrix("embedding.weight", (64, 256)), Matrix("blocks.0.m", (64, 256))]
     assert all(scheme.symmetric and not scheme.gptq for scheme in matrices[0].ladder)
     costs = {(m.name, s.name): 1.0 for m in matrices for s in m.ladder}
-    costs["blocks.0.m", LADDER[-1].name] = 0.5
+    costs["blocks.0.m", CANDIDATES[-1].name] = 0.5
     allowed = sum(m.bits(m.ladder[-1]) for m in matrices)
-    assert choose(matrices, costs, allowed) == {"embedding.weight": 3, "blocks.0.m": 4}
-    allowed = matrices[0].bits(matrices[0].ladder[0]) + matrices[1].bits(LADDER[-1])
-    costs["embedding.weight", OUTER_LADDER[0].name] = 0.5
-    assert choose(matrices, costs, allowed) == {"embedding.weight": 0, "blocks.0.m": 4}
+    assert choose_schemes(matrices, costs, allowed) == {"embedding.weight": 3, "blocks.0.m": 4}
+    allowed = matrices[0].bits(matrices[0].ladder[0]) + matrices[1].bits(CANDIDATES[-1])
+    costs["embedding.weight", EMBEDDING_CANDIDATES[0].name] = 0.5
+    assert choose_schemes(matrices, costs, allowed) == {"embedding.weight": 0, "blocks.0.m": 4}
 
 
 def test_bits_are_those_of_the_file(exported: Exported, tmp_path: Path, text: Path) -> None:
@@ -113,7 +113,7 @@ def test_bits_are_those_of_the_file(exported: Exported, tmp_path: Path, text: Pa
     out = quantize(exported.bundle, tmp_path / "q.edge", recipe=str(recipe), calibration=text)
     bundle = Bundle.open(out)
     tensors = bundle.manifest.quantization.tensors
-    rungs = {scheme.name: scheme for scheme in (*LADDER, *OUTER_LADDER)}
+    rungs = {scheme.name: scheme for scheme in (*CANDIDATES, *EMBEDDING_CANDIDATES)}
     bits = sum(
         Matrix(t.weight, t.shape).bits(rungs[t.scheme.removesuffix("-tail2")]) for t in tensors
     )

@@ -66,6 +66,6 @@ def test_sixteen_bits(exported: Bundle, tmp_path: Path) -> None:
         return
     quantize(exported.path, out, recipe="int8-static-16", say=lambda _: None)
     found = measure_kernel_parity(Bundle.open(out), TOKENS)
-    assert found.wide_activations
+    assert found.int16_activations
     assert found.product_error <= 1e-4
     assert found.logit_error_median <= 5e-3

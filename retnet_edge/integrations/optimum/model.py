@@ -27,7 +27,7 @@ from retnet_edge.runtime.session.protocol import Session, State
 
 
 @dataclass(frozen=True)
-class Row:
+class SequenceState:
     """One sequence of a batch: its states, and how many tokens they have seen."""
 
     states: list[State]
@@ -43,7 +43,7 @@ class BundleCache:
     is_compileable = False
     is_croppable = False
 
-    def __init__(self, rows: Sequence[Row], columns: int) -> None:
+    def __init__(self, rows: Sequence[SequenceState], columns: int) -> None:
         """Hold the two as they are."""
         self.rows = list(rows)
         self.columns = columns
@@ -84,7 +84,7 @@ class RetNetEdgeORTForCausalLM(GenerationMixin):
         self.device = torch.device("cpu")
         self.dtype = torch.float32
         self._session = session
-        self._held: Row | None = None  # what the session stands at
+        self._held: SequenceState | None = None  # what the session stands at
 
     @classmethod
     def from_pretrained(
@@ -153,12 +153,12 @@ class RetNetEdgeORTForCausalLM(GenerationMixin):
         )
         return out.to_tuple() if return_dict is False else out
 
-    def _start(self) -> Row:
+    def _start(self) -> SequenceState:
         self._session.reset()
-        self._held = Row(self._session.states(), 0)
+        self._held = SequenceState(self._session.states(), 0)
         return self._held
 
-    def _run(self, row: Row, tokens: list[int]) -> tuple[Tensor, Row]:
+    def _run(self, row: SequenceState, tokens: list[int]) -> tuple[Tensor, SequenceState]:
         """The logits [vocab] after `tokens`, and the row that has seen them."""
         if row is not self._held:
             self._session.load_states(row.states, row.position)
@@ -166,7 +166,7 @@ class RetNetEdgeORTForCausalLM(GenerationMixin):
         session = self._session
         view = session.step(tokens[0]) if len(tokens) == 1 else session.prefill(tokens)
         logits = torch.from_numpy(view.copy())
-        self._held = Row(session.states(), session.position)
+        self._held = SequenceState(session.states(), session.position)
         return logits, self._held
 
     def prepare_inputs_for_generation(

@@ -41,7 +41,7 @@ def quantization_config(recipe: str | Recipe, graph: str | Path) -> Quantization
                 f"recipe {recipe.name}: optimum cannot express the rule {rule.pattern!r} "
                 f"({rule.scheme.name}) for {weight.name}: {why}"
             )
-        chosen += [str(node.name) for node in weight.products]
+        chosen += [str(node.name) for node in weight.matmuls]
     if not chosen:
         raise InputError(f"recipe {recipe.name} quantizes no matrix of {graph}")
     return QuantizationConfig(
@@ -62,7 +62,7 @@ def _why_not(weight: Weight, rule: Rule) -> str:
         return "it has one scale for a tensor or for each output, and not this scheme"
     if rule.scheme.tail is not None:
         return "it does not split a product in two for the tail of its input"
-    if weight.lookups or weight.transposed:
+    if weight.gathers or weight.transposed:
         return "it quantizes matrices that a MatMul reads directly, and this one is looked up"
     return ""
 

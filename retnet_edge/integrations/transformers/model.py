@@ -20,7 +20,7 @@ from retnet_edge.integrations.transformers.config import RetNetEdgeConfig
 from retnet_edge.integrations.transformers.state import RetNetCache, features, masked_features
 from retnet_edge.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, read_weights
 from retnet_edge.model.retnet import MultiScaleRetention, RetNet
-from retnet_edge.model.rotary import turns
+from retnet_edge.model.rotary import frequencies
 from retnet_edge.tokenizer import END_OF_TEXT, load_tokenizer
 
 GENERATION_FILE = "generation_config.json"
@@ -224,13 +224,13 @@ class RetNetEdgeForCausalLM(PreTrainedModel, GenerationMixin):
             module.log_decay = gammas.log().to(module.log_decay.device)
         elif isinstance(module, RetNet):
             with torch.device("cpu"):
-                angles = turns(module.config.thetas)
-            module.turns = angles.to(module.turns.device)
+                angles = frequencies(module.config.thetas)
+            module.frequencies = angles.to(module.frequencies.device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """γ and θ stay float64 whatever dtype the weights are moved to."""
         super()._apply(fn, recurse)
-        if self.retnet.turns.dtype != torch.float64:
+        if self.retnet.frequencies.dtype != torch.float64:
             for module in self.modules():
                 self._init_weights(module)
         return self

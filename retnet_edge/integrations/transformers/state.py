@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from retnet_edge.model.retnet import CHUNKWISE, How, RetNet
+from retnet_edge.model.retnet import CHUNKWISE, RetentionMode, RetNet
 
 
 class RetNetCache:
@@ -55,8 +55,8 @@ def features(
 
     One token takes the parallel form: the chunkwise one would pad it to a whole chunk.
     """
-    how = How("parallel") if tokens.shape[1] == 1 else CHUNKWISE
-    return net.features(tokens, states, position, how, None)
+    mode = RetentionMode("parallel") if tokens.shape[1] == 1 else CHUNKWISE
+    return net.features(tokens, states, position, mode, None)
 
 
 def masked_features(

@@ -25,7 +25,7 @@ from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.session.operators import WARMUP, OperatorTime
 from retnet_edge.runtime.session.protocol import state_shape
 
-BETWEEN = "(between operators)"
+OVERHEAD = "(between operators)"
 RUN = "Method::execute"
 _WRAPPERS = ("OPERATOR_CALL", "DELEGATE_CALL")  # around an operator's own event
 _NATIVE = "native_call_"
@@ -66,7 +66,7 @@ def by_operator(events: Iterable[tuple[str, list[float]]], skip: int = 0) -> lis
             calls[operator] += len(counted)
             spent[operator] += 1e3 * sum(counted)
     found = [OperatorTime(name, calls[name], spent[name]) for name in calls]
-    return [*found, OperatorTime(BETWEEN, runs, max(0.0, total - sum(spent.values())))]
+    return [*found, OperatorTime(OVERHEAD, runs, max(0.0, total - sum(spent.values())))]
 
 
 def _events(path: Path) -> list[tuple[str, list[float]]]:

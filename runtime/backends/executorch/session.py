@@ -23,7 +23,7 @@ _Described = tuple[str | int, ...]  # dtype, dimensions
 _DTYPES = {4: "int64", 6: "float32"}  # ExecuTorch's ScalarType
 
 
-class EtSession:
+class ExecuTorchSession:
     """One sequence on ExecuTorch; see `Session` for what the methods promise.
 
     A prompt goes through prefill.pte in pieces of just the T that it was made for; the rest goes

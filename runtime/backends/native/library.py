@@ -73,7 +73,7 @@ class CModel(ctypes.Structure):
         ("head_norm_eps", ctypes.c_float),
         ("final_norm", ctypes.c_void_p),
         ("gammas", ctypes.c_void_p),
-        ("turns", ctypes.c_void_p),
+        ("frequencies", ctypes.c_void_p),
         ("embedding", CMatrix),
         ("head", CMatrix),
         ("layers", ctypes.POINTER(CLayer)),
@@ -110,7 +110,7 @@ class Engine:
     """A model that runs; `keep` is what its pointers point to."""
 
     def __init__(
-        self, model: CModel, threads: int, keep: object, *, kernels: str | None = None
+        self, model: CModel, threads: int, keepalive: object, *, kernels: str | None = None
     ) -> None:
         """`kernels`: "avx512", "avx2", "neon", "plain" (None: the best that this CPU has).
 
@@ -126,7 +126,7 @@ class Engine:
                 f"the native backend could not start {threads} threads with the kernels "
                 f"{kernels or 'of this CPU'}: this CPU lacks them, or memory or threads ran out"
             )
-        self._keep = keep
+        self._keep = keepalive
         weakref.finalize(self, _LIBRARY.retnet_free, self._handle)
         self._run = _LIBRARY.retnet_run
 

@@ -19,7 +19,7 @@ from retnet_edge.runtime.bundle.manifest import ModelSpec
 
 PLAN_FILE = "native.json"
 PLAN_VERSION = 1
-GROUP = 32
+COLUMN_ALIGN = 32
 """Columns are multiplied in groups of so many: a block is a multiple of it."""
 LARGEST_BLOCK = 256
 """The products of a longer block, of 8 by 16 bits, might not fit into 32."""
@@ -35,14 +35,14 @@ class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every record."""
 
 
-class Place(_Frozen, frozen=True):
+class FileRange(_Frozen, frozen=True):
     """`size` bytes at `offset` of the weights file."""
 
     offset: _Offset
     size: _Count
 
 
-Data = Place | bytes
+Data = FileRange | bytes
 """Where a tensor's bytes lie, or the bytes (base64 in the file)."""
 
 
@@ -105,7 +105,7 @@ def step_weight_bytes(plan: Plan) -> int:
 
 
 def _size(data: Data) -> int:
-    return data.size if isinstance(data, Place) else len(data)
+    return data.size if isinstance(data, FileRange) else len(data)
 
 
 def retnet_config(model: ModelSpec, where: str) -> RetNetConfig:
@@ -185,9 +185,9 @@ def _check_matrix(
             f"{name} is [{matrix.rows}, {matrix.inputs}]; the model says [{rows}, {inputs}]"
         )
     block = matrix.block
-    if block % GROUP or block > LARGEST_BLOCK:
+    if block % COLUMN_ALIGN or block > LARGEST_BLOCK:
         raise InputError(
-            f"{name} has blocks of {block}; the native backend takes multiples of {GROUP} up to "
+            f"{name} has blocks of {block}; the native backend takes multiples of {COLUMN_ALIGN} up to "
             f"{LARGEST_BLOCK}"
         )
     scale_bytes = 4 if matrix.scale_dtype == "float32" else 2
@@ -204,7 +204,7 @@ def _check_size(name: str, data: Data, expected: int, weights_bytes: int) -> Non
     size = _size(data)
     if size != expected:
         raise InputError(f"{name} has {size} bytes; its shape needs {expected}")
-    if isinstance(data, Place) and data.offset + size > weights_bytes:
+    if isinstance(data, FileRange) and data.offset + size > weights_bytes:
         raise InputError(
             f"{name} lies at bytes {data.offset} to {data.offset + size} of a file of "
             f"{weights_bytes}"

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from retnet_edge.config import RetNetConfig
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.backends.native.library import CLayer, CMatrix, CModel, Engine, addresses
-from retnet_edge.runtime.backends.native.plan import Data, Place, Plan, PlannedMatrix, read_plan
+from retnet_edge.runtime.backends.native.plan import Data, FileRange, Plan, PlannedMatrix, read_plan
 from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.session.heap import trim_heap
+from retnet_edge.runtime.session.malloc_trim import trim_heap
 from retnet_edge.runtime.session.protocol import (
     PREFILL_SPAN,
     State,
@@ -111,16 +111,16 @@ def load_engine(bundle: Bundle, threads: int, kernels: str | None = None) -> Eng
         raise InputError(f"{bundle.path} has no native plan with one file of weights")
     weights = _mapped(bundle.file(graph.external_data[0]))
     plan, config = read_plan(bundle, graph.file, weights.size)
-    keep: list[object] = [weights]
+    keepalive: list[object] = [weights]
 
     def address(data: Data) -> int:
-        if isinstance(data, Place):
+        if isinstance(data, FileRange):
             return weights.ctypes.data + data.offset
         own = np.frombuffer(data, dtype=np.uint8).copy()
-        keep.append(own)
+        keepalive.append(own)
         return own.ctypes.data
 
-    return Engine(_model(plan, config, address, keep), threads, keep, kernels=kernels)
+    return Engine(_model(plan, config, address, keepalive), threads, keepalive, kernels=kernels)
 
 
 def _mapped(path: Path) -> NDArray[np.uint8]:
@@ -128,7 +128,7 @@ def _mapped(path: Path) -> NDArray[np.uint8]:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
 
 
-def _model(plan: Plan, config: RetNetConfig, address: _Address, keep: list[object]) -> CModel:
+def _model(plan: Plan, config: RetNetConfig, address: _Address, keepalive: list[object]) -> CModel:
     def matrix(of: PlannedMatrix) -> CMatrix:
         zeros = None if of.zeros is None else address(of.zeros)
         halves = of.scale_dtype == "float16"
@@ -148,8 +148,8 @@ def _model(plan: Plan, config: RetNetConfig, address: _Address, keep: list[objec
         ]
     )
     gammas = np.array(config.gammas, dtype=np.float64)
-    turns = np.array(config.thetas, dtype=np.float64) / (2 * np.pi)
-    keep += [layers, gammas, turns]
+    frequencies = np.array(config.thetas, dtype=np.float64) / (2 * np.pi)
+    keepalive += [layers, gammas, frequencies]
     return CModel(
         layer_count=config.layers,
         d_model=config.d_model,
@@ -164,7 +164,7 @@ def _model(plan: Plan, config: RetNetConfig, address: _Address, keep: list[objec
         head_norm_eps=config.head_norm_eps,
         final_norm=address(plan.final_norm),
         gammas=gammas.ctypes.data,
-        turns=turns.ctypes.data,
+        frequencies=frequencies.ctypes.data,
         embedding=matrix(plan.embedding),
         head=matrix(plan.head),
         layers=ctypes.cast(layers, ctypes.POINTER(CLayer)),

@@ -8,14 +8,14 @@ from typing import Any, Literal
 import onnxruntime
 
 from retnet_edge.errors import InputError, one_line
-from retnet_edge.runtime.backends.ort.prepared import find_prepared
+from retnet_edge.runtime.backends.ort.prepacked import find_prepared
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import GraphSpec, Manifest
-from retnet_edge.runtime.session.heap import trim_heap
 from retnet_edge.runtime.session.huge_pages import huge_pages
+from retnet_edge.runtime.session.malloc_trim import trim_heap
 from retnet_edge.runtime.session.threads import checked_threads
 
-LITERAL = ("session.disable_quant_qdq", "1")
+DISABLE_QDQ_FUSION = ("session.disable_quant_qdq", "1")
 """Run QuantizeLinear and DequantizeLinear as they are written. ONNX Runtime would join a MatMul and
 its 8-bit weights to an operator that rounds the activations to int8, whatever they were."""
 _FATAL = 4  # every error is also raised, and the caller says it in a sentence
@@ -37,12 +37,12 @@ def main_graph(bundle: Bundle) -> tuple[Literal["step", "prefill"], GraphSpec]:
     return "step", step
 
 
-def has_wide_activations(manifest: Manifest) -> bool:
+def has_int16_activations(manifest: Manifest) -> bool:
     """True where a matrix has activations of 16 bits."""
     return any(t.scheme.startswith("int8-qdq16") for t in manifest.quantization.tensors)
 
 
-def rows_share_scales(manifest: Manifest) -> bool:
+def batch_shares_scales(manifest: Manifest) -> bool:
     """True where activations get one scale a call: sequences in one would change each other."""
     return any(t.scheme.startswith("int8-dynamic") for t in manifest.quantization.tensors)
 
@@ -73,8 +73,8 @@ def load_graph(
     options.inter_op_num_threads = 1
     # Threads that spin between two nodes take the cores of everything else on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if has_wide_activations(bundle.manifest):
-        options.add_session_config_entry(*LITERAL)
+    if has_int16_activations(bundle.manifest):
+        options.add_session_config_entry(*DISABLE_QDQ_FUSION)
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
@@ -103,7 +103,7 @@ def load_graph(
     return session
 
 
-def run_bound(session: Any, binding: Any, path: Path, options: Any = None) -> None:
+def run_with_binding(session: Any, binding: Any, path: Path, options: Any = None) -> None:
     """Run with a binding. Raises InputError where the graph fails on what the manifest promised."""
     try:
         session.run_with_iobinding(binding, options)
@@ -111,7 +111,7 @@ def run_bound(session: Any, binding: Any, path: Path, options: Any = None) -> No
         raise InputError(f"{path}: the graph failed while running: {one_line(error)}") from error
 
 
-def shrinking() -> Any:
+def arena_shrinkage() -> Any:
     """Options of a run after which ONNX Runtime's arena gives back what the run needed."""
     options = onnxruntime.RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")

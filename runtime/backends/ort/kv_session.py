@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from retnet_edge.runtime.backends.ort.graph import load_graph, run_bound
+from retnet_edge.runtime.backends.ort.graph import load_graph, run_with_binding
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import StateSpec
 from retnet_edge.runtime.session.protocol import (
@@ -97,7 +97,7 @@ class KvSession:
         for spec, state in zip(self._specs, self._states, strict=True):
             binding.bind_ortvalue_input(spec.input, state)
             binding.bind_output(spec.output)
-        run_bound(graph, binding, self._bundle.path)
+        run_with_binding(graph, binding, self._bundle.path)
         self._states = binding.get_outputs()[1:]
         # bound inputs would keep the cache before this one alive
         binding.clear_binding_inputs()

@@ -26,7 +26,7 @@ _RECORD_VERSION = 1
 _MAPPED_BYTES = 32 << 20  # at a time: what is mapped counts as resident
 
 
-class Key(msgspec.Struct, frozen=True):
+class PrepackKey(msgspec.Struct, frozen=True):
     """What packed weights are right for."""
 
     version: int
@@ -36,10 +36,10 @@ class Key(msgspec.Struct, frozen=True):
     onnxruntime: str
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PrepackRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The folder's `prepared.json`: what its files are right for, and their sizes and hashes."""
 
-    key: Key
+    key: PrepackKey
     files: dict[str, FileEntry]
 
 
@@ -56,10 +56,10 @@ def find_prepared(bundle: Bundle, graph: str) -> Path | None:
     """
     folder = prepared_folder(bundle)
     try:
-        record = msgspec.json.decode((folder / RECORD_FILE).read_bytes(), type=Record)
+        record = msgspec.json.decode((folder / RECORD_FILE).read_bytes(), type=PrepackRecord)
     except (OSError, msgspec.DecodeError):
         return None
-    if record.key != key_of(bundle, graph) or record.files.keys() != {GRAPH_FILE, PACKED_FILE}:
+    if record.key != prepack_key(bundle, graph) or record.files.keys() != {GRAPH_FILE, PACKED_FILE}:
         return None
     for name, entry in record.files.items():
         path = regular_file(folder, name, folder)
@@ -71,7 +71,7 @@ def find_prepared(bundle: Bundle, graph: str) -> Path | None:
     return folder / GRAPH_FILE
 
 
-def key_of(bundle: Bundle, graph: str) -> Key:
+def prepack_key(bundle: Bundle, graph: str) -> PrepackKey:
     """The CPU by its name and flags: packing follows the instructions that it has."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -79,7 +79,7 @@ def key_of(bundle: Bundle, graph: str) -> Key:
         lines = []
     flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
     cpu = f"{platform.machine()} {processor()} {flags}"
-    return Key(
+    return PrepackKey(
         _RECORD_VERSION,
         bundle.fingerprint,
         graph,

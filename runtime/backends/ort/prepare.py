@@ -19,12 +19,12 @@ import onnxruntime
 from retnet_edge.errors import DISK_FULL, InputError, is_disk_full, one_line
 from retnet_edge.files import file_entry
 from retnet_edge.runtime.backends.ort.graph import main_graph
-from retnet_edge.runtime.backends.ort.prepared import (
+from retnet_edge.runtime.backends.ort.prepacked import (
     GRAPH_FILE,
     PACKED_FILE,
     RECORD_FILE,
-    Record,
-    key_of,
+    PrepackRecord,
+    prepack_key,
     prepared_folder,
 )
 from retnet_edge.runtime.bundle.bundle import Bundle
@@ -48,7 +48,7 @@ def prepare(bundle: str | Path, *, say: Callable[[str], None] = print) -> Path:
         say(f"packing {graph.file} for {processor()}")
         _pack(opened.file(graph.file), staging)
         files = {name: file_entry(staging / name) for name in (GRAPH_FILE, PACKED_FILE)}
-        record = msgspec.json.encode(Record(key_of(opened, graph.file), files))
+        record = msgspec.json.encode(PrepackRecord(prepack_key(opened, graph.file), files))
         (staging / RECORD_FILE).write_bytes(record)
         for name in (*files, RECORD_FILE):
             _sync_and_forget(staging / name)

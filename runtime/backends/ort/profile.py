@@ -17,7 +17,7 @@ from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.session.operators import WARMUP, OperatorTime
 from retnet_edge.runtime.session.protocol import state_shape
 
-BETWEEN = "(between operators)"
+OVERHEAD = "(between operators)"
 
 
 def profile_steps(bundle: Bundle, *, steps: int, threads: int | None) -> list[OperatorTime]:
@@ -60,4 +60,4 @@ def by_operator(trace: Iterable[dict[str, Any]], skip: int = 0) -> list[Operator
             spent[name] += event["dur"]
     between = sum(run["dur"] for run in counted) - sum(spent.values())
     found = [OperatorTime(name, calls[name], spent[name]) for name in calls]
-    return [*found, OperatorTime(BETWEEN, len(counted), max(0.0, between))]
+    return [*found, OperatorTime(OVERHEAD, len(counted), max(0.0, between))]

@@ -16,10 +16,15 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from retnet_edge.runtime.backends.ort.graph import load_graph, main_graph, run_bound, shrinking
+from retnet_edge.runtime.backends.ort.graph import (
+    arena_shrinkage,
+    load_graph,
+    main_graph,
+    run_with_binding,
+)
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import StateSpec
-from retnet_edge.runtime.session.heap import trim_heap
+from retnet_edge.runtime.session.malloc_trim import trim_heap
 from retnet_edge.runtime.session.protocol import (
     PREFILL_SPAN,
     State,
@@ -60,7 +65,7 @@ class OrtSession:
             binding.bind_ortvalue_input("tokens", _value(self._token))
         self._prefill: tuple[Any, _Bindings] | None = None
         # What a prompt needs beside its states is not held while steps follow.
-        self._shrinking = shrinking()
+        self._shrinking = arena_shrinkage()
 
     @property
     def position(self) -> int:
@@ -121,7 +126,7 @@ class OrtSession:
         self._position[0] = position
 
     def _run(self, graph: Any, bindings: _Bindings, tokens: int, options: Any = None) -> None:
-        run_bound(graph, bindings[self._past], self._bundle.path, options)
+        run_with_binding(graph, bindings[self._past], self._bundle.path, options)
         self._past = self._next(self._past)
         self._position[0] += tokens
 

@@ -16,7 +16,7 @@ from micro_checkpoint import VOCABULARY, Exported, exported_once
 
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipes.recipe import Recipe, Rule
-from retnet_edge.quantize.recipes.schemes import BlockInt4, BlockInt8, InBlocks, Scheme
+from retnet_edge.quantize.recipes.schemes import BlockInt, BlockInt4, BlockInt8, Scheme
 from retnet_edge.runtime.backends.native.library import native_available
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Tolerance
@@ -40,7 +40,7 @@ def mixed(name: str, scheme: Scheme) -> Recipe:
     return Recipe(name, rules, LOOSE)
 
 
-SCHEMES: dict[str, InBlocks] = {
+SCHEMES: dict[str, BlockInt] = {
     "8 by 32": BlockInt8(block=32),
     "8 by 256": BlockInt8(block=256),
     "8 asymmetric": BlockInt8(block=32, symmetric=False),

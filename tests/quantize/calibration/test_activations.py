@@ -20,7 +20,7 @@ from retnet_edge.errors import InputError
 from retnet_edge.model.retnet import RetNet
 from retnet_edge.quantize.calibration import instrumented as exposed
 from retnet_edge.quantize.calibration.activations import TOKENS, input_rms
-from retnet_edge.quantize.calibration.instrumented import ExposedStep
+from retnet_edge.quantize.calibration.instrumented import InstrumentedGraph
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipes.recipe import Recipe, Rule
@@ -140,7 +140,7 @@ def test_nothing_wanted_needs_no_session(
     def build(*args: Any) -> Any:
         raise AssertionError("a session was built")
 
-    monkeypatch.setattr(exposed, "ExposedStep", build)
+    monkeypatch.setattr(exposed, "InstrumentedGraph", build)
     assert input_rms(bundle, lambda weight: False) == {}
     if variant == "untied":
         assert input_rms(bundle, lambda weight: weight == "embedding.weight") == {}
@@ -178,7 +178,7 @@ def test_an_exposed_step_is_the_step(variant: str, exported: Variant) -> None:
     bundle = Bundle.open(exported(variant).bundle)
     model = ir.load(bundle.file(bundle.manifest.graph("step").file))
     inner = [node.outputs[0] for node in model.graph if node.op_type == "MatMul"][:2]
-    step = ExposedStep(bundle, model, [*inner, inner[0], model.graph.outputs[0]])
+    step = InstrumentedGraph(bundle, model, [*inner, inner[0], model.graph.outputs[0]])
     states = step.zero_states()
     tokens = np.random.default_rng(1).integers(0, 384, 12)
     session = open_session(bundle, threads=1)
@@ -245,7 +245,7 @@ def test_the_baseline_is_quantized_by_the_built_in_recipes(
 def test_a_weight_that_no_rule_matches_is_refused_before_the_sampling(
     exported: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exposed, "ExposedStep", None)
+    monkeypatch.setattr(exposed, "InstrumentedGraph", None)
     partial = Recipe("partial", (Rule("*.out.weight", BlockInt8(tail=2.0)),), TOLERANCE)
     with pytest.raises(InputError, match=r"recipe partial: no rule matches the weight"):
         quantize(exported("untied").bundle, tmp_path / "q.edge", recipe=partial)

@@ -13,7 +13,7 @@ from retnet_edge.data.contexts import CONTEXTS
 from retnet_edge.errors import InputError
 from retnet_edge.model.checkpoint import load_checkpoint
 from retnet_edge.model.retnet import RetNet
-from retnet_edge.quantize.executorch.calibration import CHUNK, calibration_text, observe
+from retnet_edge.quantize.executorch.calibration import CHUNK, calibration_text, collect_statistics
 
 WANTED = {"blocks.1.retention.qkvg": "blocks.1.retention_norm", "blocks.1.ffn.out": ""}
 """What is asked for, and the module whose output is its input, where the model skips the map."""
@@ -25,7 +25,7 @@ def test_chunks_see_what_the_recurrent_form_sees(tmp_path: Path) -> None:
     assert isinstance(model, RetNet)
     ids = torch.from_numpy(random_tokens(1, 5 * CHUNK))
     contexts = [torch.cat((ids, ids[:, :3]), 1), ids[:, :CHUNK]]  # three tokens are left over
-    seen = observe(model, contexts, wanted=WANTED, grams={"blocks.1.ffn.out"})
+    seen = collect_statistics(model, contexts, wanted=WANTED, grams={"blocks.1.ffn.out"})
     assert seen.keys() == WANTED.keys()
     assert seen["blocks.1.retention.qkvg"].gram is None
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retnet_edge.quantize.numerics.gptq import gptq_blocks
-from retnet_edge.quantize.numerics.rounding import middle, pack, round_blocks, unpack
+from retnet_edge.quantize.numerics.rounding import pack, round_blocks, symmetric_zero_point, unpack
 
 EACH = pytest.mark.parametrize(
     ("bits", "symmetric"), [(4, True), (4, False), (6, True), (6, False), (8, True), (8, False)]
@@ -43,7 +43,7 @@ def test_weights_that_have_codes_keep_them(bits: int, symmetric: bool) -> None:
     """Codes that use the whole range come back exactly, whatever the inputs were."""
     codes = RNG.integers(0, 2**bits, size=(5, 64))
     codes[:, ::32], codes[:, 1::32] = 0, 2**bits - 1
-    zero = middle(bits) if symmetric else 5
+    zero = symmetric_zero_point(bits) if symmetric else 5
     weight = ((codes - zero) * 0.25).astype(np.float32)
     x = correlated(64)
     found = gptq_blocks(weight, x.T @ x, 32, bits, symmetric=symmetric)

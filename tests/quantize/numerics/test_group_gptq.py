@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from retnet_edge.quantize.numerics.group_gptq import HIGH, LOW, quantize_groups, search_scales
+from retnet_edge.quantize.numerics.group_gptq import QMAX, QMIN, quantize_groups, search_scales
 
 GROUP = 32
 
@@ -24,7 +24,7 @@ def nearest(weight: Tensor, gram: Tensor) -> Tensor:
     """The same search of scales with plain rounding."""
     scales = search_scales(weight.double(), gram.diagonal().double(), GROUP)
     steps = scales.repeat_interleave(GROUP, 1)
-    return (weight / steps).round().clamp(LOW, HIGH) * steps
+    return (weight / steps).round().clamp(QMIN, QMAX) * steps
 
 
 def error(weight: Tensor, other: Tensor, inputs: Tensor) -> float:
@@ -39,8 +39,8 @@ def test_the_output_changes_less_than_with_plain_rounding(out: int, width: int) 
     seen, unseen = inputs[:1000], inputs[1000:]
     integers, scales = quantize_groups(weight, seen.T @ seen, GROUP)
     assert integers.dtype == torch.int8
-    assert int(integers.min()) >= LOW
-    assert int(integers.max()) <= HIGH
+    assert int(integers.min()) >= QMIN
+    assert int(integers.max()) <= QMAX
     assert scales.shape == (out, width // GROUP)
     assert (scales > 0).all()
     assert torch.equal(scales, scales.to(torch.bfloat16).float())

@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retnet_edge.quantize.numerics.ranges import Method, find_range, rounded, scale_and_zero
+from retnet_edge.quantize.numerics.ranges import (
+    Method,
+    find_range,
+    quantize_dequantize,
+    scale_and_zero,
+)
 
 RNG = np.random.default_rng(0)
 NORMAL = RNG.standard_normal(100_000).astype(np.float32)
@@ -19,7 +24,7 @@ def seen(values: np.ndarray) -> tuple[float, float]:
 
 def error(values: np.ndarray, method: Method) -> float:
     limits = find_range(values, seen(values), method, 8)
-    return float(np.square(values - rounded(values, limits, 8)).mean())
+    return float(np.square(values - quantize_dequantize(values, limits, 8)).mean())
 
 
 def test_min_max_is_all_that_was_seen_and_not_only_the_sample() -> None:
@@ -50,7 +55,7 @@ def test_zero_has_a_code_of_its_own(method: Method, sign: int) -> None:
     values = sign * (np.abs(NORMAL) + np.float32(1))
     limits = find_range(values, seen(values), method, 8)
     assert limits[0] <= 0.0 <= limits[1]
-    assert rounded(np.zeros(1), limits, 8)[0] == 0.0
+    assert quantize_dequantize(np.zeros(1), limits, 8)[0] == 0.0
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -66,4 +71,4 @@ def test_a_value_inside_moves_by_half_a_code_at_most(bits: int) -> None:
     limits = seen(NORMAL)
     scale, zero = scale_and_zero(limits, bits)
     assert 0 <= zero < 2**bits
-    assert np.abs(NORMAL - rounded(NORMAL, limits, bits)).max() <= 0.51 * scale
+    assert np.abs(NORMAL - quantize_dequantize(NORMAL, limits, bits)).max() <= 0.51 * scale

@@ -10,8 +10,8 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from retnet_edge.quantize.numerics.rounding import (
-    HALF_SCALES,
-    LEVELS,
+    FLOAT16_SCALE_RANGE,
+    INT8_MAX,
     ZERO_POINT,
     dequantize,
     quantize_blocks,
@@ -59,10 +59,10 @@ def test_the_scale_is_the_largest_magnitude_over_127(weight: Floats, block: int)
     assert scales.shape == (outputs, count)
     for b in range(count):
         largest = np.abs(weight[:, b * block : (b + 1) * block]).max(axis=1)
-        wanted = np.where(largest > 0, largest / np.float32(LEVELS), 1)
+        wanted = np.where(largest > 0, largest / np.float32(INT8_MAX), 1)
         np.testing.assert_allclose(scales[:, b], wanted, rtol=1e-6)
         extremes = np.abs(codes[:, b].astype(int) - ZERO_POINT).max(axis=1)
-        assert (extremes == np.where(largest > 0, LEVELS, 0)).all()
+        assert (extremes == np.where(largest > 0, INT8_MAX, 0)).all()
 
 
 @given(matrices, blocks)
@@ -72,7 +72,7 @@ def test_codes_are_symmetric(weight: Floats, block: int) -> None:
     opposite, same = quantize_blocks(-weight, block)
     assert (same == scales).all()
     assert (opposite.astype(int) - ZERO_POINT == ZERO_POINT - codes.astype(int)).all()
-    assert codes.min() >= ZERO_POINT - LEVELS
+    assert codes.min() >= ZERO_POINT - INT8_MAX
 
 
 @given(matrices, st.integers(-20, 20))
@@ -98,7 +98,7 @@ def test_rows_of_zeros_come_back_as_zeros() -> None:
     for found, scales in (by_block(weight, 16), by_block(weight, 128)):
         assert (found[[0, 2]] == 0).all()
         assert (scales[[0, 2]] == 1).all()
-        assert np.abs(found[1] - weight[1]).max() <= 0.5 / LEVELS
+        assert np.abs(found[1] - weight[1]).max() <= 0.5 / INT8_MAX
 
 
 @pytest.mark.parametrize(("columns", "count"), [(127, 1), (128, 1), (129, 2), (300, 3)])
@@ -131,13 +131,13 @@ def test_scales_below_8_bits_are_those_of_float16(
 ) -> None:
     """Of weights of any size: none is 0 or infinite, and 6 bits' survive a factor of 4."""
     found = round_blocks(matrix, block, bits, symmetric=symmetric).scales
-    least, most = HALF_SCALES
+    least, most = FLOAT16_SCALE_RANGE
     assert ((found >= least) & (found <= most)).all()
     for factor in (1, 4):
         np.testing.assert_array_equal((factor * found).astype(np.float16), factor * found)
 
 
-@given(st.floats(2.0**-14, HALF_SCALES[1]))
+@given(st.floats(2.0**-14, FLOAT16_SCALE_RANGE[1]))
 def test_a_stored_scale_is_the_nearest(scale: float) -> None:
     (half,) = stored_scales(np.array([scale]), 4)
     assert abs(half - scale) <= scale * 2.0**-11

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 
 from retnet_edge.quantize.numerics.fake_quantized import block_int8_product, dynamic_int8_product
 from retnet_edge.quantize.numerics.rounding import dequantize, quantize_blocks, quantize_channels
-from retnet_edge.quantize.passes.outliers import split_tail
+from retnet_edge.quantize.passes.outliers import split_outliers
 from retnet_edge.quantize.quantize import apply_recipe
 from retnet_edge.quantize.recipes.schemes import BlockInt8, DynamicInt8, Scheme
 
@@ -73,7 +73,7 @@ def test_body_and_tail_add_up(threshold: float) -> None:
     """Each has the sign of x, no body lies beyond the threshold, no tail where x is within."""
     model = graph([], {}, {"x": (TensorProto.FLOAT, ["n"])}, {"body": ["n"], "tail": ["n"]})
     identities = {node.outputs[0].name: node for node in model.graph}
-    parts = split_tail(model, model.graph.inputs[0], "a.weight", threshold)
+    parts = split_outliers(model, model.graph.inputs[0], "a.weight", threshold)
     model.graph.insert_before(identities["body"], parts)
     for name, part in zip(("body", "tail"), parts, strict=True):
         identities[name].replace_input_with(0, part.outputs[0])

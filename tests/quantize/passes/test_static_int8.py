@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from retnet_edge.errors import InputError
-from retnet_edge.quantize.calibration.statistics import Inputs
+from retnet_edge.quantize.calibration.statistics import ActivationStatistics
 from retnet_edge.quantize.numerics.fake_quantized import static_int8_product
 from retnet_edge.quantize.numerics.rounding import quantize_channels
-from retnet_edge.quantize.passes.smoothing import smoothing
+from retnet_edge.quantize.passes.smoothing import smoothquant_scales
 from retnet_edge.quantize.quantize import apply_recipe
 from retnet_edge.quantize.recipes.schemes import DynamicInt8, Scheme, StaticInt8Qdq
-from retnet_edge.runtime.backends.ort.graph import LITERAL
+from retnet_edge.runtime.backends.ort.graph import DISABLE_QDQ_FUSION
 
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((1, 50, 20)).astype(np.float32)
@@ -29,9 +29,9 @@ WEIGHT = matrix(20, 30)  # [in, out]
 EXACT = X.astype(np.float64) @ WEIGHT
 
 
-def inputs(x: NDArray[np.float32]) -> Inputs:
+def inputs(x: NDArray[np.float32]) -> ActivationStatistics:
     rows = x.reshape(-1, x.shape[-1])
-    return Inputs((float(x.min()), float(x.max())), np.abs(rows).max(axis=0), rows)
+    return ActivationStatistics((float(x.min()), float(x.max())), np.abs(rows).max(axis=0), rows)
 
 
 def one_product() -> ir.Model:
@@ -47,7 +47,9 @@ def quantized(scheme: Scheme, x: NDArray[np.float32] = X) -> tuple[ir.Model, NDA
     )
     assert applied.scheme == scheme.name
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry(*LITERAL)  # or 16-bit activations would become 8-bit ones
+    options.add_session_config_entry(
+        *DISABLE_QDQ_FUSION
+    )  # or 16-bit activations would become 8-bit ones
     proto = ir.to_proto(model).SerializeToString()
     (y,) = onnxruntime.InferenceSession(proto, options).run(None, {"x": X})
     return model, y
@@ -102,7 +104,7 @@ def test_values_outside_the_range_are_clipped() -> None:
 
 
 def test_smoothing_is_exact_but_for_rounding() -> None:
-    s = smoothing(np.abs(X).reshape(-1, 20).max(axis=0), WEIGHT.T, 0.5)
+    s = smoothquant_scales(np.abs(X).reshape(-1, 20).max(axis=0), WEIGHT.T, 0.5)
     np.testing.assert_allclose((X / s) @ (WEIGHT.T * s).T, EXACT, rtol=1e-3, atol=1e-3)
     assert s[7] == s.max()
 
@@ -110,7 +112,7 @@ def test_smoothing_is_exact_but_for_rounding() -> None:
 def test_channels_of_zeros_are_not_smoothed() -> None:
     largest = np.array([0.0, 2.0, 2.0], dtype=np.float32)
     weight = np.array([[1.0, 0.0, 8.0]], dtype=np.float32)
-    np.testing.assert_allclose(smoothing(largest, weight, 0.5), [1.0, 1.0, 0.5])
+    np.testing.assert_allclose(smoothquant_scales(largest, weight, 0.5), [1.0, 1.0, 0.5])
 
 
 @pytest.mark.parametrize("scheme", [StaticInt8Qdq(smooth=0.5), DynamicInt8(smooth=0.5)])
@@ -124,7 +126,7 @@ def test_what_is_looked_up_in_cannot_be_smoothed(scheme: Scheme) -> None:
 
 def test_extremes_of_smoothed_inputs_hold_all_values() -> None:
     seen = inputs(X)
-    s = smoothing(seen.largest, WEIGHT.T, 0.5)
+    s = smoothquant_scales(seen.largest, WEIGHT.T, 0.5)
     low, high = seen.divided(s).range
     assert low <= float((X / s).min())
     assert high >= float((X / s).max())

@@ -8,9 +8,9 @@ import pytest
 
 from retnet_edge.errors import InputError
 from retnet_edge.quantize.recipes.built_in import RECIPES
-from retnet_edge.quantize.recipes.file import named_recipe, read_recipe, recipe_toml
 from retnet_edge.quantize.recipes.recipe import Recipe
 from retnet_edge.quantize.recipes.schemes import BlockInt4
+from retnet_edge.quantize.recipes.toml_file import named_recipe, read_recipe, recipe_toml
 
 BUILT_IN = [recipe for recipes in RECIPES.values() for recipe in recipes]
 HEAD = 'name = "r"\n[tolerance]\nperplexity_ratio = 1.01\nmean_kl = 0.01\ntop1_agreement = 0.9\n'

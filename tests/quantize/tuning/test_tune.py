@@ -17,10 +17,10 @@ from retnet_edge.errors import CheckFailed, InputError
 from retnet_edge.model.checkpoint import load_checkpoint
 from retnet_edge.quantize.graphs.block_tensors import read_blocks
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
-from retnet_edge.quantize.numerics.rounding import Blocks, round_blocks
+from retnet_edge.quantize.numerics.rounding import BlockQuantized, round_blocks
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.quantize.tuning.tune import TuneOptions, divergence, share_of_rate, tune
-from retnet_edge.quantize.tuning.tuned_blocks import TunedBlocks
+from retnet_edge.quantize.tuning.trainable_blocks import TrainableBlocks
+from retnet_edge.quantize.tuning.tune import TuneOptions, kl_divergence, lr_factor, tune
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.parity.replay import run_steps
@@ -59,7 +59,7 @@ def tuned(
     return tune(int4, out, checkpoint=exported.checkpoint, data=[text], options=OPTIONS, say=silent)
 
 
-def blocks_in(bundle: Path, kind: str = "step") -> dict[str, Blocks]:
+def blocks_in(bundle: Path, kind: str = "step") -> dict[str, BlockQuantized]:
     return read_blocks(ir.load(bundle / f"{kind}.onnx"))
 
 
@@ -74,7 +74,7 @@ def kl_of(exported: Exported, bundle: Path) -> float:
     }
     tokens = torch.tensor([source.tokenizer.encode(TEXT).ids[:200]])
     with torch.no_grad():
-        return float(divergence(model, weights, tokens))
+        return float(kl_divergence(model, weights, tokens))
 
 
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (4, False), (6, True), (8, True)])
@@ -85,8 +85,8 @@ def test_it_starts_as_the_bundle_is(bits: int, symmetric: bool, inputs: int) -> 
     blocks = round_blocks(weight, 32, bits, symmetric=symmetric)
     codes = blocks.codes.copy()
     codes[3, 0, 5] = min(codes[3, 0, 5] + 2, 2**bits - 1)
-    blocks = Blocks(codes, blocks.scales, blocks.zeros, bits)
-    matrix = TunedBlocks(blocks, torch.from_numpy(weight))
+    blocks = BlockQuantized(codes, blocks.scales, blocks.zeros, bits)
+    matrix = TrainableBlocks(blocks, torch.from_numpy(weight))
     found = matrix.blocks()
     np.testing.assert_array_equal(found.codes, blocks.codes)
     np.testing.assert_array_equal(found.scales, blocks.scales)
@@ -97,7 +97,7 @@ def test_it_starts_as_the_bundle_is(bits: int, symmetric: bool, inputs: int) -> 
 
 def test_what_the_graph_stores_is_what_was_trained() -> None:
     weight = torch.randn(24, 52, generator=torch.Generator().manual_seed(2))
-    matrix = TunedBlocks(round_blocks(weight.numpy(), 32, 4, symmetric=False), weight)
+    matrix = TrainableBlocks(round_blocks(weight.numpy(), 32, 4, symmetric=False), weight)
     before = matrix.blocks()
     with torch.no_grad():
         matrix.latent.add_(torch.randn(matrix.latent.shape))
@@ -111,7 +111,7 @@ def test_what_the_graph_stores_is_what_was_trained() -> None:
 
 def test_scales_of_8_bits_are_not_rounded() -> None:
     weight = torch.randn(24, 52, generator=torch.Generator().manual_seed(2))
-    matrix = TunedBlocks(round_blocks(weight.numpy(), 32, 8, symmetric=True), weight)
+    matrix = TrainableBlocks(round_blocks(weight.numpy(), 32, 8, symmetric=True), weight)
     before = matrix.blocks()
     with torch.no_grad():
         matrix.log_scale.add_(0.1)
@@ -120,7 +120,7 @@ def test_scales_of_8_bits_are_not_rounded() -> None:
 
 def test_gradients_reach_codes_and_scales() -> None:
     weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(3))
-    matrix = TunedBlocks(round_blocks(weight.numpy(), 32, 4, symmetric=True), weight)
+    matrix = TrainableBlocks(round_blocks(weight.numpy(), 32, 4, symmetric=True), weight)
     (matrix() * torch.ones(8, 32)).sum().backward()
     assert matrix.latent.grad is not None
     assert matrix.log_scale.grad is not None
@@ -219,12 +219,12 @@ def test_what_cannot_be_tuned_is_refused(
 
 
 def test_the_rate_rises_and_falls() -> None:
-    rates = [share_of_rate(step, 100) for step in range(100)]
+    rates = [lr_factor(step, 100) for step in range(100)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[5] == 1.0
     assert all(a > b for a, b in itertools.pairwise(rates[5:]))
     assert rates[-1] < 1e-3
-    assert share_of_rate(0, 1) == 1.0
+    assert lr_factor(0, 1) == 1.0
 
 
 def test_the_command(

@@ -242,7 +242,7 @@ def status_of(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
         raise error
 
     monkeypatch.setattr(sys.modules[__name__], "failing", failing, raising=False)
-    monkeypatch.setitem(cli.COMMANDS, "failing", cli.Entry(f"{__name__}:failing", "Fails."))
+    monkeypatch.setitem(cli.COMMANDS, "failing", cli.LazyCommand(f"{__name__}:failing", "Fails."))
     previous = signal.getsignal(signal.SIGTERM)
     try:
         return cli.main(["failing"])

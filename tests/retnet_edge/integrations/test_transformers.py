@@ -138,8 +138,8 @@ def test_the_dtype_is_that_of_the_computation(tmp_path: Path) -> None:
         AutoModelForCausalLM.from_pretrained(path).to(torch.bfloat16),
     ):
         assert model.dtype == torch.bfloat16
-        assert model.retnet.turns.dtype == torch.float64
-        assert torch.equal(model.retnet.turns, RetNet(BASE).turns)
+        assert model.retnet.frequencies.dtype == torch.float64
+        assert torch.equal(model.retnet.frequencies, RetNet(BASE).frequencies)
         decays = [b for name, b in model.retnet.named_buffers() if name.endswith("log_decay")]
         assert len(decays) == 2
         for decay in decays:

@@ -94,7 +94,7 @@ def test_half_precision_weights_load_as_float32(
         assert parameter.dtype == torch.float32
         assert torch.equal(parameter, stored[name].float())
     # γ and θ are in the configuration, not among the weights, and stay float64
-    assert model.turns.dtype == torch.float64
+    assert model.frequencies.dtype == torch.float64
     full = write(tmp_path / "full", CONFIG, bpe)
     assert (path / WEIGHTS_FILE).stat().st_size < 0.6 * (full / WEIGHTS_FILE).stat().st_size
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retnet_edge.config import RetNetConfig, retnet_config, transformer_like
 from retnet_edge.model.checkpoint import build_model
-from retnet_edge.model.retnet import Form, How, RetNet, document_ids
+from retnet_edge.model.retnet import Form, RetentionMode, RetNet, document_ids
 from retnet_edge.model.transformer import Transformer
 
 END = 7
@@ -36,14 +36,14 @@ def packed() -> tuple[Tensor, list[tuple[int, int]]]:
 
 @pytest.mark.parametrize("rule", ["constant", "z_n"])
 @pytest.mark.parametrize(
-    "how", [("parallel", 1), ("recurrent", 1), *(("chunkwise", c) for c in (1, 4, 7, 64))]
+    "mode", [("parallel", 1), ("recurrent", 1), *(("chunkwise", c) for c in (1, 4, 7, 64))]
 )
 @pytest.mark.parametrize("cut", [0, 3, 17, 18])
-def test_a_retnet_sees_each_document_alone(rule: str, how: tuple[Form, int], cut: int) -> None:
+def test_a_retnet_sees_each_document_alone(rule: str, mode: tuple[Form, int], cut: int) -> None:
     """Also when the call begins inside a document, with its state and position (cut > 0)."""
     torch.manual_seed(0)
     model = RetNet(config(rule)).double()
-    form, chunk = how
+    form, chunk = mode
     tokens, spans = packed()
     states, position = None, None
     if cut:
@@ -91,7 +91,7 @@ def test_the_loss_is_that_of_the_documents_apart(architecture: str) -> None:
     model = build_model(made).double()
     assert isinstance(model, (RetNet, Transformer))
     tokens, spans = packed()
-    found = model.loss(tokens, how=How("chunkwise", 4), document_end=END)
+    found = model.loss(tokens, mode=RetentionMode("chunkwise", 4), document_end=END)
     nats = 0.0
     for first, stop in spans:
         logits, _ = model(tokens[:, first:stop])

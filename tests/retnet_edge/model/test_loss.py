@@ -16,7 +16,7 @@ def test_against_whole_logits(
     at_once: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Groups of 1, 1, 3 and all 7 rows; the loss is scaled, as by a mean over ranks."""
-    monkeypatch.setattr(loss_module, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(loss_module, "MAX_LOGITS", at_once)
     g = torch.Generator().manual_seed(0)
     x = torch.randn(7, 5, generator=g, dtype=dtype, requires_grad=True)
     weight = torch.randn(50, 5, generator=g, dtype=dtype, requires_grad=True)
@@ -40,7 +40,7 @@ def test_against_whole_logits(
 
 def test_gradients_of_a_bfloat16_weight_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Summed over the 200 groups in bfloat16 itself they would be off by 0.01."""
-    monkeypatch.setattr(loss_module, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(loss_module, "MAX_LOGITS", 1)
     g = torch.Generator().manual_seed(2)
     x = torch.randn(200, 16, generator=g).bfloat16()
     weight = torch.randn(90, 16, generator=g).bfloat16().requires_grad_()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from retnet_edge.model.retention import retention_chunkwise, retention_recurrent
-from retnet_edge.model.retention_scaled import decay_factors, folds, retention_scaled
+from retnet_edge.model.retention_folded import can_fold, decay_factors, retention_folded
 from retnet_edge.model.state_scan import scan
 
 GAMMAS = (0.9, 1.0 - 1.0 / 512.0, 1.0)
@@ -18,11 +18,11 @@ FLOAT64 = 1e-10
 def scaled(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """`retention_scaled` called as the other forms are: q, k [B, H, T, K], v [B, H, T, V]."""
+    """`retention_folded` called as the other forms are: q, k [B, H, T, K], v [B, H, T, V]."""
     factors = decay_factors(log_decay, q.shape[2], chunk, SCALE)[..., None].to(v.dtype)
     qk = torch.stack((q, k)).transpose(1, 2) * factors.permute(1, 2, 0, 3)[:, :, None]
     values = v.transpose(0, 1).contiguous()
-    out, state = retention_scaled(qk.contiguous(), values, log_decay, state, chunk)
+    out, state = retention_folded(qk.contiguous(), values, log_decay, state, chunk)
     return out.transpose(0, 1), state
 
 
@@ -106,9 +106,9 @@ def test_float32_over_many_chunks(tokens: int) -> None:
 
 
 def test_decays_that_would_overflow_are_not_folded() -> None:
-    assert folds(-torch.tensor(1 - 2.0**-5).log().item(), 1024)
-    assert not folds(-torch.tensor(0.5).log().item(), 64)
-    assert folds(0.0, 10**9)
+    assert can_fold(-torch.tensor(1 - 2.0**-5).log().item(), 1024)
+    assert not can_fold(-torch.tensor(0.5).log().item(), 64)
+    assert can_fold(0.0, 10**9)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -21,7 +21,7 @@ from retnet_edge.config import (
     transformer_like,
 )
 from retnet_edge.model.checkpoint import build_model
-from retnet_edge.model.retnet import Form, RetNet, position_sum, to_float64
+from retnet_edge.model.retnet import Form, RetNet, decay_sum, to_float64
 from retnet_edge.model.transformer import Transformer
 from retnet_edge.presets import PRESETS, preset
 
@@ -223,10 +223,10 @@ def test_position_sum_is_the_sum_of_decays(gamma: float, position: int) -> None:
     if position < 10:
         direct = [math.fsum(gamma**i for i in range(m)) for m in n]
         assert np.allclose(wanted, direct, rtol=1e-9)
-    found = position_sum(log_decay, torch.tensor(n)[None])
+    found = decay_sum(log_decay, torch.tensor(n)[None])
     assert found.shape == (1, 1, 3)
     assert np.allclose(found[0, 0].numpy(), wanted, rtol=1e-9)
-    single = position_sum(log_decay.float(), torch.tensor(n)[None])
+    single = decay_sum(log_decay.float(), torch.tensor(n)[None])
     assert single.dtype == torch.float32
     assert np.allclose(single[0, 0].numpy(), wanted, rtol=1e-6)
 
@@ -363,5 +363,9 @@ def test_conversion_to_float64_keeps_decays_and_angles_exact() -> None:
     assert model.blocks[0].retention.log_decay.tolist() == [  # type: ignore[union-attr, operator]
         math.log(g) for g in BASE.gammas
     ]
-    assert (2 * math.pi * model.turns - torch.tensor(BASE.thetas).double()).abs().max() <= 1e-7
-    assert torch.equal(model.turns, torch.tensor(BASE.thetas, dtype=torch.float64) / (2 * math.pi))
+    assert (
+        2 * math.pi * model.frequencies - torch.tensor(BASE.thetas).double()
+    ).abs().max() <= 1e-7
+    assert torch.equal(
+        model.frequencies, torch.tensor(BASE.thetas, dtype=torch.float64) / (2 * math.pi)
+    )

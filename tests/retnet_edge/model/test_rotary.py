@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from retnet_edge.config import thetas_rope, thetas_torchscale
-from retnet_edge.model.rotary import cos_sin, rotate, turns
+from retnet_edge.model.rotary import cos_sin, frequencies, rotate
 
 PI = Fraction("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899")
 # Roundings of an angle in [0, 2π): the turn's (2π · 2^-25), that of 2π itself (1.8e-7), of their
@@ -29,7 +29,7 @@ def exact(n: int, thetas: tuple[float, ...]) -> NDArray[np.float64]:
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("thetas", [thetas_rope(64), thetas_torchscale(64), (math.pi, 0.123)])
 def test_float32_angles_at_any_position(position: int, thetas: tuple[float, ...]) -> None:
-    found = cos_sin(torch.tensor([position]), 3, turns(thetas), torch.float32)
+    found = cos_sin(torch.tensor([position]), 3, frequencies(thetas), torch.float32)
     for t in range(3):
         wanted = exact(position + t, thetas)
         for values, truth in zip(found, wanted, strict=True):
@@ -41,7 +41,7 @@ def test_float32_angles_at_any_position(position: int, thetas: tuple[float, ...]
 def test_float64_angles(position: int, tolerance: float) -> None:
     """The reference's own error: a rounding of θ/2π times the position."""
     thetas = thetas_rope(64)
-    found = cos_sin(torch.tensor([position]), 1, turns(thetas), torch.float64)
+    found = cos_sin(torch.tensor([position]), 1, frequencies(thetas), torch.float64)
     for values, truth in zip(found, exact(position, thetas), strict=True):
         assert np.abs(values[0, 0].numpy() - truth).max() <= tolerance
 
@@ -54,7 +54,7 @@ def test_plain_float32_angles_would_fail_this() -> None:
 
 
 def test_each_sequence_has_its_own_position() -> None:
-    t = turns(thetas_rope(8))
+    t = frequencies(thetas_rope(8))
     cos, sin = cos_sin(torch.tensor([3, 1_000_000]), 4, t, torch.float32)
     assert cos.shape == sin.shape == (2, 4, 4)
     for row, position in enumerate((3, 1_000_000)):
@@ -66,7 +66,7 @@ def test_each_sequence_has_its_own_position() -> None:
 def test_rotation_is_a_complex_product_of_half_split_pairs() -> None:
     thetas = thetas_rope(6)
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    cos, sin = cos_sin(torch.tensor([7, 20]), 5, turns(thetas), torch.float64)
+    cos, sin = cos_sin(torch.tensor([7, 20]), 5, frequencies(thetas), torch.float64)
     found = rotate(x, cos, sin).numpy()
     z = x.numpy()[..., :3] + 1j * x.numpy()[..., 3:]
     n = np.array([7, 20])[:, None] + np.arange(5)
@@ -77,7 +77,7 @@ def test_rotation_is_a_complex_product_of_half_split_pairs() -> None:
 def test_products_of_rotated_vectors_depend_on_the_distance_only() -> None:
     g = torch.Generator().manual_seed(1)
     q, k = (torch.randn(1, 1, 1, 64, generator=g) for _ in range(2))
-    t = turns(thetas_rope(64))
+    t = frequencies(thetas_rope(64))
 
     def product(n: int, m: int) -> float:
         a = rotate(q, *cos_sin(torch.tensor([n]), 1, t, torch.float32))

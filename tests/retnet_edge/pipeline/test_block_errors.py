@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from retnet_edge.export.export import export
 from retnet_edge.model.checkpoint import load_checkpoint
 from retnet_edge.model.reference import Float64Reference
-from retnet_edge.pipeline.block_errors import measure_blocks
+from retnet_edge.pipeline.block_errors import measure_block_errors
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.writer import write_manifest
@@ -35,14 +35,14 @@ def reference(exported: Exported) -> Float64Reference:
 
 
 def errors(bundle: Path, reference: Float64Reference) -> list[float]:
-    found = measure_blocks(Bundle.open(bundle), reference.after_blocks(TOKENS), TOKENS)
+    found = measure_block_errors(Bundle.open(bundle), reference.block_outputs(TOKENS), TOKENS)
     assert [error.block for error in found] == list(range(len(found)))
     return [error.relative for error in found]
 
 
 def test_the_reference_sees_the_residual_stream(reference: Float64Reference) -> None:
     """The last block's goes through the final norm and the head to the logits."""
-    streams = reference.after_blocks(TOKENS)
+    streams = reference.block_outputs(TOKENS)
     assert [x.shape for x in streams] == [(300, BASE.d_model)] * BASE.layers
     model = reference._model
     with torch.no_grad():
@@ -105,4 +105,4 @@ def test_a_graph_without_the_names_is_not_measured(
         (old / name).write_bytes(source.file(name).read_bytes())
     ir.save(model, old / "prefill.onnx")
     write_manifest(old, source.manifest)
-    assert measure_blocks(Bundle.open(old), reference.after_blocks(TOKENS), TOKENS) == ()
+    assert measure_block_errors(Bundle.open(old), reference.block_outputs(TOKENS), TOKENS) == ()

@@ -20,7 +20,7 @@ from several_processes import launch
 from retnet_edge.config import ModelConfig, decode_config, transformer_like
 from retnet_edge.data.dataset import Shards
 from retnet_edge.errors import InputError
-from retnet_edge.model.context_parallel import Context
+from retnet_edge.model.context_parallel import ContextParallelGroup
 from retnet_edge.training.distributed import World, processes
 from retnet_edge.training.metrics import read_metrics
 from retnet_edge.training.trainer import check_shares
@@ -263,7 +263,7 @@ def test_the_baseline_has_no_context_parallelism(inputs: Path) -> None:
 
 def world(size: int, context: int, rank: int = 0) -> World:
     """A rank's place, without the connections."""
-    shared = Context("", rank % context, context) if context > 1 else None
+    shared = ContextParallelGroup("", rank % context, context) if context > 1 else None
     return World("cpu", rank, size, shared)
 
 
@@ -307,6 +307,6 @@ def test_rows_that_do_not_divide_are_all_shared_out() -> None:
 
 def test_spans_cover_the_sequence() -> None:
     x = torch.arange(2 * 10).reshape(2, 10)
-    parts = [Context("", rank, 4).span(x) for rank in range(4)]
+    parts = [ContextParallelGroup("", rank, 4).span(x) for rank in range(4)]
     assert torch.equal(torch.cat(parts, dim=1), x)
     assert [part.shape[1] for part in parts] == [3, 3, 3, 1]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from retnet_edge.training.optimizer import Optimizer, Skips
+from retnet_edge.training.optimizer import Optimizer, SkippedBatches
 
 
 def optimizer_of(model: nn.Module, *, fused: bool) -> Optimizer:
@@ -61,7 +61,7 @@ def test_a_run_of_nothing_but_nan_changes_nothing(fused: bool) -> None:
 
 def test_skips_are_counted_and_said() -> None:
     said: list[str] = []
-    skips = Skips(3, said.append)
+    skips = SkippedBatches(3, said.append)
     good, nan = torch.tensor(1.0), torch.tensor(math.nan)
     for step, loss in enumerate((good, nan, nan, good, nan)):
         skips.add(step + 1, loss, good)

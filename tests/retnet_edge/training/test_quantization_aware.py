@@ -24,14 +24,14 @@ from retnet_edge.quantize.numerics.rounding import quantize_blocks
 from retnet_edge.quantize.recipes.schemes import BlockInt8
 from retnet_edge.training.quantization_aware import (
     BLOCK,
+    BlockFakeQuantLinear,
     Int8Aware,
-    RoundedBlocks,
-    on_grid,
-    round_blocks,
-    round_rows,
+    fake_quantize_blocks,
+    fake_quantize_rows,
+    fake_quantize_weights,
 )
 
-ROUNDINGS = pytest.mark.parametrize("rounding", [round_blocks, round_rows])
+ROUNDINGS = pytest.mark.parametrize("rounding", [fake_quantize_blocks, fake_quantize_rows])
 WIDTHS = pytest.mark.parametrize("width", [1, 52, 128, 200, 384])
 
 
@@ -54,7 +54,8 @@ def test_the_block_is_that_of_the_recipe() -> None:
 
 @WIDTHS
 @pytest.mark.parametrize(
-    ("rounding", "by_recipe"), [(round_blocks, blocks_by_recipe), (round_rows, rows_by_recipe)]
+    ("rounding", "by_recipe"),
+    [(fake_quantize_blocks, blocks_by_recipe), (fake_quantize_rows, rows_by_recipe)],
 )
 def test_rounding_is_that_of_the_recipe(
     rounding: Callable[[Tensor], Tensor], by_recipe: Callable[[Floats], Floats], width: int
@@ -83,8 +84,8 @@ def test_gradients_pass_straight_through(rounding: Callable[[Tensor], Tensor], w
 def test_rounding_twice_changes_no_code(width: int) -> None:
     """Not by the rounding of a scale in float32, nor in float16, which checkpoints are kept in."""
     x = values(40, width)
-    once = round_blocks(x)
-    twice = round_blocks(once)
+    once = fake_quantize_blocks(x)
+    twice = fake_quantize_blocks(once)
     np.testing.assert_array_equal(codes(once), codes(x))
     np.testing.assert_array_equal(codes(twice), codes(x))
     assert (once - twice).abs().max() <= 1e-6 * x.abs().max()
@@ -95,20 +96,22 @@ def test_rounding_twice_changes_no_code(width: int) -> None:
 
 def test_on_grid_rounds_matrices_and_nothing_else() -> None:
     weights = {"matrix": values(8, 200), "vector": torch.randn(200), "scalar": torch.tensor(0.3)}
-    for rounding in (round_blocks, round_rows):
-        found = on_grid(weights, rounding)
+    for rounding in (fake_quantize_blocks, fake_quantize_rows):
+        found = fake_quantize_weights(weights, rounding)
         assert list(found) == list(weights)
         assert torch.equal(found["matrix"], rounding(weights["matrix"]))
         assert torch.equal(found["vector"], weights["vector"])
         assert torch.equal(found["scalar"], weights["scalar"])
-    assert torch.equal(on_grid(weights)["matrix"], round_blocks(weights["matrix"]))
+    assert torch.equal(
+        fake_quantize_weights(weights)["matrix"], fake_quantize_blocks(weights["matrix"])
+    )
 
 
 def test_a_linear_map_of_rounded_blocks_is_the_kernels_product() -> None:
     """MatMulNBits at accuracy level 4, where the weights are on the grid."""
     weight = values(40, 200)
-    linear = RoundedBlocks(200, 40, bias=False)
-    linear.weight = nn.Parameter(round_blocks(weight))
+    linear = BlockFakeQuantLinear(200, 40, bias=False)
+    linear.weight = nn.Parameter(fake_quantize_blocks(weight))
     x = torch.randn(3, 5, 200, generator=torch.Generator().manual_seed(6))
     wanted = block_int8_product(x.numpy(), *quantize_blocks(weight.numpy(), BLOCK))
     found = linear(x).detach().numpy()

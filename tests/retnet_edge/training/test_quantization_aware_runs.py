@@ -20,7 +20,12 @@ from retnet_edge.model.checkpoint import build_model, load_checkpoint
 from retnet_edge.quantize.numerics.rounding import quantize_blocks
 from retnet_edge.training.evaluate import evaluate
 from retnet_edge.training.metrics import read_metrics
-from retnet_edge.training.quantization_aware import BLOCK, Int8Aware, on_grid, round_blocks
+from retnet_edge.training.quantization_aware import (
+    BLOCK,
+    Int8Aware,
+    fake_quantize_blocks,
+    fake_quantize_weights,
+)
 from retnet_edge.training.step_checkpoint import StepCheckpoints
 from retnet_edge.training.trainer import TrainOptions
 
@@ -83,7 +88,7 @@ def test_the_vectors_of_the_checkpoint_are_free(aware: Path) -> None:
     vectors = {name: p.detach() for name, p in model.named_parameters() if p.ndim == 1}
     assert len(vectors) == 3
     for name, vector in vectors.items():
-        assert (round_blocks(vector) - vector).abs().max() > 1e-4, name
+        assert (fake_quantize_blocks(vector) - vector).abs().max() > 1e-4, name
 
 
 def test_the_checkpoint_is_what_training_saw(inputs: Path, tmp_path: Path) -> None:
@@ -93,7 +98,7 @@ def test_the_checkpoint_is_what_training_saw(inputs: Path, tmp_path: Path) -> No
     torch.manual_seed(options.seed)
     fresh = build_model(WIDE)
     found = load_checkpoint(tmp_path / "run" / "checkpoint").model
-    wanted = on_grid(dict(fresh.named_parameters()))
+    wanted = fake_quantize_weights(dict(fresh.named_parameters()))
     for name, p in found.named_parameters():
         assert torch.equal(p, wanted[name]), name
 

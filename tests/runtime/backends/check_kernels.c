@@ -32,16 +32,16 @@ static double weight(const Matrix *m, const float *scales, int row, int k) {
     return (code - zero) * (double)scales[row * blocks + b];
 }
 
-static void *bytes(size_t n) {
+static void *random_bytes(size_t n) {
     uint8_t *found = malloc(n);
     for (size_t i = 0; i < n; i++) found[i] = (uint8_t)rand();
     return found;
 }
 
 static Activations activations(const Matrix *m) {
-    const size_t blocks = (size_t)(m->columns / m->block), stride = (size_t)padded((int)blocks);
+    const size_t blocks = (size_t)(m->columns / m->block), stride = (size_t)padded_blocks((int)blocks);
     return (Activations){malloc(sizeof(int16_t) * TOKENS * m->columns),
-                         malloc(sizeof(int32_t) * TOKENS * blocks * MOST_INTS),
+                         malloc(sizeof(int32_t) * TOKENS * blocks * MAX_I32_LANES),
                          malloc(sizeof(float) * TOKENS * stride),
                          malloc(sizeof(float) * TOKENS * stride)};
 }
@@ -56,21 +56,21 @@ static void check(const Kernels *k, int bits, int block, int inputs, int half, i
         halves[i] = (uint16_t)(exponent << 10 | digits);
         scales[i] = exponent ? ldexpf(1 + digits / 1024.0f, exponent - 15) : ldexpf(digits, -24);
     }
-    Matrix m = {bytes((size_t)ROWS * columns * bits / 8),
+    Matrix m = {random_bytes((size_t)ROWS * columns * bits / 8),
                 half ? (void *)halves : scales,
-                own_zeros ? bytes((size_t)ROWS * blocks) : NULL,
+                own_zeros ? random_bytes((size_t)ROWS * blocks) : NULL,
                 ROWS, inputs, columns, bits, block, half};
     float *x = malloc(sizeof(float) * TOKENS * inputs);
     for (int i = 0; i < TOKENS * inputs; i++) x[i] = (float)(uniform() * (i % 97 ? 1 : 50));
     Activations codes = activations(&m);
-    void *scratch = aligned_alloc(64, (size_t)CHUNK_ROWS * columns * 4 + 16384);
+    void *scratch = aligned_alloc(64, (size_t)PANEL_ROWS * columns * 4 + 16384);
     for (int t = 0; t < TOKENS; t++) {
         k->quantize(&m, x + t * inputs, &codes, t, scratch);
         for (int b = 0; b < blocks; b++) {
             float largest = 0;
             for (int i = bits == 8 ? 0 : b * block; i < inputs; i++)
                 if (bits == 8 || i < (b + 1) * block) largest = fmaxf(largest, fabsf(x[t * inputs + i]));
-            const float step = codes.scales[t * padded(blocks) + b];
+            const float step = codes.scales[t * padded_blocks(blocks) + b];
             expect(step == largest / (bits == 8 ? 32767.0f : 127.0f), "a step", &m, k->name);
         }
     }
@@ -78,15 +78,15 @@ static void check(const Kernels *k, int bits, int block, int inputs, int half, i
     for (int i = 0; i < TOKENS * ROWS; i++) added[i] = 1;
     for (int t = 0; t < TOKENS; t++) {
         Activations token = {
-            codes.codes + (size_t)t * columns, codes.starts + (size_t)t * blocks * MOST_INTS,
-            codes.scales + t * padded(blocks), codes.sums + t * padded(blocks)};
-        k->rows(&m, 0, 20, &token, one + t * ROWS, 0, scratch);
-        k->rows(&m, 20, ROWS, &token, one + t * ROWS, 0, scratch);
+            codes.codes + (size_t)t * columns, codes.acc_init + (size_t)t * blocks * MAX_I32_LANES,
+            codes.scales + t * padded_blocks(blocks), codes.sums + t * padded_blocks(blocks)};
+        k->gemv(&m, 0, 20, &token, one + t * ROWS, 0, scratch);
+        k->gemv(&m, 20, ROWS, &token, one + t * ROWS, 0, scratch);
     }
-    for (int first = 0; first < ROWS; first += CHUNK_ROWS) {
-        const int last = first + CHUNK_ROWS < ROWS ? first + CHUNK_ROWS : ROWS;
-        k->rows_by_tokens(&m, first, last, &codes, TOKENS, many, 0, scratch);
-        k->rows_by_tokens(&m, first, last, &codes, TOKENS, added, 1, scratch);
+    for (int first = 0; first < ROWS; first += PANEL_ROWS) {
+        const int last = first + PANEL_ROWS < ROWS ? first + PANEL_ROWS : ROWS;
+        k->gemm(&m, first, last, &codes, TOKENS, many, 0, scratch);
+        k->gemm(&m, first, last, &codes, TOKENS, added, 1, scratch);
     }
     for (int t = 0; t < TOKENS; t++)
         for (int r = 0; r < ROWS; r++) {
@@ -94,7 +94,7 @@ static void check(const Kernels *k, int bits, int block, int inputs, int half, i
             double exact = 0, bound = 0;
             for (int i = 0; i < inputs; i++) {
                 const double w = weight(&m, scales, r, i);
-                const float half = codes.scales[t * padded(blocks) + i / block] / 2;
+                const float half = codes.scales[t * padded_blocks(blocks) + i / block] / 2;
                 exact += w * x[t * inputs + i];
                 bound += fabs(w) * (1.001 * half + 1e-5 * fabs(x[t * inputs + i]));
             }
@@ -104,17 +104,17 @@ static void check(const Kernels *k, int bits, int block, int inputs, int half, i
             expect(added[i] == many[i] + 1, "an addition", &m, k->name);
         }
     for (int r = 0; r < ROWS; r++) {
-        k->lookup(&m, (size_t)r, row, scratch);
+        k->embedding_row(&m, (size_t)r, row, scratch);
         for (int i = 0; i < inputs; i++)
             expect(fabs(row[i] - weight(&m, scales, r, i)) <= 1e-6 * fabs(row[i]), "a lookup", &m, k->name);
     }
     free((void *)m.codes);
     free((void *)m.zeros);
-    free(codes.codes), free(codes.sums), free(codes.starts), free(codes.scales);
+    free(codes.codes), free(codes.sums), free(codes.acc_init), free(codes.scales);
     free(scales), free(halves), free(x), free(scratch);
 }
 
-static void check_rows_of_numbers(const Kernels *k) {
+static void check_vector_kernels(const Kernels *k) {
     enum { N = 53 };
     const Matrix none = {0};
     float x[N], y[N], w[N], out[N];
@@ -136,7 +136,7 @@ static void check_rows_of_numbers(const Kernels *k) {
     enum { KEYS = 6, VALUES = 11 };
     float state[KEYS * VALUES], before[KEYS * VALUES], o[VALUES];
     for (int i = 0; i < KEYS * VALUES; i++) before[i] = state[i] = (float)uniform();
-    k->retain(state, x, y, w, 0.9f, KEYS, VALUES, o);
+    k->retention_step(state, x, y, w, 0.9f, KEYS, VALUES, o);
     for (int j = 0; j < VALUES; j++) {
         double sum = 0, size = 0;
         for (int i = 0; i < KEYS; i++) {
@@ -175,7 +175,7 @@ int main(void) {
         const Kernels *k = find_kernels(names[n]);
         if (!k) continue;
         printf("%s\n", k->name);
-        check_rows_of_numbers(k);
+        check_vector_kernels(k);
         for (int bits = 4; bits <= 8; bits += 4)
             for (int block = 32; block <= 256; block *= 2)
                 for (int inputs = 20; inputs <= 600; inputs += 171)

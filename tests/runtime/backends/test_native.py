@@ -20,7 +20,13 @@ from retnet_edge.errors import InputError
 from retnet_edge.pipeline.build import build
 from retnet_edge.quantize.tuning.tune import TuneOptions, tune
 from retnet_edge.runtime.backends.native.library import STAGES
-from retnet_edge.runtime.backends.native.plan import Data, Place, Plan, PlannedMatrix, decode_plan
+from retnet_edge.runtime.backends.native.plan import (
+    Data,
+    FileRange,
+    Plan,
+    PlannedMatrix,
+    decode_plan,
+)
 from retnet_edge.runtime.backends.native.session import NativeSession
 from retnet_edge.runtime.backends.profile import profile
 from retnet_edge.runtime.backends.select import open_session
@@ -45,7 +51,7 @@ def weights_of(bundle: Bundle, matrix: PlannedMatrix) -> NDArray[np.float64]:
     """The matrix that a plan describes, by the definition of its layout."""
 
     def read(data: Data, dtype: str) -> NDArray[Any]:
-        if isinstance(data, Place):
+        if isinstance(data, FileRange):
             return np.fromfile(
                 bundle.file("weights.bin"), np.uint8, count=data.size, offset=data.offset
             ).view(dtype)

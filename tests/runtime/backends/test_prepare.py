@@ -14,13 +14,13 @@ from micro_checkpoint import export_variant, random_tokens
 from retnet_edge import cli
 from retnet_edge.errors import InputError
 from retnet_edge.quantize.quantize import quantize
-from retnet_edge.runtime.backends.ort.prepare import prepare
-from retnet_edge.runtime.backends.ort.prepared import (
+from retnet_edge.runtime.backends.ort.prepacked import (
     PACKED_FILE,
     RECORD_FILE,
     find_prepared,
     prepared_folder,
 )
+from retnet_edge.runtime.backends.ort.prepare import prepare
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
 

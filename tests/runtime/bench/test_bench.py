@@ -20,7 +20,7 @@ from rich.console import Console
 from retnet_edge import cli
 from retnet_edge.errors import InputError
 from retnet_edge.export.export import export
-from retnet_edge.runtime.backends.ort.profile import BETWEEN, by_operator
+from retnet_edge.runtime.backends.ort.profile import OVERHEAD, by_operator
 from retnet_edge.runtime.backends.profile import profile
 from retnet_edge.runtime.bench.bench import bench
 from retnet_edge.runtime.bench.output import (
@@ -30,7 +30,7 @@ from retnet_edge.runtime.bench.output import (
     to_markdown,
 )
 from retnet_edge.runtime.bench.read_bandwidth import ReadBandwidth
-from retnet_edge.runtime.bench.records import Bench, spread
+from retnet_edge.runtime.bench.records import Bench, quartiles
 from retnet_edge.runtime.bench.traffic import step_bytes, step_weight_bytes
 from retnet_edge.runtime.memory.memory import memory_supported
 from retnet_edge.runtime.session.huge_pages import huge_pages, large_regions
@@ -171,11 +171,11 @@ def test_a_profile_names_the_operators_of_a_step(
     found = {operator.name: operator for operator in profile(tiny.open(), steps=7, threads=1)}
     assert found["MatMul"].calls % 7 == 0
     assert found["MatMul"].calls > 0
-    assert found[BETWEEN].calls == 7
+    assert found[OVERHEAD].calls == 7
     assert all(operator.microseconds >= 0 for operator in found.values())
     assert cli.main(["bench", str(tiny.path), "--profile", "--generate", "3", "--json"]) == 0
     names = {operator["name"] for operator in json.loads(capsys.readouterr().out)}
-    assert {"MatMul", BETWEEN} <= names
+    assert {"MatMul", OVERHEAD} <= names
 
 
 def test_a_trace_is_summed_without_the_warm_up() -> None:
@@ -193,7 +193,7 @@ def test_a_trace_is_summed_without_the_warm_up() -> None:
     assert by_operator(trace, skip=1) == [
         OperatorTime("MatMul", 1, 10),
         OperatorTime("Add", 1, 3),
-        OperatorTime(BETWEEN, 1, 7),
+        OperatorTime(OVERHEAD, 1, 7),
     ]
     out = io.StringIO()
     print_profile(by_operator(trace, skip=1), 1, Console(file=out))
@@ -201,8 +201,8 @@ def test_a_trace_is_summed_without_the_warm_up() -> None:
 
 
 def test_spreads() -> None:
-    assert spread([3.0]).median == 3.0
-    found = spread([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert quartiles([3.0]).median == 3.0
+    found = quartiles([1.0, 2.0, 3.0, 4.0, 5.0])
     assert (found.low, found.median, found.high) == (2.0, 3.0, 4.0)
 
 

@@ -80,7 +80,7 @@ def test_series_that_cannot_be_fitted(tokens: range, sizes: range) -> None:
 CHILD = """
 import mmap, sys
 import msgspec
-from retnet_edge.runtime.memory.child import Observation, Sampler, guard, observe
+from retnet_edge.runtime.memory.child import MemorySamples, MemorySampler, guard, sample_memory
 
 class Fake:
     '''Keeps `leak` more bytes with every step.'''
@@ -93,10 +93,10 @@ class Fake:
 
 leak, limit, kind = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 guard(None)
-sampler = Sampler(500)
-opened = observe(Fake(leak, kind), sampler, vocab=10, warmup=500, every=40, limit=limit)
+sampler = MemorySampler(500)
+opened = sample_memory(Fake(leak, kind), sampler, vocab=10, warmup=500, every=40, limit=limit)
 sizes = sampler.sizes[: sampler.taken]
-print(msgspec.json.encode(Observation(
+print(msgspec.json.encode(MemorySamples(
     model="retnet", tokens=[500 + 40 * (i + 1) for i in range(sampler.taken)],
     anonymous=sizes[:, 0].tolist(), file_backed=sizes[:, 1].tolist(), base=1, base_anonymous=1,
     opened=opened, states=1, states_expected=1, states_per_token=0, load_seconds=0.5,

@@ -28,7 +28,7 @@ from retnet_edge.runtime.parity.golden import (
     replay_golden,
 )
 from retnet_edge.runtime.parity.parity import measure_parity
-from retnet_edge.runtime.report.rows import parity_rows
+from retnet_edge.runtime.report.tables import parity_rows
 from retnet_edge.runtime.report.verdict import judge
 from retnet_edge.runtime.session.protocol import Session
 

@@ -13,7 +13,7 @@ from numpy_retnet import VOCAB, NetReference, NetSession, text
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.parity.agreement import compare, log_softmax, state_distance, summarise
 from retnet_edge.runtime.parity.parity import Parity, measure_parity
-from retnet_edge.runtime.parity.probes import measure_places, measure_prefill
+from retnet_edge.runtime.parity.probes import measure_prefill, probe_positions
 from retnet_edge.runtime.parity.replay import bucket_edges, replay, spans
 
 
@@ -103,10 +103,10 @@ def test_an_error_of_one_logit_gives_the_figures_of_its_closed_form(delta: float
     assert quantiles == pytest.approx(tuple(np.percentile(kl, (50, 90, 99))), rel=1e-3)
     same = (shifted.argmax(1) == logits.argmax(1)).mean()
     assert figures.top1_agreement == pytest.approx(same)
-    surprise = -log_softmax(shifted)[np.arange(199), tokens[1:]]
-    assert figures.perplexity_bundle == pytest.approx(np.exp(surprise.mean()), rel=1e-5)
-    surprise = -log_softmax(logits)[np.arange(199), tokens[1:]]
-    assert figures.perplexity_reference == pytest.approx(np.exp(surprise.mean()), rel=1e-12)
+    surprisal = -log_softmax(shifted)[np.arange(199), tokens[1:]]
+    assert figures.perplexity_bundle == pytest.approx(np.exp(surprisal.mean()), rel=1e-5)
+    surprisal = -log_softmax(logits)[np.arange(199), tokens[1:]]
+    assert figures.perplexity_reference == pytest.approx(np.exp(surprisal.mean()), rel=1e-12)
 
 
 def test_a_shift_of_all_logits_is_an_error_but_no_divergence() -> None:
@@ -189,7 +189,7 @@ def test_ties_are_those_within_twice_the_allowed_error() -> None:
 
 def test_a_position_in_float32_is_seen_far_out_and_not_near() -> None:
     context = text(600)
-    right = measure_places(NetSession(), NetReference(), context)
+    right = probe_positions(NetSession(), NetReference(), context)
     assert [(place.position, place.prefix) for place in right] == [
         (10, 10),
         (1_000_000, 10),
@@ -197,12 +197,12 @@ def test_a_position_in_float32_is_seen_far_out_and_not_near() -> None:
     ]
     assert all(place.figures.tokens == 64 for place in right)
     assert all(place.figures.max_abs_logit_error < 2e-5 for place in right)
-    wrong = measure_places(NetSession(angle_dtype=np.float32), NetReference(), context)
+    wrong = probe_positions(NetSession(angle_dtype=np.float32), NetReference(), context)
     near, far, far_long = (place.figures.max_abs_logit_error for place in wrong)
     assert near < 2e-5
     assert far > 1e-4
     assert far_long > 1e-4
-    assert measure_places(NetSession(), NetReference(), text(11)) == ()
+    assert probe_positions(NetSession(), NetReference(), text(11)) == ()
 
 
 def test_a_prefill_at_the_wrong_position_is_seen() -> None:

@@ -9,13 +9,13 @@ from verification_samples import TOLERANCE, manifest, memory_of
 from retnet_edge.runtime.memory.slope import Slope
 from retnet_edge.runtime.parity.parity import measure_parity
 from retnet_edge.runtime.report.card import HEADER, model_card
-from retnet_edge.runtime.report.verdict import Measured, Verdict, checks
+from retnet_edge.runtime.report.verdict import BackendResult, Verdict, checks
 
 
 def test_the_card_has_a_row_for_every_bundle_with_its_figures() -> None:
     parity = measure_parity(NetSession(), NetReference(), [text(300)], text_bytes=299)
     memory = memory_of(Slope(0.25, -0.125, 0.5))
-    measured = Measured("onnxruntime", checks(parity, memory, TOLERANCE), parity, memory, None)
+    measured = BackendResult("onnxruntime", checks(parity, memory, TOLERANCE), parity, memory, None)
     failed = checks(msgspec.structs.replace(parity, nonfinite_tokens=3), None, TOLERANCE)
     other = msgspec.structs.replace(measured, checks=failed, memory=None)
     verdicts = [

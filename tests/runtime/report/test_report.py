@@ -14,10 +14,10 @@ from verification_samples import TOLERANCE, manifest, memory_of
 
 from retnet_edge.runtime.memory.memory import Memory
 from retnet_edge.runtime.memory.slope import Slope, fit_slope
-from retnet_edge.runtime.parity.backend_pairs import Between
+from retnet_edge.runtime.parity.backend_pairs import BackendPair
 from retnet_edge.runtime.parity.parity import BlockError, measure_parity
 from retnet_edge.runtime.report.page import labels, print_report, render_report
-from retnet_edge.runtime.report.verdict import Measured, Verdict, checks
+from retnet_edge.runtime.report.verdict import BackendResult, Verdict, checks
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -80,7 +80,7 @@ def verdict() -> Verdict:
         state_bytes_per_token=2048,
     )
     found = checks(parity, memory, TOLERANCE)
-    measured = Measured("onnxruntime", found, parity, memory, None)
+    measured = BackendResult("onnxruntime", found, parity, memory, None)
     return Verdict((), (measured,), (), baseline, {"onnxruntime": "1.32.0"})
 
 
@@ -166,7 +166,7 @@ def test_two_columns_stand_side_by_side(verdict: Verdict) -> None:
     """Ids stay unique, and each backend's figures are there, planned memory beside measured."""
     first = verdict.backends[0]
     second = msgspec.structs.replace(first, backend="executorch", planned_bytes=7_654_321)
-    pair = Between("onnxruntime", "executorch", "int8", first.parity.figures)
+    pair = BackendPair("onnxruntime", "executorch", "int8", first.parity.figures)
     both = msgspec.structs.replace(verdict, backends=(first, second), between=(pair,))
     source = render_report("both.edge", [("both.edge", manifest(), both)])
     page = Page(source)

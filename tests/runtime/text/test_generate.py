@@ -17,7 +17,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.session.protocol import State
-from retnet_edge.runtime.text.generate import FED_AT_ONCE, IncrementalText, StopStrings, generate
+from retnet_edge.runtime.text.generate import (
+    PREFILL_CHUNK,
+    IncrementalDetokenizer,
+    StopStrings,
+    generate,
+)
 from retnet_edge.runtime.text.sampling import Sampling
 
 TOKENIZER = train_tokenizer()
@@ -29,27 +34,27 @@ class Script:
 
     def __init__(self, answer: Sequence[int]) -> None:
         self.answer = [*answer]
-        self.fed: list[int] = []
+        self.on_prefill: list[int] = []
         self.said = 0
 
     @property
     def position(self) -> int:
-        return len(self.fed)
+        return len(self.on_prefill)
 
     @property
     def state_bytes(self) -> int:
         return 0
 
     def reset(self) -> None:
-        self.fed = []
+        self.on_prefill = []
 
     def step(self, token: int) -> NDArray[np.float32]:
-        self.fed.append(token)
+        self.on_prefill.append(token)
         self.said += 1
         return self._logits()
 
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        self.fed += tokens
+        self.on_prefill += tokens
         return self._logits()
 
     def states(self) -> list[State]:
@@ -102,7 +107,7 @@ def test_no_half_characters(text: str) -> None:
 def test_a_character_of_four_tokens_comes_at_once() -> None:
     ids = TOKENIZER.encode("\N{MUSICAL SYMBOL G CLEF}").ids
     assert len(ids) == 4
-    text = IncrementalText(TOKENIZER)
+    text = IncrementalDetokenizer(TOKENIZER)
     assert [text.push(token) for token in ids] == ["", "", "", "\N{MUSICAL SYMBOL G CLEF}"]
     assert text.flush() == ""
 
@@ -115,7 +120,7 @@ def test_half_a_character_at_the_end_is_a_replacement() -> None:
 def test_garbage_without_end_does_not_wait_for_ever() -> None:
     byte = TOKENIZER.token_to_id("\u0122")  # byte 0x80 in byte-level BPE: never starts a character
     assert byte is not None
-    text = IncrementalText(TOKENIZER)
+    text = IncrementalDetokenizer(TOKENIZER)
     emitted = "".join(text.push(byte) for _ in range(200))
     assert len(emitted) >= 128
     assert emitted + text.flush() == "\ufffd" * 200
@@ -128,9 +133,9 @@ def test_spaces_of_a_decoder_that_strips_the_first() -> None:
     metaspace.pre_tokenizer = pre_tokenizers.Metaspace()
     metaspace.decoder = decoders.Metaspace()
     metaspace.add_special_tokens(["<s>"])
-    text = IncrementalText(metaspace, context=[0])
+    text = IncrementalDetokenizer(metaspace, context=[0])
     assert [text.push(t) for t in (1, 2, 4, 3)] == [" cat", "s", "", " sat"]
-    alone = IncrementalText(metaspace)
+    alone = IncrementalDetokenizer(metaspace)
     assert [alone.push(t) for t in (0, 1)] == ["the", " cat"]
 
 
@@ -181,7 +186,7 @@ def test_stopping_early_asks_for_no_more_tokens() -> None:
     session = Script(ids)
     out = "".join(generate(session, TOKENIZER, "A", max_tokens=99, sampling=GREEDY, stop=["cat"]))
     assert out == "the "
-    assert len(session.fed) < len(ids)
+    assert len(session.on_prefill) < len(ids)
 
 
 def test_max_tokens_counts_tokens() -> None:
@@ -198,7 +203,7 @@ def test_the_session_has_seen_everything_but_the_end() -> None:
             session, TOKENIZER, "A cat", max_tokens=50, sampling=GREEDY, end_of_text=END_OF_TEXT
         )
     )
-    assert session.fed == [*prompt, *answer]
+    assert session.on_prefill == [*prompt, *answer]
 
 
 @pytest.mark.parametrize(
@@ -254,12 +259,13 @@ def test_a_long_prompt_is_fed_in_pieces_and_said(tiny: Tiny) -> None:
             prompt,
             max_tokens=1,
             sampling=GREEDY,
-            fed=lambda done, total: said.append((done, total)),
+            on_prefill=lambda done, total: said.append((done, total)),
         )
     )
     total = len(TOKENIZER.encode(prompt).ids)
-    assert total > 2 * FED_AT_ONCE
+    assert total > 2 * PREFILL_CHUNK
     assert said == [
-        (min(done, total), total) for done in range(FED_AT_ONCE, total + FED_AT_ONCE, FED_AT_ONCE)
+        (min(done, total), total)
+        for done in range(PREFILL_CHUNK, total + PREFILL_CHUNK, PREFILL_CHUNK)
     ]
     assert session.position == total + 1
