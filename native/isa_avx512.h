@@ -1,6 +1,7 @@
 /* AVX-512 with VNNI: 32 lanes of int16, 16 of int32 and float. */
 #define NAME(name) name##_avx512
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
+#define TARGET                                                                                     \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
 #define I16_LANES 32
 #define I32_LANES 16
 #define F32_LANES 16
@@ -12,12 +13,17 @@ typedef __m512 VecF32_avx512;
 TARGET static inline VecI32_avx512 load_i32_avx512(const int32_t *x) {
     return _mm512_loadu_si512(x);
 }
-TARGET static inline VecI16_avx512 load_i16_avx512(const int16_t *x) { return _mm512_loadu_si512(x); }
-TARGET static inline void store_i16_avx512(int16_t *x, VecI16_avx512 v) { _mm512_storeu_si512(x, v); }
+TARGET static inline VecI16_avx512 load_i16_avx512(const int16_t *x) {
+    return _mm512_loadu_si512(x);
+}
+TARGET static inline void store_i16_avx512(int16_t *x, VecI16_avx512 v) {
+    _mm512_storeu_si512(x, v);
+}
 TARGET static inline VecI16_avx512 widen_u8_avx512(const uint8_t *codes) {
     return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)codes));
 }
-TARGET static inline VecI32_avx512 dot_i16_avx512(VecI32_avx512 sum, VecI16_avx512 a, VecI16_avx512 b) {
+TARGET static inline VecI32_avx512 dot_i16_avx512(VecI32_avx512 sum, VecI16_avx512 a,
+                                                  VecI16_avx512 b) {
     return _mm512_dpwssd_epi32(sum, a, b);
 }
 #include "isa_x86.h"
@@ -42,7 +48,8 @@ TARGET static inline VecF32_avx512 splat_pair_avx512(const float *x) {
     return _mm512_zextps256_ps512(_mm256_permutevar8x32_ps(both, order));
 }
 TARGET static inline VecF32_avx512 load_f32_avx512(const float *x) { return _mm512_loadu_ps(x); }
-TARGET static inline VecF32_avx512 fmadd_avx512(VecF32_avx512 sum, VecF32_avx512 a, VecF32_avx512 b) {
+TARGET static inline VecF32_avx512 fmadd_avx512(VecF32_avx512 sum, VecF32_avx512 a,
+                                                VecF32_avx512 b) {
     return _mm512_fmadd_ps(a, b, sum);
 }
 TARGET static inline VecF32_avx512 mul_avx512(VecF32_avx512 a, VecF32_avx512 b) {

@@ -111,7 +111,9 @@ static inline VecF32_neon fmadd_neon(VecF32_neon sum, VecF32_neon a, VecF32_neon
 static inline VecF32_neon mul_neon(VecF32_neon a, VecF32_neon b) {
     return (VecF32_neon){{vmulq_f32(a.val[0], b.val[0]), vmulq_f32(a.val[1], b.val[1])}};
 }
-static inline float reduce_add_neon(VecF32_neon v) { return vaddvq_f32(vaddq_f32(v.val[0], v.val[1])); }
+static inline float reduce_add_neon(VecF32_neon v) {
+    return vaddvq_f32(vaddq_f32(v.val[0], v.val[1]));
+}
 static inline VecF32_neon nibbles_to_f32_neon(uint64_t bits) {
     float each[8];
     for (int i = 0; i < 8; i++) each[i] = (float)(bits >> 4 * i & 15);

@@ -51,7 +51,8 @@ static inline Int4x64_plain load_int4_plain(const uint8_t *x) {
 }
 static inline void store_int4_plain(uint8_t *x, Int4x64_plain v) { memcpy(x, v.v, sizeof v.v); }
 static inline VecI32_plain dot_int4_plain(VecI32_plain sum, Int4x64_plain w, const int8_t *x) {
-    for (int i = 0; i < INT4_PER_VEC; i++) sum.v[i % (INT4_PER_VEC / 2) / (INT4_PER_VEC / 4)] += w.v[i] * x[i];
+    for (int i = 0; i < INT4_PER_VEC; i++)
+        sum.v[i % (INT4_PER_VEC / 2) / (INT4_PER_VEC / 4)] += w.v[i] * x[i];
     return sum;
 }
 static inline VecF32_plain to_f32_plain(VecI32_plain v) {

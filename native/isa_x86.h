@@ -1,4 +1,5 @@
-/* What AVX2 and AVX-512 have in common, under the NAME and TARGET of the header that includes it. */
+/* What AVX2 and AVX-512 have in common, under the NAME and TARGET of the header that includes it.
+ */
 
 /* 64 weights: low halves of 32 bytes, and high ones; `half`: only the first 16 bytes are there. */
 typedef struct {

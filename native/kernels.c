@@ -39,7 +39,8 @@ static inline Activations token_activations(const Matrix *m, const Activations *
 /* Codes of activations of 8 bits. */
 static inline int8_t *int8_codes(const Activations *x) { return (int8_t *)x->codes; }
 
-/* `count` zero points of 4 bits from block `i` on, the first one lowest, 0 where there are no more. */
+/* `count` zero points of 4 bits from block `i` on, the first one lowest, 0 where there are no more.
+ */
 static inline uint64_t packed_zero_points(const Matrix *m, size_t row, int i, int count) {
     const int blocks = m->columns / m->block, bytes = (blocks + 1) / 2;
     const uint8_t *zeros = m->zeros + row * (size_t)bytes;
@@ -51,13 +52,14 @@ static inline uint64_t packed_zero_points(const Matrix *m, size_t row, int i, in
 }
 
 /* Columns that share a vector of sums: a block, or two blocks of 32 with 4 bits. */
-static inline int columns_per_accumulator(int bits, int block) { return bits == 4 && block == 32 ? INT4_PER_VEC : block; }
+static inline int columns_per_accumulator(int bits, int block) {
+    return bits == 4 && block == 32 ? INT4_PER_VEC : block;
+}
 
-#define KERNEL_TABLE(isa, check)                                                                        \
-    {                                                                                            \
-        #isa, check, gemv_##isa, gemm_##isa, quantize_##isa, embedding_row_##isa,             \
-            rms_norm_##isa, activate_##isa, retention_step_##isa                                         \
-    }
+#define KERNEL_TABLE(isa, check)                                                                   \
+    {#isa,           check,          gemv_##isa,                                                   \
+     gemm_##isa,     quantize_##isa, embedding_row_##isa,                                          \
+     rms_norm_##isa, activate_##isa, retention_step_##isa}
 
 #if defined(__x86_64__)
 #include "isa_avx512.h"
@@ -94,6 +96,7 @@ enum { KERNEL_SET_COUNT = sizeof KERNEL_SETS / sizeof KERNEL_SETS[0] };
 
 const Kernels *find_kernels(const char *name) {
     for (int i = 0; i < KERNEL_SET_COUNT; i++)
-        if (KERNEL_SETS[i].supported() && (!name || !strcmp(name, KERNEL_SETS[i].name))) return &KERNEL_SETS[i];
+        if (KERNEL_SETS[i].supported() && (!name || !strcmp(name, KERNEL_SETS[i].name)))
+            return &KERNEL_SETS[i];
     return NULL;
 }

@@ -14,7 +14,9 @@ enum {
     PANEL_ROWS = 16, /* rows that a thread multiplies by several tokens at a time */
 };
 
-static inline int padded_blocks(int blocks) { return (blocks + BLOCK_ALIGN - 1) / BLOCK_ALIGN * BLOCK_ALIGN; }
+static inline int padded_blocks(int blocks) {
+    return (blocks + BLOCK_ALIGN - 1) / BLOCK_ALIGN * BLOCK_ALIGN;
+}
 
 /* Tokens as a matrix asks for them, [token][…], x = scale * code: codes int16 with one scale (the
  * first) for 8-bit weights, int8 with a scale a block for 4-bit ones. Of each block: the sum of its
@@ -38,8 +40,8 @@ typedef struct {
     void (*embedding_row)(const Matrix *m, size_t row, float *out, void *scratch);
     void (*rms_norm)(const float *x, const float *weight, int n, float eps, float *y);
     void (*activate)(const float *gate, const float *y, int n, int gelu, float *out);
-    void (*retention_step)(float *state, const float *q, const float *k, const float *v, float gamma,
-                   int keys, int values, float *o);
+    void (*retention_step)(float *state, const float *q, const float *k, const float *v,
+                           float gamma, int keys, int values, float *o);
 } Kernels;
 
 const Kernels *find_kernels(const char *name); /* NULL: the best; NULL where there are none */

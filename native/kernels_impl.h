@@ -1,6 +1,6 @@
 /* What one thread does with rows of numbers, for one instruction set. The header isa_*.h that was
- * included before gives NAME and TARGET of a function, and the vectors: VecI16 of I16_LANES int16, VecI32
- * of I32_LANES int32, VecF32 of F32_LANES float32, Int4x64 of 64 weights of 4 bits. */
+ * included before gives NAME and TARGET of a function, and the vectors: VecI16 of I16_LANES int16,
+ * VecI32 of I32_LANES int32, VecF32 of F32_LANES float32, Int4x64 of 64 weights of 4 bits. */
 
 #define VecI32 NAME(VecI32)
 #define VecI16 NAME(VecI16)
@@ -10,11 +10,13 @@
 /* Scales of F32_LANES blocks of a row from `i` on, 0 where there are no more. */
 TARGET static inline VecF32 NAME(scales)(const Matrix *m, size_t row, int i) {
     const int blocks = m->columns / m->block, n = blocks - i < F32_LANES ? blocks - i : F32_LANES;
-    if (m->half_scales) return NAME(load_partial_f16)((const uint16_t *)m->scales + row * blocks + i, n);
+    if (m->half_scales)
+        return NAME(load_partial_f16)((const uint16_t *)m->scales + row * blocks + i, n);
     return NAME(load_partial)((const float *)m->scales + row * blocks + i, n);
 }
 
-/* Zero points of F32_LANES blocks of a row that has its own, anything finite where there are no more.
+/* Zero points of F32_LANES blocks of a row that has its own, anything finite where there are no
+ * more.
  */
 TARGET static inline VecF32 NAME(zeros)(const Matrix *m, size_t row, int i) {
     if (m->bits == 4) return NAME(nibbles_to_f32)(packed_zero_points(m, row, i, F32_LANES));
@@ -24,10 +26,10 @@ TARGET static inline VecF32 NAME(zeros)(const Matrix *m, size_t row, int i) {
     return NAME(load_f32)(each);
 }
 
-/* What the products of a row's blocks are multiplied with, into `steps`: its scales, with 4 bits
+/* What the products of a row's blocks are multiplied with, into `block_scales`: its scales, with 4 bits
  * times the token's. What the row's own zero points, if it has any, add to its sum. */
-TARGET static __attribute__((noinline)) float NAME(combined_scales)(const Matrix *m, size_t row,
-                                                              const Activations *x, float *block_scales) {
+TARGET static __attribute__((noinline)) float
+NAME(combined_scales)(const Matrix *m, size_t row, const Activations *x, float *block_scales) {
     VecF32 part = NAME(zero_f32)();
     for (int i = 0; i < m->columns / m->block; i += F32_LANES) {
         const VecF32 scales = NAME(scales)(m, row, i);
@@ -42,11 +44,15 @@ TARGET static __attribute__((noinline)) float NAME(combined_scales)(const Matrix
 }
 
 /* The steps of a unit: one block's, or two's in the halves of a vector. */
-TARGET static inline VecF32 NAME(block_scale)(const float *block_scales, int unit, int bits, int block) {
-    return columns_per_accumulator(bits, block) == block ? NAME(splat)(block_scales[unit]) : NAME(splat_pair)(block_scales + 2 * unit);
+TARGET static inline VecF32 NAME(block_scale)(const float *block_scales, int unit, int bits,
+                                              int block) {
+    return columns_per_accumulator(bits, block) == block
+               ? NAME(splat)(block_scales[unit])
+               : NAME(splat_pair)(block_scales + 2 * unit);
 }
 
-/* sum + the products of COLUMN_ALIGN weights of 8 bits, as they are stored, and as many activations. */
+/* sum + the products of COLUMN_ALIGN weights of 8 bits, as they are stored, and as many
+ * activations. */
 TARGET static inline VecI32 NAME(dot_int8)(VecI32 sum, const uint8_t *codes, const int16_t *x) {
     for (int i = 0; i < COLUMN_ALIGN; i += I16_LANES)
         sum = NAME(dot_i16)(sum, NAME(widen_u8)(codes + i), NAME(load_i16)(x + i));
@@ -83,7 +89,8 @@ TARGET static inline __attribute__((always_inline)) void NAME(gemv_rows)(
     const int8_t *fours = int8_codes(x);
     for (int u = 0; u < units; u++) {
         VecI32 parts[GEMV_ROWS];
-        UNROLL for (int r = 0; r < count; r++) parts[r] = NAME(load_i32)(x->acc_init + u * I32_LANES);
+        UNROLL for (int r = 0; r < count; r++) parts[r] =
+            NAME(load_i32)(x->acc_init + u * I32_LANES);
         for (int j = 0; j < unit; j += group, shorts += group, fours += group)
             UNROLL for (int r = 0; r < count; r++) {
                 __builtin_prefetch(at[r] + PREFETCH_BYTES);
@@ -142,7 +149,8 @@ TARGET static NAME(Panel) NAME(panel)(const Matrix *m, int first, int last, void
         const uint8_t *codes = m->codes + row * ((size_t)columns * m->bits / 8);
         int16_t *to = c.codes + (size_t)i * columns;
         if (m->bits == 8)
-            for (int k = 0; k < columns; k += I16_LANES) NAME(store_i16)(to + k, NAME(widen_u8)(codes + k));
+            for (int k = 0; k < columns; k += I16_LANES)
+                NAME(store_i16)(to + k, NAME(widen_u8)(codes + k));
         else
             for (int k = 0; k < columns; k += INT4_PER_VEC)
                 NAME(store_int4)((uint8_t *)to + k,
@@ -187,9 +195,9 @@ TARGET static inline __attribute__((always_inline)) void NAME(tile)(
             for (const int end = k + unit; k < end; k += I16_LANES) {
                 VecI16 v[TILE_TOKENS];
                 UNROLL for (int t = 0; t < TILE_TOKENS; t++) v[t] = NAME(load_i16)(x[t].codes + k);
-                UNROLL for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++)
-                    parts[i] = NAME(dot_i16)(parts[i], NAME(load_i16)(codes + i / TILE_TOKENS * columns + k),
-                                         v[i % TILE_TOKENS]);
+                UNROLL for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) parts[i] =
+                    NAME(dot_i16)(parts[i], NAME(load_i16)(codes + i / TILE_TOKENS * columns + k),
+                                  v[i % TILE_TOKENS]);
             }
         }
         UNROLL for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) {
@@ -202,10 +210,12 @@ TARGET static inline __attribute__((always_inline)) void NAME(tile)(
     }
     UNROLL for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) {
         const Activations *of = &x[i % TILE_TOKENS];
-        const float *scaled_zero_points = c->scaled_zero_points + (size_t)(row + i / TILE_TOKENS) * stride;
+        const float *scaled_zero_points =
+            c->scaled_zero_points + (size_t)(row + i / TILE_TOKENS) * stride;
         VecF32 part = NAME(zero_f32)();
         for (int b = 0; m->zeros && b < columns / block; b += F32_LANES)
-            part = NAME(fmadd)(part, NAME(load_f32)(scaled_zero_points + b), NAME(load_f32)(of->sums + b));
+            part = NAME(fmadd)(part, NAME(load_f32)(scaled_zero_points + b),
+                               NAME(load_f32)(of->sums + b));
         const float of_zeros = m->zeros ? NAME(reduce_add)(part) : 0;
         out[i] = (NAME(reduce_add)(sums[i]) - of_zeros) * (bits == 8 ? of->scales[0] : 1);
     }
@@ -261,8 +271,8 @@ TARGET static inline int32_t NAME(round_codes)(const float *x, float inverse, in
 }
 
 /* One token, x = scale * code, as the matrix asks for it: 16 bits and one scale where the weights
- * have 8 bits; 8 bits and a scale a block where they have 4, of every INT4_PER_VEC the even ones first.
- * What is not finite makes the scale, and so every product, not finite. */
+ * have 8 bits; 8 bits and a scale a block where they have 4, of every INT4_PER_VEC the even ones
+ * first. What is not finite makes the scale, and so every product, not finite. */
 TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *out, int token,
                                   void *scratch) {
     if (m->inputs < m->columns) {
@@ -270,11 +280,13 @@ TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *
         memset((float *)scratch + m->inputs, 0, sizeof(float) * (m->columns - m->inputs));
         x = scratch;
     }
-    const int block = m->block, blocks = m->columns / block, in_unit = columns_per_accumulator(m->bits, block) / block;
+    const int block = m->block, blocks = m->columns / block,
+              in_unit = columns_per_accumulator(m->bits, block) / block;
     const Activations to = token_activations(m, out, token);
     memset(to.acc_init, 0, sizeof(int32_t) * I32_LANES * blocks);
     for (int i = 0; i < padded_blocks(blocks); i++) to.scales[i] = to.sums[i] = 0;
-    if (m->bits == 4 && m->columns % INT4_PER_VEC) memset(int8_codes(&to) + m->columns - COLUMN_ALIGN, 0, INT4_PER_VEC);
+    if (m->bits == 4 && m->columns % INT4_PER_VEC)
+        memset(int8_codes(&to) + m->columns - COLUMN_ALIGN, 0, INT4_PER_VEC);
     const float of_all = m->bits == 8 ? NAME(absmax)(x, m->columns) : 0;
     for (int b = 0; b < blocks; b++) {
         const float largest = m->bits == 8 ? of_all : NAME(absmax)(x + b * block, block);
@@ -288,7 +300,8 @@ TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *
                 memcpy(to.codes + i, codes, sizeof codes);
                 continue;
             }
-            int8_t *even = int8_codes(&to) + i / INT4_PER_VEC * INT4_PER_VEC + i % INT4_PER_VEC / 2, *odd = even + INT4_PER_VEC / 2;
+            int8_t *even = int8_codes(&to) + i / INT4_PER_VEC * INT4_PER_VEC + i % INT4_PER_VEC / 2,
+                   *odd = even + INT4_PER_VEC / 2;
             for (int j = 0; j < COLUMN_ALIGN / 2; j++) {
                 even[j] = (int8_t)codes[2 * j];
                 odd[j] = (int8_t)codes[2 * j + 1];
@@ -297,7 +310,8 @@ TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *
         to.scales[b] = scale;
         to.sums[b] = (m->bits == 8 ? 1.0f : scale) * (float)total;
         if (!m->zeros)
-            to.acc_init[b / in_unit * I32_LANES + b % in_unit * SECOND_BLOCK_LANE] = -(1 << (m->bits - 1)) * total;
+            to.acc_init[b / in_unit * I32_LANES + b % in_unit * SECOND_BLOCK_LANE] =
+                -(1 << (m->bits - 1)) * total;
     }
 }
 

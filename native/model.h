@@ -1,4 +1,5 @@
-/* What the Python side fills in (runtime/backends/native/library.py has the same structures for ctypes). */
+/* What the Python side fills in (runtime/backends/native/library.py has the same structures for
+ * ctypes). */
 #ifndef RETNET_MODEL_H
 #define RETNET_MODEL_H
 
@@ -22,7 +23,7 @@ typedef struct {
     Matrix qkvg, out, inner, down;
 } Layer;
 
-/* turns: theta / (2 pi) of each pair of key channels, [key_dim / 2]. */
+/* frequencies: theta / (2 pi) of each pair of key channels, [key_dim / 2]. */
 typedef struct {
     int32_t layer_count, d_model, heads, key_dim, value_dim, ffn_dim;
     int32_t gated, gelu, eps_z_n;

@@ -16,7 +16,8 @@ typedef struct {
 } Worker;
 
 struct Pool {
-    /* (number of the task << 32) | next chunk: a claim holds only for the task that it was made in */
+    /* (number of the task << 32) | next chunk: a claim holds only for the task that it was made in
+     */
     _Alignas(64) _Atomic uint64_t ticket;
     _Alignas(64) atomic_int done;
     _Alignas(64) atomic_int sleeping;

@@ -58,7 +58,9 @@ typedef struct {
 
 static int max_int(int a, int b) { return a > b ? a : b; }
 
-static size_t round_to_cache_line(size_t bytes) { return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
+static size_t round_to_cache_line(size_t bytes) {
+    return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+}
 
 /* Lay the buffers of a call out from `memory` on, each on a cache line; the bytes they take. */
 static size_t lay_out(const Engine *engine, size_t tokens, char *memory, Buffers *b) {
@@ -110,7 +112,8 @@ static void linear_chunk(void *arg, int chunk, int thread) {
     const int first = chunk * p->rows, end = first + p->rows;
     const int last = end < p->matrix->rows ? end : p->matrix->rows;
     void *scratch = thread_scratch(p->engine, thread);
-    if (p->tokens == 1) p->engine->kernels->gemv(p->matrix, first, last, p->x, p->y, p->add, scratch);
+    if (p->tokens == 1)
+        p->engine->kernels->gemv(p->matrix, first, last, p->x, p->y, p->add, scratch);
     else
         p->engine->kernels->gemm(p->matrix, first, last, p->x, p->tokens, p->y, p->add,
                                            scratch);
@@ -125,7 +128,8 @@ static void linear(const Engine *engine, const Matrix *m, const Activations *x, 
     pool_run(engine->pool, linear_chunk, &p, (m->rows + rows - 1) / rows);
 }
 
-static void norm_and_quantize(Call *call, const float *weight, const Matrix *next, int token, int thread) {
+static void norm_and_quantize(Call *call, const float *weight, const Matrix *next, int token,
+                              int thread) {
     const Model *m = &call->engine->model;
     const Kernels *k = call->engine->kernels;
     float *normed = call->b->normed + (size_t)token * m->d_model;
@@ -168,8 +172,8 @@ static void retention_head(void *arg, int head, int thread) {
         float *o = call->b->hidden + (size_t)token * all_values + (size_t)head * values;
         rotate(row + head * keys, cos_sin, keys, 1.0f / sqrtf((float)keys), q);
         rotate(row + all_keys + head * keys, cos_sin, keys, 1.0f, k);
-        kernels->retention_step(state, q, k, row + 2 * all_keys + head * values, (float)m->gammas[head],
-                        keys, values, o);
+        kernels->retention_step(state, q, k, row + 2 * all_keys + head * values,
+                                (float)m->gammas[head], keys, values, o);
         kernels->rms_norm(o, call->layer->head_norm, values,
                           call->b->eps[token * m->heads + head], o);
         kernels->activate(row + 2 * all_keys + all_values + head * values, o, values, 0, o);
@@ -181,7 +185,8 @@ static void quantize_retention(void *arg, int token, int thread) {
     const Matrix *out = &call->layer->out;
     const float *hidden = call->b->hidden + (size_t)token * out->inputs;
     Activations codes = call->b->codes;
-    call->engine->kernels->quantize(out, hidden, &codes, token, thread_scratch(call->engine, thread));
+    call->engine->kernels->quantize(out, hidden, &codes, token,
+                                    thread_scratch(call->engine, thread));
 }
 
 static void ffn_activation(void *arg, int token, int thread) {
@@ -191,8 +196,10 @@ static void ffn_activation(void *arg, int token, int thread) {
     const float *projected = call->b->projected + (size_t)token * call->layer->inner.rows;
     float *hidden = call->b->hidden + (size_t)token * m->ffn_dim;
     Activations codes = call->b->codes;
-    kernels->activate(projected, m->gated ? projected + m->ffn_dim : NULL, m->ffn_dim, m->gelu, hidden);
-    kernels->quantize(&call->layer->down, hidden, &codes, token, thread_scratch(call->engine, thread));
+    kernels->activate(projected, m->gated ? projected + m->ffn_dim : NULL, m->ffn_dim, m->gelu,
+                      hidden);
+    kernels->quantize(&call->layer->down, hidden, &codes, token,
+                      thread_scratch(call->engine, thread));
 }
 
 /* Angles and head norm's eps of a token; n counts from 1. */

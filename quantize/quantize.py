@@ -71,7 +71,7 @@ def quantize(
     """Apply `recipe` to an fp32 bundle, into a new bundle at `out`; `bundle` is only read.
 
     A name stands for the recipe of that name of each backend in the bundle, or, where it ends in
-    .toml, for a file (`recipe_file.py`). checkpoint: what the bundle was made from, which
+    .toml, for a file (`recipes/toml_file.py`). checkpoint: what the bundle was made from, which
     ExecuTorch programs need. calibration: text for the recipes that are calibrated on it. state:
     what states are rounded to between calls, where the recipe does not say. native: plan the
     weights of the ONNX graphs for the native backend too. Raises InputError for a

@@ -32,6 +32,7 @@ _PACKAGE = Path(__file__).resolve().parent
 _STDERR = 2
 
 _hear: Callable[[str], None] | None = None  # what holds back, where a command runs
+_descriptor_is_held = False
 
 
 def wanted() -> bool:
@@ -52,6 +53,25 @@ def hushed() -> Iterator[None]:
     hear = _hear or (lambda text: None)
     with _warnings_to(hear, lambda file: True), _records_to(hear):
         yield
+
+
+@contextmanager
+def compiled_code_hushed() -> Iterator[None]:
+    """Hold back what compiled code writes to descriptor 2 in the block.
+
+    Where no command is running it is dropped: only for a library whose exceptions say it too.
+    """
+    if wanted() or _descriptor_is_held:
+        yield
+        return
+    before, null = os.dup(_STDERR), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, _STDERR)
+    try:
+        yield
+    finally:
+        os.dup2(before, _STDERR)
+        os.close(before)
+        os.close(null)
 
 
 class Quiet:
@@ -164,6 +184,7 @@ def _descriptor_held() -> Iterator[Any]:
 
     Raises OSError where there is no place for the file or no descriptor 2.
     """
+    global _descriptor_is_held
     before = sys.stderr
     with tempfile.TemporaryFile(mode="ab+", buffering=0) as file:
         before.flush()

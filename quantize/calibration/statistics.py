@@ -81,7 +81,7 @@ class ActivationStatistics:
         return ActivationStatistics(limits, largest, rows)
 
     def split(self, threshold: float) -> tuple[ActivationStatistics, ActivationStatistics]:
-        """Body and tail, as `tails.py` says."""
+        """Body and tail, as `passes/outliers.py` says."""
 
         def of(low: float, high: float, rows: Floats) -> ActivationStatistics:
             return ActivationStatistics((low, high), np.abs(rows).max(axis=0), rows)

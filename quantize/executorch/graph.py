@@ -3,7 +3,7 @@
 A .pte holds its weights packed for XNNPACK and cannot be quantized afterwards, so the graph is made
 again from the checkpoint that the fp32 bundle names. Activations of a quantized product are rounded
 to int8 at run time, with a scale and a zero point for each row (XNNPACK's qd8 kernels), or with
-ones that were measured on text (`executorch_static.py`).
+ones that were measured on text (`static.py`).
 """
 
 from __future__ import annotations

@@ -27,10 +27,10 @@ _EPS = 2**-12
 def static_module(
     graph: XnnpackGraph, statistics: Mapping[str, LinearStatistics], states: tuple[StateSpec, ...]
 ) -> nn.Module:
-    """The graph with int8 weights (one scale a row) and static int8 activations for `seen`.
+    """The graph with int8 weights (one scale a row) and static int8 activations for `statistics`.
 
-    seen: what the linear maps of these names saw on text. The rest of the graph stays as it is,
-    torchao's dynamic products included.
+    statistics: what the linear maps of these names saw on text. The rest of the graph stays as it
+    is, torchao's dynamic products included.
     """
     with hushed():
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e

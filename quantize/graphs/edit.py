@@ -17,8 +17,8 @@ from retnet_edge.errors import InputError
 class Weight:
     """A float32 matrix of a graph and every node that reads it.
 
-    `products`: MatMul nodes whose right side it is, with `transposed` products reading it through
-    a Transpose (a tied head); `lookups`: Gather nodes that take its rows (an embedding).
+    `matmuls`: MatMul nodes whose right side it is, with `transposed` products reading it through
+    a Transpose (a tied head); `gathers`: Gather nodes that take its rows (an embedding).
     """
 
     name: str

@@ -27,7 +27,7 @@ _Values = NDArray[np.floating]
 
 
 def find_range(values: _Values, extremes: Range, method: Method, bits: int) -> Range:
-    """Low <= 0 <= high of a scale. values: a sample; seen: the extremes of all."""
+    """Low <= 0 <= high of a scale. values: a sample; extremes: the extremes of all."""
     low, high = min(extremes[0], 0.0), max(extremes[1], 0.0)
     if method == "min-max":
         return low, high

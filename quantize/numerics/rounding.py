@@ -1,7 +1,8 @@
 """Round-to-nearest quantization of weight matrices, in NumPy.
 
 A matrix is given as W [outputs, inputs]. Codes are unsigned around a zero point, so that every
-kernel reads them alike: w ≈ (code - zero) · scale. Symmetric: zero = `middle(bits)`, everywhere.
+kernel reads them alike: w ≈ (code - zero) · scale. Symmetric: zero = `symmetric_zero_point(bits)`,
+everywhere.
 """
 
 from __future__ import annotations

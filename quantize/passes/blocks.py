@@ -140,7 +140,7 @@ def _multiplied(model: ir.Model, x: ir.Value | None, stored: _Stored) -> list[ir
 
 
 def _gathered(model: ir.Model, gather: ir.Node, stored: _Stored) -> list[ir.Node]:
-    """The nodes that take the rows that `lookup` takes; the last one has the result."""
+    """The nodes that take the rows that `gather` takes; the last one has the result."""
     # the same scales with the rank of the codes, which this operator asks for
     scales = _float32_scales(model, stored, GATHER_SCALES, stored.scales[..., None])
     _, count, block = stored.blocks.codes.shape

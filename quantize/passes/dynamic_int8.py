@@ -28,8 +28,8 @@ def apply_dynamic_int8(
 ) -> None:
     """Replace every node that reads `weight`; codes stand [inputs, outputs] in the graph.
 
-    input_rms: see `activations.py`. seen: what it is multiplied with, which smoothing needs. Raises
-    InputError where a matrix that is looked up in is to be smoothed.
+    input_rms: see `activations.py`. activations: what it is multiplied with, which smoothing needs.
+    Raises InputError where a matrix that is looked up in is to be smoothed.
     """
     matrix, s, rms = weight.matrix(), None, None
     if scheme.smooth is not None:

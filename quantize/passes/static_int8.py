@@ -27,8 +27,8 @@ def apply_static_int8(
 ) -> None:
     """Replace every node that reads `weight`; codes stand [inputs, outputs] in the graph.
 
-    seen: what it is multiplied with (None where it is only looked up in). Raises InputError where
-    a matrix that is looked up in is to be smoothed.
+    activations: what it is multiplied with (None where it is only looked up in). Raises InputError
+    where a matrix that is looked up in is to be smoothed.
     """
     matrix = weight.matrix()
     s = None

@@ -16,7 +16,7 @@ class BlockInt:
     `MatMulNBits` (accuracy level 4: activations are quantized to int8 in the same blocks inside
     the kernel) and `GatherBlockQuantized` for an embedding; a tied head shares its matrix. What is
     looked up in has to be symmetric.
-    tail: see `tails.py`; symmetric: no zero point of a block's own; gptq: see `gptq.py`.
+    tail: see `passes/outliers.py`; symmetric: no zero point of a block's own; gptq: see `gptq.py`.
     """
 
     bits: ClassVar[int]
@@ -42,7 +42,7 @@ class BlockInt8(BlockInt):
 
 @dataclass(frozen=True)
 class BlockInt6(BlockInt):
-    """6-bit weights in blocks, of which the kernels read 4 bits and 2 (`graph_blocks.py`).
+    """6-bit weights in blocks, of which the kernels read 4 bits and 2 (`graphs/block_tensors.py`).
 
     Those of 2 bits know three sizes of blocks.
     """
@@ -64,7 +64,7 @@ class DynamicInt8:
     """8-bit weights with a scale for every output, activations quantized at run time.
 
     Standard operators that every ONNX Runtime has: `DynamicQuantizeLinear` and `MatMulInteger`.
-    tail: see `tails.py`; smooth: α of `smoothing.py`.
+    tail: see `passes/outliers.py`; smooth: α of `smoothing.py`.
     """
 
     tail: float | None = None
@@ -81,7 +81,7 @@ class StaticInt8Qdq:
     """8-bit weights with a scale for every output, activations with a scale measured on text.
 
     Standard operators: `QuantizeLinear` and `DequantizeLinear` around a `MatMul`.
-    range: see `ranges.py`; tail: see `tails.py`; smooth: α of `smoothing.py`.
+    range: see `ranges.py`; tail: see `passes/outliers.py`; smooth: α of `smoothing.py`.
     """
 
     activation_bits: Literal[8, 16] = 8

@@ -1,6 +1,6 @@
 """`retnet-edge tune`: a quantized bundle learns to predict what its float model predicts.
 
-Codes and scales of the matrices in blocks (`tuned_blocks.py`) are trained for a short while to
+Codes and scales of the matrices in blocks (`trainable_blocks.py`) are trained for a short while to
 lessen
 
     mean KL(float ‖ quantized)

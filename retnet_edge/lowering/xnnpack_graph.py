@@ -56,7 +56,7 @@ class PositionTerms(nn.Module):
     def __init__(
         self, config: RetNetConfig, frequencies: Tensor, log_decay: Tensor, tokens: int
     ) -> None:
-        """Keep turns [K/2] and log γ [H], float64."""
+        """Keep frequencies [K/2] and log γ [H], float64."""
         super().__init__()
         self.tokens = tokens
         self.eps = config.head_norm_eps

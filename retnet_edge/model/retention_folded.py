@@ -10,7 +10,7 @@ eq. 7 is left with a causal mask and no decay but the one from chunk to chunk:
 
 q' and k' come out of the pass that rotates them, K' serves twice, and both terms of O are summed
 inside a matrix product. Above the diagonal Q' K'ᵀ holds γ^(n-m), n < m, which is large and unused:
-`folds` says for which γ and C it stays far from overflow.
+`can_fold` says for which γ and C it stays far from overflow.
 
 The products are one operator with a backward of its own, in a layout of heads first: the passes
 that rotate, normalise and gate write and read it for nothing. Left to torch.compile, gradients were
@@ -51,7 +51,7 @@ def retention_folded(
     """From q' and k' [2, H, B, T, K] and v [H, B, T, V] to outputs [H, B, T, V] and the state.
 
     qk and v are contiguous and have one dtype, that of the products and of the outputs. state
-    [B, H, K, V] and log_decay [H] are at least float32. Any T >= 1, where `folds` holds.
+    [B, H, K, V] and log_decay [H] are at least float32. Any T >= 1, where `can_fold` holds.
     """
     T = qk.shape[3]
     padding = -T % chunk

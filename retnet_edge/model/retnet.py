@@ -292,7 +292,7 @@ class RetNet(nn.Module):
         """Mean nats a token of predicting tokens[:, 1:] from tokens[:, :-1]; tokens [B, T + 1].
 
         Where `document_end` is an id, documents that end with it do not see each other. Where
-        `how.context` shares the sequences, the mean is over the tokens of this rank's span.
+        `mode.context` shares the sequences, the mean is over the tokens of this rank's span.
         """
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         if mode.context is not None:
@@ -311,7 +311,7 @@ class RetNet(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Tokens [B, T] -> what the head sees, [B, T, d_model], and the states after the last.
 
-        Where `how.context` shares the sequences, both are of this rank's span, and the state that
+        Where `mode.context` shares the sequences, both are of this rank's span, and the state that
         comes in is the other ranks'.
         """
         if position is None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def frequencies(thetas: Sequence[float]) -> Tensor:
-    """θ_i as float64 turns a position (θ_i / 2π): [K/2]."""
+    """θ_i / 2π, float64 revolutions a position: [K/2]."""
     return torch.tensor(thetas, dtype=torch.float64) / (2.0 * math.pi)
 
 
@@ -22,9 +22,9 @@ def cos_sin(
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of n·θ_i for `tokens` positions n, in `dtype`, each [B, T, K/2].
 
-    `position` int64 [B] is the index of the first token, `turns` float64 [K/2]. Whole turns are
-    dropped in float64, so position 1,000,000 is as right as position 10: there, one float32 ulp
-    of n·θ_0 is 0.06 rad. (In turns the modulus is 1, which no exporter can round; 2π it did.)
+    `position` int64 [B] is the index of the first token, `frequencies` float64 [K/2]. Whole turns
+    are dropped in float64, so position 1,000,000 is as right as position 10: there, one float32 ulp
+    of n·θ_0 is 0.06 rad. (In revolutions the modulus is 1, which no exporter can round; 2π it did.)
     """
     n = position[:, None] + torch.arange(tokens, device=position.device)
     fraction = torch.fmod(n[:, :, None].to(torch.float64) * frequencies, 1.0)

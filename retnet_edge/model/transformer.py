@@ -129,7 +129,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Mean nats a token of predicting tokens[:, 1:] from tokens[:, :-1]; tokens [B, T + 1].
 
-        Where `document_end` is an id, documents that end with it do not see each other. Of `how`
+        Where `document_end` is an id, documents that end with it do not see each other. Of `mode`
         only `recompute` counts here.
         """
         inputs = tokens[:, :-1]

@@ -51,12 +51,12 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything but the model and the text that decides the weights a run ends with.
 
-    int8_aware: weight of the KL terms of `int8_aware.py`; above 0 the weights stay on the int8
-    grid. init_sha256: of the weights that the run starts from, "" for fresh ones. chunk: tokens of
-    a chunk in the chunkwise form. recompute: activations inside blocks are computed again in the
-    backward pass, for less memory. kept_activations: share of them that compiled blocks keep, the
-    compiler choosing which to compute again. separate_documents: no token sees the document before
-    its own.
+    int8_aware: weight of the KL terms of `quantization_aware.py`; above 0 the weights stay on the
+    int8 grid. init_sha256: of the weights that the run starts from, "" for fresh ones. chunk:
+    tokens of a chunk in the chunkwise form. recompute: activations inside blocks are computed again
+    in the backward pass, for less memory. kept_activations: share of them that compiled blocks
+    keep, the compiler choosing which to compute again. separate_documents: no token sees the
+    document before its own.
     """
 
     steps: Positive

@@ -30,7 +30,7 @@ FILL_TOKENS = 1024  # fed to a session between two looks at the clock while it g
 
 
 class BenchCase(msgspec.Struct, frozen=True):
-    """One thing to time; see `Row`."""
+    """One thing to time; see `BenchRow`."""
 
     test: Literal["prompt", "generate"]
     tokens: int

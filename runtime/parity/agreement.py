@@ -30,8 +30,8 @@ class Trace:
     position: int64, distance from the context's start. second_half: bool, position >= length / 2.
     max_error, mean_error: float64, over the vocabulary. kl: float64, nats. best_reference,
     best_bundle: int64, the most likely token. top5: float64, see above. gap: float64, the
-    reference's best logit less its second best. surprisal_reference, surprisal_bundle: float64, nats,
-    NaN where no token follows. finite: bool, of the bundle's row.
+    reference's best logit less its second best. surprisal_reference, surprisal_bundle: float64,
+    nats, NaN where no token follows. finite: bool, of the bundle's row.
     """
 
     position: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""The tables of a verification's page: rows of text (a terminal's are in `terminal_rows.py`)."""
+"""The tables of a verification's page: rows of text (a terminal's are in `terminal_tables.py`)."""
 
 from __future__ import annotations
 

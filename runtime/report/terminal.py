@@ -17,14 +17,14 @@ from retnet_edge.runtime.parity.backend_pairs import BackendPair
 from retnet_edge.runtime.parity.parity import Parity
 from retnet_edge.runtime.report.page import (
     Column,
-    Entry,
+    ReportEntry,
     all_reasons,
     column_name,
     columns_of,
     memory_cases,
 )
 from retnet_edge.runtime.report.tables import POSITION_HEADER, Rows, position_rows
-from retnet_edge.runtime.report.terminal_rows import (
+from retnet_edge.runtime.report.terminal_tables import (
     memory_table,
     pair_table,
     parity_table,
@@ -62,7 +62,7 @@ class Names(NamedTuple):
     """By the name that a comparison of backends gives a column, of several bundles."""
 
 
-def names_of(entries: Sequence[Entry]) -> Names:
+def names_of(entries: Sequence[ReportEntry]) -> Names:
     """Short names of every column: its backend's and, where there are several, its bundle's.
 
     A bundle's name of more than 10 characters is a number that the legend explains.
@@ -91,7 +91,7 @@ def names_of(entries: Sequence[Entry]) -> Names:
 
 def print_report(
     title: str,
-    entries: Sequence[Entry],
+    entries: Sequence[ReportEntry],
     between: Sequence[BackendPair] = (),
     console: Console | None = None,
 ) -> None:
@@ -154,7 +154,7 @@ def _print_positions(console: Console, parity: Parity) -> None:
 
 
 def _pairs(
-    entries: Sequence[Entry], names: Names, between: Sequence[BackendPair]
+    entries: Sequence[ReportEntry], names: Names, between: Sequence[BackendPair]
 ) -> dict[str, BackendPair]:
     """Every comparison under the short names of its two columns, one below the other."""
     found = {}

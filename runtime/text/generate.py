@@ -34,7 +34,8 @@ def generate(
     Ends after `max_tokens` tokens, at the token `end_of_text`, or where one of the strings `stop`
     is complete (none of its text is yielded). When the iterator is exhausted, the session has seen
     the prompt and every generated token but end_of_text, so a later call goes on from there.
-    fed(done, total): called while the prompt is fed, after every PREFILL_CHUNK of its tokens.
+    on_prefill(done, total): called while the prompt is fed, after every PREFILL_CHUNK of its
+    tokens.
 
     Raises InputError, before anything is fed, where the prompt has no tokens, max_tokens is below
     1 or a stop string is empty.

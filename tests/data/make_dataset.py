@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict  # type: ignore[import-not-found]
 
 
 def texts(count: int, word: str) -> list[str]:
-    """As `tests/retnet_edge/test_sources.py` expects them."""
+    """As `tests/retnet_edge/data/test_sources.py` expects them."""
     return [f"{word} {i}: the naïve café was closed on day {i * 7}." for i in range(count)]
 
 

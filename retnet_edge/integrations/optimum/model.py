@@ -35,7 +35,8 @@ class SequenceState:
 
 
 class BundleCache:
-    """What generate() carries on: a `Row` a sequence, and the input columns that were fed in.
+    """What generate() carries on: a `SequenceState` a sequence, and the input columns that were fed
+    in.
 
     A forward pass makes a new cache and leaves the one it was given as it was.
     """

@@ -127,7 +127,7 @@ class RetNetEdgeForCausalLM(PreTrainedModel, GenerationMixin):
         """Tokens [B, T] -> loss (with `labels` [B, T], -100 where none), logits, cache.
 
         `attention_mask` [B, T], or with the columns of the cache before it, is 1 where there is a
-        token: a masked one enters no state (`hf_state.masked_features`). `logits_to_keep` asks for
+        token: a masked one enters no state (`state.masked_features`). `logits_to_keep` asks for
         the last ones only. Other keywords go to transformers' loss.
         """
         for name in REFUSED:

@@ -107,7 +107,7 @@ def native_available() -> bool:
 
 
 class Engine:
-    """A model that runs; `keep` is what its pointers point to."""
+    """A model that runs; `keepalive` is what its pointers point to."""
 
     def __init__(
         self, model: CModel, threads: int, keepalive: object, *, kernels: str | None = None

@@ -187,8 +187,8 @@ def _check_matrix(
     block = matrix.block
     if block % COLUMN_ALIGN or block > LARGEST_BLOCK:
         raise InputError(
-            f"{name} has blocks of {block}; the native backend takes multiples of {COLUMN_ALIGN} up to "
-            f"{LARGEST_BLOCK}"
+            f"{name} has blocks of {block}; the native backend takes multiples of {COLUMN_ALIGN} "
+            f"up to {LARGEST_BLOCK}"
         )
     scale_bytes = 4 if matrix.scale_dtype == "float32" else 2
     for part, data, size in (

@@ -2,7 +2,7 @@
 
 ONNX Runtime packs every quantized matrix for the CPU when it loads a graph: a second copy, in
 anonymous memory, made anew in every process. Here it is made once and stored beside the bundle, in
-`<bundle>.prepared`, from where sessions map it (`prepared.py`): the memory is the page cache's.
+`<bundle>.prepared`, from where sessions map it (`prepacked.py`): the memory is the page cache's.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ static double weight(const Matrix *m, const float *scales, int row, int k) {
     const int code = m->bits == 8 ? m->codes[at] : m->codes[at / 2] >> (at % 2 * 4) & 15;
     int zero = 1 << (m->bits - 1);
     if (m->zeros && m->bits == 8) zero = m->zeros[row * blocks + b];
-    if (m->zeros && m->bits == 4) zero = m->zeros[row * ((blocks + 1) / 2) + b / 2] >> (b % 2 * 4) & 15;
+    if (m->zeros && m->bits == 4)
+        zero = m->zeros[row * ((blocks + 1) / 2) + b / 2] >> (b % 2 * 4) & 15;
     return (code - zero) * (double)scales[row * blocks + b];
 }
 
@@ -39,7 +40,8 @@ static void *random_bytes(size_t n) {
 }
 
 static Activations activations(const Matrix *m) {
-    const size_t blocks = (size_t)(m->columns / m->block), stride = (size_t)padded_blocks((int)blocks);
+    const size_t blocks = (size_t)(m->columns / m->block),
+                 stride = (size_t)padded_blocks((int)blocks);
     return (Activations){malloc(sizeof(int16_t) * TOKENS * m->columns),
                          malloc(sizeof(int32_t) * TOKENS * blocks * MAX_I32_LANES),
                          malloc(sizeof(float) * TOKENS * stride),
@@ -51,7 +53,8 @@ static void check(const Kernels *k, int bits, int block, int inputs, int half, i
     float *scales = malloc(sizeof(float) * ROWS * blocks);
     uint16_t *halves = malloc(sizeof(uint16_t) * ROWS * blocks);
     for (int i = 0; i < ROWS * blocks; i++) {
-        /* 0.25 to 2 in steps that a half has, by its bits; every eighth one too small to be normal */
+        /* 0.25 to 2 in steps that a half has, by its bits; every eighth one too small to be normal
+         */
         const int exponent = i % 8 ? 13 + rand() % 3 : 0, digits = rand() % 1024;
         halves[i] = (uint16_t)(exponent << 10 | digits);
         scales[i] = exponent ? ldexpf(1 + digits / 1024.0f, exponent - 15) : ldexpf(digits, -24);
@@ -69,7 +72,8 @@ static void check(const Kernels *k, int bits, int block, int inputs, int half, i
         for (int b = 0; b < blocks; b++) {
             float largest = 0;
             for (int i = bits == 8 ? 0 : b * block; i < inputs; i++)
-                if (bits == 8 || i < (b + 1) * block) largest = fmaxf(largest, fabsf(x[t * inputs + i]));
+                if (bits == 8 || i < (b + 1) * block)
+                    largest = fmaxf(largest, fabsf(x[t * inputs + i]));
             const float step = codes.scales[t * padded_blocks(blocks) + b];
             expect(step == largest / (bits == 8 ? 32767.0f : 127.0f), "a step", &m, k->name);
         }
@@ -100,13 +104,15 @@ static void check(const Kernels *k, int bits, int block, int inputs, int half, i
             }
             const int i = t * ROWS + r;
             expect(fabs(one[i] - exact) < bound, "a product", &m, k->name);
-            expect(!memcmp(&one[i], &many[i], sizeof(float)), "other bits among tokens", &m, k->name);
+            expect(!memcmp(&one[i], &many[i], sizeof(float)), "other bits among tokens", &m,
+                   k->name);
             expect(added[i] == many[i] + 1, "an addition", &m, k->name);
         }
     for (int r = 0; r < ROWS; r++) {
         k->embedding_row(&m, (size_t)r, row, scratch);
         for (int i = 0; i < inputs; i++)
-            expect(fabs(row[i] - weight(&m, scales, r, i)) <= 1e-6 * fabs(row[i]), "a lookup", &m, k->name);
+            expect(fabs(row[i] - weight(&m, scales, r, i)) <= 1e-6 * fabs(row[i]), "a lookup", &m,
+                   k->name);
     }
     free((void *)m.codes);
     free((void *)m.zeros);
@@ -118,7 +124,8 @@ static void check_vector_kernels(const Kernels *k) {
     enum { N = 53 };
     const Matrix none = {0};
     float x[N], y[N], w[N], out[N];
-    for (int i = 0; i < N; i++) x[i] = (float)(30 * uniform()), y[i] = (float)uniform(), w[i] = y[i] + 2;
+    for (int i = 0; i < N; i++)
+        x[i] = (float)(30 * uniform()), y[i] = (float)uniform(), w[i] = y[i] + 2;
     double squares = 0;
     for (int i = 0; i < N; i++) squares += x[i] * (double)x[i];
     k->rms_norm(x, w, N, 0.1f, out);
@@ -129,8 +136,10 @@ static void check_vector_kernels(const Kernels *k) {
     for (int gelu = 0; gelu < 2; gelu++) {
         k->activate(x, y, N, gelu, out);
         for (int i = 0; i < N; i++) {
-            const double act = gelu ? 0.5 * x[i] * (1 + erf(x[i] * sqrt(0.5))) : x[i] / (1 + exp(-x[i]));
-            expect(fabs(out[i] - act * y[i]) < 1e-6 * (1e-3 + fabs(x[i])), "an activation", &none, k->name);
+            const double act =
+                gelu ? 0.5 * x[i] * (1 + erf(x[i] * sqrt(0.5))) : x[i] / (1 + exp(-x[i]));
+            expect(fabs(out[i] - act * y[i]) < 1e-6 * (1e-3 + fabs(x[i])), "an activation", &none,
+                   k->name);
         }
     }
     enum { KEYS = 6, VALUES = 11 };
@@ -179,7 +188,8 @@ int main(void) {
         for (int bits = 4; bits <= 8; bits += 4)
             for (int block = 32; block <= 256; block *= 2)
                 for (int inputs = 20; inputs <= 600; inputs += 171)
-                    for (int kind = 0; kind < 4; kind++) check(k, bits, block, inputs, kind & 1, kind >> 1);
+                    for (int kind = 0; kind < 4; kind++)
+                        check(k, bits, block, inputs, kind & 1, kind >> 1);
     }
     for (int threads = 1; threads <= 4; threads++) check_pool(threads);
     return failures > 0;

@@ -149,7 +149,7 @@ def slow(target):
                 time.sleep(0.01)
 
 sys.modules["slow_command"] = sys.modules["__main__"]
-cli.COMMANDS["slow"] = cli.Entry("slow_command:slow", "Never ends.")
+cli.COMMANDS["slow"] = cli.LazyCommand("slow_command:slow", "Never ends.")
 sys.exit(cli.main(["slow", sys.argv[1]]))
 """
 

@@ -1,6 +1,6 @@
 """Rows of the tables that a verification prints on a terminal: one figure each, a cell a column.
 
-The page's rows (`rows.py`) put up to three figures into a cell; here there is no room for that.
+The page's rows (`tables.py`) put up to three figures into a cell; here there is no room for that.
 """
 
 from __future__ import annotations
@@ -63,14 +63,17 @@ def parity_table(columns: Sequence[Column]) -> Rows:
     row("error after last block", lambda p: p.blocks[-1].relative if p.blocks else None)
     if prefill is not None:
         tokens = f"prefill of {prefill.tokens:,}"
-        row(f"{tokens}: logit error", lambda p: p.prefill and p.prefill.max_abs_logit_error)
-        row("  state error", lambda p: p.prefill and p.prefill.max_abs_state_error)
-        row("  state error, relative", lambda p: p.prefill and p.prefill.relative_state_error)
-        row(f"  KL of {prefill.following} steps after", lambda p: p.prefill and p.prefill.mean_kl)
+        row(f"{tokens}: logit error", lambda p: getattr(p.prefill, "max_abs_logit_error", None))
+        row("  state error", lambda p: getattr(p.prefill, "max_abs_state_error", None))
+        row("  state error, relative", lambda p: getattr(p.prefill, "relative_state_error", None))
+        row(
+            f"  KL of {prefill.following} steps after",
+            lambda p: getattr(p.prefill, "mean_kl", None),
+        )
     if any(parity.golden is not None for parity in found):
-        row("golden.npz: logit error", lambda p: p.golden and p.golden.near_logit_error)
-        row(f"  at {FAR_POSITION:,}", lambda p: p.golden and p.golden.far_logit_error)
-        row("  state error, relative", lambda p: p.golden and p.golden.relative_state_error)
+        row("golden.npz: logit error", lambda p: getattr(p.golden, "near_logit_error", None))
+        row(f"  at {FAR_POSITION:,}", lambda p: getattr(p.golden, "far_logit_error", None))
+        row("  state error, relative", lambda p: getattr(p.golden, "relative_state_error", None))
     return rows
 
 
