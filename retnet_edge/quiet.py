@@ -154,11 +154,11 @@ def _records_to(hear: Callable[[str], None]) -> Iterator[None]:
     """Log records below ERROR go to `hear`, whatever handlers a library has, or will have."""
     original = logging.Logger.callHandlers
 
-    def call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
+    def call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
         if record.levelno < logging.ERROR:
             hear(f"{record.levelname} {record.name}: {record.getMessage()}\n")
         else:
-            original(logger, record)
+            original(self, record)
 
     logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign]
     try:

@@ -6,14 +6,24 @@ The page's rows (`tables.py`) put up to three figures into a cell; here there is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from retnet_edge.runtime.memory.memory import Memory
 from retnet_edge.runtime.memory.slope import Slope
 from retnet_edge.runtime.parity.backend_pairs import BackendPair
 from retnet_edge.runtime.parity.parity import Parity
-from retnet_edge.runtime.parity.probes import FAR_POSITION, Place
+from retnet_edge.runtime.parity.probes import FAR_POSITION, PositionProbe
 from retnet_edge.runtime.report.page import Column
 from retnet_edge.runtime.report.tables import Rows, above, graph_bytes, number, percent
+
+T = TypeVar("T")
+
+
+def _of(
+    label: str, parts: Sequence[T | None], value: Callable[[T], float | None]
+) -> tuple[str, ...]:
+    """A row of what only some columns have: a dash for the others."""
+    return (label, *(number(None if part is None else value(part)) for part in parts))
 
 
 def parity_table(columns: Sequence[Column]) -> Rows:
@@ -62,18 +72,17 @@ def parity_table(columns: Sequence[Column]) -> Rows:
     row("  relative", lambda p: p.figures.relative_state_error)
     row("error after last block", lambda p: p.blocks[-1].relative if p.blocks else None)
     if prefill is not None:
+        prefills = [parity.prefill for parity in found]
         tokens = f"prefill of {prefill.tokens:,}"
-        row(f"{tokens}: logit error", lambda p: getattr(p.prefill, "max_abs_logit_error", None))
-        row("  state error", lambda p: getattr(p.prefill, "max_abs_state_error", None))
-        row("  state error, relative", lambda p: getattr(p.prefill, "relative_state_error", None))
-        row(
-            f"  KL of {prefill.following} steps after",
-            lambda p: getattr(p.prefill, "mean_kl", None),
-        )
-    if any(parity.golden is not None for parity in found):
-        row("golden.npz: logit error", lambda p: getattr(p.golden, "near_logit_error", None))
-        row(f"  at {FAR_POSITION:,}", lambda p: getattr(p.golden, "far_logit_error", None))
-        row("  state error, relative", lambda p: getattr(p.golden, "relative_state_error", None))
+        rows.append(_of(f"{tokens}: logit error", prefills, lambda p: p.max_abs_logit_error))
+        rows.append(_of("  state error", prefills, lambda p: p.max_abs_state_error))
+        rows.append(_of("  state error, relative", prefills, lambda p: p.relative_state_error))
+        rows.append(_of(f"  KL of {prefill.following} steps after", prefills, lambda p: p.mean_kl))
+    goldens = [parity.golden for parity in found]
+    if any(goldens):
+        rows.append(_of("golden.npz: logit error", goldens, lambda g: g.near_logit_error))
+        rows.append(_of(f"  at {FAR_POSITION:,}", goldens, lambda g: g.far_logit_error))
+        rows.append(_of("  state error, relative", goldens, lambda g: g.relative_state_error))
     return rows
 
 
@@ -87,7 +96,7 @@ def position_table(columns: Sequence[Parity]) -> Rows:
     ]
 
 
-def place_table(places: Sequence[Place]) -> Rows:
+def place_table(places: Sequence[PositionProbe]) -> Rows:
     """(figure, a text for each place), under the places' positions."""
     figures = [place.figures for place in places]
     return [
