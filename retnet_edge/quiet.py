@@ -14,6 +14,7 @@ process that compiled code has aborted, too.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import os
 import sys
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import BinaryIO, Self, TextIO
 
 VARIABLE = "RETNET_EDGE_WARNINGS"
 SHOWN_BYTES = 1 << 16  # of what was held, the last
@@ -80,7 +81,7 @@ class Quiet:
     def __init__(self) -> None:
         """Nothing is held yet."""
         self._texts: list[str] = []
-        self._file: Any = None
+        self._file: BinaryIO | None = None
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -103,7 +104,7 @@ class Quiet:
     ) -> None:
         """Hold back no more."""
         if self._file is not None:
-            self._texts.append(_end_of(self._file.fileno()))
+            self._texts.append(_end_of(self._file))
             self._file = None
         self._open.close()
 
@@ -179,7 +180,7 @@ def _heard_by(hear: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _descriptor_held() -> Iterator[Any]:
+def _descriptor_held() -> Iterator[BinaryIO]:
     """Descriptor 2 leads to a file, which is yielded; `sys.stderr` to where 2 led before.
 
     Raises OSError where there is no place for the file or no descriptor 2.
@@ -198,16 +199,21 @@ def _descriptor_held() -> Iterator[Any]:
             closefd=False,
         )
         os.dup2(file.fileno(), _STDERR)
-        sys.stderr = stream
+        sys.stderr, _descriptor_is_held = stream, True
+        traces = not faulthandler.is_enabled()
+        if traces:  # what compiled code says before it aborts is held: say at least where it was
+            faulthandler.enable(terminal)
         try:
             yield file
         finally:
+            if traces:
+                faulthandler.disable()
+            _descriptor_is_held = False
             stream.flush()
             os.dup2(terminal, _STDERR)
             sys.stderr = before
 
 
-def _end_of(descriptor: int) -> str:
-    size = os.fstat(descriptor).st_size
-    start = max(0, size - SHOWN_BYTES)
-    return os.pread(descriptor, size - start, start).decode(errors="replace")
+def _end_of(file: BinaryIO) -> str:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - SHOWN_BYTES))
+    return file.read().decode(errors="replace")
