@@ -19,6 +19,11 @@ _SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: its modules from the outsid
 PORTABLE_IR = 8  # the file format of ONNX 1.13, which had operator set 18
 
 
+def lowering_seconds(layers: int) -> float:
+    """How long a graph of so many layers takes, roughly: the exporter walks through every one."""
+    return 2.0 + 0.35 * layers
+
+
 def lower_onnx(lowering: Lowering, states: Sequence[StateSpec]) -> ir.Model:
     """The graph as an ONNX model whose inputs and outputs have the step contract's names."""
     # the exporter prints progress and warns of things that are as they should be

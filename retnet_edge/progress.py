@@ -19,9 +19,14 @@ LEAST_SECONDS = 1.0
 """BackendPair two plain lines, and before the first: what is done sooner needs none."""
 FIRST_SECONDS, MOST_SECONDS = 5.0, 300.0
 """Until the first plain line, and between two, at most: a tenth of long work is long too."""
+INNER_SECONDS = 60.0
+"""Between the lines of work within other work, which has lines of its own."""
+WORTH_A_WORD = 5.0  # seconds of work
+HASHED_IN_A_SECOND = 1 << 29  # bytes
 BAR_WIDTH = 24
 
 _on_terminal: Progress | None = None  # the display that runs: a terminal has room for one
+_plain = 0  # blocks of `progress` that run without one
 
 
 @contextmanager
@@ -30,8 +35,9 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
     On a terminal a bar with the time left; elsewhere a line with the time left after 5 seconds, at
     every tenth of the way and every 5 minutes, and once a second at most. Within another one's
-    block it is a second bar.
+    block it is a second bar, or a line a minute.
     """
+    global _plain
     if sys.stderr.isatty():
         with _display() as bars:
             task = bars.add_task(label, total=max(total, 1))
@@ -40,34 +46,29 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
             finally:
                 bars.remove_task(task)
         return
-    began = said = time.monotonic()
-    done = shown = lines = 0
-
-    def advance(n: int) -> None:
-        nonlocal done, shown, said, lines
-        done += n
-        now = time.monotonic()
-        tenth = PLAIN_LINES * done // max(total, 1)
-        waited = now - said
-        overdue = waited >= (MOST_SECONDS if lines else FIRST_SECONDS)
-        if not done or not (overdue or (tenth > shown and waited >= LEAST_SECONDS)):
-            return
-        shown, said, lines = tenth, now, lines + 1
-        left = clock((now - began) / done * (total - done))
-        rest = f"{left} left" if done < total else f"took {clock(now - began)}"
-        print(f"{label}: {done} of {total}, {rest}", file=sys.stderr, flush=True)
-
-    yield advance
+    lines = _Lines(label, total, inner=_plain > 0)
+    _plain += 1
+    try:
+        yield lines.advance
+    finally:
+        _plain -= 1
 
 
 @contextmanager
-def working(label: str, seconds: float | None = None) -> Iterator[None]:
-    """Show on a terminal that one call whose parts cannot be counted is going on, and since when.
+def working(
+    label: str, seconds: float | None = None, say: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Show that one call whose parts cannot be counted is going on: on a terminal, and since when.
 
-    seconds: how long it may take, shown beside. Elsewhere nothing is shown: say before it what is
-    done, and `about` how long it takes.
+    seconds: how long it may take. say: gets the line that tells so; without it a line is printed
+    to standard error where that is no terminal, of work of 5 seconds or more.
     """
-    if not sys.stderr.isatty():
+    terminal = sys.stderr.isatty()
+    if say is not None:
+        say(about(label, seconds or 0.0))
+    elif not terminal and (seconds or 0.0) >= WORTH_A_WORD:
+        print(about(label, seconds or 0.0), file=sys.stderr, flush=True)
+    if not terminal:
         yield
         return
     with _display() as bars:
@@ -76,6 +77,45 @@ def working(label: str, seconds: float | None = None) -> Iterator[None]:
             yield
         finally:
             bars.remove_task(task)
+
+
+@contextmanager
+def hashing(label: str, size: int) -> Iterator[Callable[[int], None]]:
+    """`progress` over `size` bytes that are read, or nothing where they are read within a second."""
+    if size < HASHED_IN_A_SECOND:
+        yield lambda n: None
+        return
+    with progress(f"{label} (bytes)", size) as advance:
+        yield advance
+
+
+class _Lines:
+    """The plain lines of a `progress`. inner: it is within another one's block."""
+
+    def __init__(self, label: str, total: int, *, inner: bool) -> None:
+        self._label, self._total, self._inner = label, total, inner
+        self._began = self._said = time.monotonic()
+        self._done = self._tenth = self._lines = 0
+
+    def advance(self, n: int) -> None:
+        """n more units are done."""
+        self._done += n
+        now = time.monotonic()
+        tenth = PLAIN_LINES * self._done // max(self._total, 1)
+        if not self._done or not self._due(tenth, now - self._said):
+            return
+        self._tenth, self._said, self._lines = tenth, now, self._lines + 1
+        took = now - self._began
+        left = clock(took / self._done * (self._total - self._done))
+        rest = f"{left} left" if self._done < self._total else f"took {clock(took)}"
+        line = f"{self._label}: {self._done} of {self._total}, {rest}"
+        print(line, file=sys.stderr, flush=True)
+
+    def _due(self, tenth: int, waited: float) -> bool:
+        if self._inner:
+            return waited >= INNER_SECONDS
+        overdue = waited >= (MOST_SECONDS if self._lines else FIRST_SECONDS)
+        return overdue or (tenth > self._tenth and waited >= LEAST_SECONDS)
 
 
 def clock(seconds: float) -> str:
@@ -88,7 +128,7 @@ def clock(seconds: float) -> str:
 
 def about(label: str, seconds: float) -> str:
     """`label` with the time that the work may take, where that is worth a word: from 5 seconds."""
-    if seconds < 5:
+    if seconds < WORTH_A_WORD:
         return label
     # two minutes of work are no 1:57: what is known is the order of things
     step = 5 if seconds < 60 else 30 if seconds < 600 else 300
@@ -112,7 +152,7 @@ def _display() -> Iterator[Progress]:
         def render(self, task: Task) -> Text:
             if task.total is None:
                 seconds = task.fields.get("about")
-                rest = f" of about {clock(seconds)}" if seconds and seconds >= 5 else ""
+                rest = f" of about {clock(seconds)}" if seconds and seconds >= WORTH_A_WORD else ""
                 return Text(f"{clock(task.elapsed or 0.0)}{rest}")
             left = "-:--" if task.time_remaining is None else clock(task.time_remaining)
             return Text(f"{task.percentage:3.0f} %  {left} left")

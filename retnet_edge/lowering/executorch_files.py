@@ -28,6 +28,11 @@ def example_inputs(tokens: int, states: Sequence[StateSpec]) -> tuple[torch.Tens
     )
 
 
+def lowering_seconds(layers: int) -> float:
+    """How long a program of so many layers takes, roughly: the exporter walks through every one."""
+    return 5.0 + 2.0 * layers
+
+
 def lower_executorch(
     graph: nn.Module, tokens: int, states: Sequence[StateSpec], vocab: int, path: Path
 ) -> GraphSpec:
