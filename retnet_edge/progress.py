@@ -81,7 +81,7 @@ def working(
 
 @contextmanager
 def hashing(label: str, size: int) -> Iterator[Callable[[int], None]]:
-    """`progress` over `size` bytes that are read, or nothing where they are read within a second."""
+    """`progress` over `size` bytes that are read; nothing where that takes less than a second."""
     if size < HASHED_IN_A_SECOND:
         yield lambda n: None
         return
@@ -132,7 +132,7 @@ def about(label: str, seconds: float) -> str:
         return label
     # two minutes of work are no 1:57: what is known is the order of things
     step = 5 if seconds < 60 else 30 if seconds < 600 else 300
-    return f"{label} (about {clock(step * max(1, round(seconds / step)))})"
+    return f"{label}, about {clock(step * max(1, round(seconds / step)))}"
 
 
 @contextmanager

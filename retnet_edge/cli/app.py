@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import click
 
+from retnet_edge.cli.say import say
 from retnet_edge.errors import DISK_FULL, CheckFailed, InputError, ReportedElsewhere, is_disk_full
 from retnet_edge.quiet import VARIABLE, Quiet
 from retnet_edge.version import __version__
@@ -150,7 +151,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(sentence: str, status: int) -> int:
-    click.echo(f"{PROGRAM}: {sentence}", err=True)
+    say(f"{PROGRAM}: {sentence}")
     return status
 
 

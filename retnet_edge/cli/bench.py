@@ -7,6 +7,7 @@ from typing import get_args
 
 import click
 
+from retnet_edge.cli.say import say
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle.manifest import Backend
 
@@ -40,7 +41,7 @@ def prepare(bundle: Path) -> None:
     """
     from retnet_edge.runtime.backends.ort.prepare import prepare as run
 
-    folder = run(bundle, say=lambda text: click.echo(text, err=True))
+    folder = run(bundle, say=say)
     click.echo(f"wrote {folder}")
 
 

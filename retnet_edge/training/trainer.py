@@ -253,8 +253,8 @@ def fit(
                     )
                 say(
                     f"step {done}/{options.steps}  loss {value:.4f}  valid {result.loss:.4f}  "
-                    f"ppl {result.perplexity:.2f}  {result.bits_per_byte:.4f} bits/byte  "
-                    f"{rate_tokens:,.0f} tokens/s"
+                    f"ppl {result.perplexity:.2f}  bpb {result.bits_per_byte:.4f}  "
+                    f"{rate_tokens:,.0f} tok/s"
                 )
                 began, began_step = time.perf_counter(), done
             if saves:

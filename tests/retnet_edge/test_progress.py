@@ -60,11 +60,11 @@ def test_work_that_cannot_be_counted(capsys: pytest.CaptureFixture[str]) -> None
     for say in (None, said.append):
         with working("one call", 30, say), working("a short call", 4, say):
             pass
-    assert capsys.readouterr().err == "one call (about 0:30)\n"
-    assert said == ["one call (about 0:30)", "a short call"]
+    assert capsys.readouterr().err == "one call, about 0:30\n"
+    assert said == ["one call, about 0:30", "a short call"]
     assert about("lowering", 3) == "lowering"
-    assert about("lowering", 42) == "lowering (about 0:40)"
-    assert about("lowering", 117) == "lowering (about 2:00)"
+    assert about("lowering", 42) == "lowering, about 0:40"
+    assert about("lowering", 117) == "lowering, about 2:00"
 
 
 @pytest.mark.parametrize(

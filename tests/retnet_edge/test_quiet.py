@@ -48,7 +48,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(
-    folder: Path, script: str, *args: str, options: tuple[str, ...] = (), **environment: str
+    folder: Path,
+    script: str,
+    *args: str,
+    options: tuple[str, ...] = (),
+    environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
     clean = {k: v for k, v in os.environ.items() if k not in (VARIABLE, "PYTHONWARNINGS")}
@@ -56,7 +60,7 @@ def run(
         [sys.executable, *options, "-c", script, *args],
         capture_output=True,
         text=True,
-        env={**clean, "PYTHONPATH": paths, **environment},
+        env={**clean, "PYTHONPATH": paths, **(environment or {})},
         check=False,
     )
 
@@ -94,14 +98,14 @@ def test_a_bug_shows_what_was_held_back_before_its_traceback(folder: Path) -> No
 def test_everything_is_shown_on_request(
     options: tuple[str, ...], environment: dict[str, str], folder: Path
 ) -> None:
-    done = run(folder, COMMAND, "fine", options=options, **environment)
+    done = run(folder, COMMAND, "fine", options=options, environment=environment)
     assert done.returncode == 0
     for noise in (*NOISE, "our own line"):
         assert noise in done.stderr
 
 
 def test_zero_asks_for_nothing(folder: Path) -> None:
-    assert run(folder, COMMAND, "fine", **{VARIABLE: "0"}).stderr == "our own line\n"
+    assert run(folder, COMMAND, "fine", environment={VARIABLE: "0"}).stderr == "our own line\n"
 
 
 def test_an_abort_says_where_it_was(folder: Path) -> None:
@@ -182,7 +186,7 @@ def test_compiled_code_is_dropped_without_a_command(folder: Path) -> None:
     )
     done = run(folder, script)
     assert done.stderr == "now Other libraries said meanwhile:\nheld\n\n"
-    assert "dropped" in run(folder, script, **{VARIABLE: "1"}).stderr
+    assert "dropped" in run(folder, script, environment={VARIABLE: "1"}).stderr
 
 
 def test_compiled_code_is_heard_again_after_an_error(capfd: pytest.CaptureFixture[str]) -> None:
