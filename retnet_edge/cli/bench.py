@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
@@ -92,7 +94,7 @@ def bench(
     """
     import msgspec
 
-    from retnet_edge.progress import progress
+    from retnet_edge.progress import progress, working
     from retnet_edge.runtime.backends.profile import profile as run_profile
     from retnet_edge.runtime.bench.bench import bench as run
     from retnet_edge.runtime.bench.output import print_bench, print_profile, to_csv, to_markdown
@@ -107,19 +109,21 @@ def bench(
         if form in ("markdown", "csv"):
             raise InputError(f"--profile prints a table or --json, not --{form}")
         for count in counts:
-            operators = run_profile(opened, steps=steps, threads=count, backend=backend)
+            with working(f"profiling {steps:,} steps"):
+                operators = run_profile(opened, steps=steps, threads=count, backend=backend)
             if form == "json":
                 click.echo(msgspec.json.format(msgspec.json.encode(operators), indent=1))
             else:
                 print_profile(operators, steps, console)
         return
-    tests = len(prompt) + len(generate) * len(batch)
-    total = len(threads or (1,)) * len(depth) * tests * (repetitions + 1)
-    with progress("tests", total) as advance:
+    with ExitStack() as stack:
+        advance: Callable[[int], None] | None = None
         seen = 0
 
-        def show(done: int, _: int) -> None:
-            nonlocal seen
+        def show(done: int, total: int) -> None:
+            nonlocal advance, seen
+            if advance is None:
+                advance = stack.enter_context(progress("bench", total))
             advance(done - seen)
             seen = done
 

@@ -69,7 +69,7 @@ def print_bench(bench: Bench, console: Console) -> None:
         ("GB/s", *(_gigabytes(row) for row in rows)),
         ("of bandwidth", *(_share(row) for row in rows)),
     ]
-    header = ("test", *(f"{row.test}\n{row.tokens}" for row in rows))
+    header = ("test", *(f"{row.test}\n{row.tokens:,}" for row in rows))
     notes = ["Medians of the repetitions.", *MEANINGS]
     show_table(console, "Speed", header, table, notes=notes)
     show_notes(console, [f"warning: {warning}" for warning in bench.warnings])
