@@ -16,11 +16,12 @@ from retnet_edge.config import encode_config
 from retnet_edge.errors import InputError
 from retnet_edge.export.contract import Flavour, lowerings, state_specs
 from retnet_edge.export.golden import write_golden
-from retnet_edge.export.onnx_graph import lower_onnx
+from retnet_edge.export.onnx_graph import lower_onnx, lowering_seconds
 from retnet_edge.lowering.onnx_files import graph_spec, save_models
 from retnet_edge.model.checkpoint import TOKENIZER_FILE, Checkpoint, load_checkpoint
 from retnet_edge.model.reference import Float64Reference
 from retnet_edge.model.retnet import RetNet
+from retnet_edge.progress import working
 from retnet_edge.runtime.bundle.manifest import (
     NOT_VERIFIED,
     SCHEMA_VERSION,
@@ -44,6 +45,7 @@ FLAVOURS = get_args(Flavour)
 FP32_TOLERANCE = Tolerance(
     max_abs_logit_error=2e-4, perplexity_ratio=1.0001, mean_kl=1e-8, top1_agreement=1.0
 )
+GOLDEN_A_SECOND = 5e7  # parameters whose golden run takes a second, roughly
 VERSIONS_OF = {
     "onnx": ("torch", "onnx", "onnxruntime", "numpy"),
     "executorch": ("torch", "torchao", "executorch", "numpy"),
@@ -103,7 +105,8 @@ def write_bundle(
         graphs += _write_executorch(source, states, folder, say)
     shutil.copyfile(source.path / TOKENIZER_FILE, folder / TOKENIZER_FILE)
     if isinstance(source.model, RetNet):
-        write_golden(Float64Reference(source), source.config.vocab_size, folder)
+        with working("golden run of the float64 model", _parameters(source) / GOLDEN_A_SECOND):
+            write_golden(Float64Reference(source), source.config.vocab_size, folder)
     write_manifest(folder, _manifest(source, states, graphs, to))
 
 
@@ -115,9 +118,10 @@ def _write_onnx(
     flavour: Flavour,
 ) -> list[GraphSpec]:
     models: dict[str, ir.Model] = {}
+    seconds = lowering_seconds(source.config.layers)
     for lowering in lowerings(source.model, flavour):
-        say(f"lowering {lowering.kind}")
-        model = lower_onnx(lowering, states)
+        with working(f"lowering {lowering.kind}", seconds, say):
+            model = lower_onnx(lowering, states)
         model.metadata_props["retnet_edge.kind"] = lowering.kind
         model.metadata_props["retnet_edge.config"] = encode_config(source.config).decode()
         model.producer_name, model.producer_version = "retnet-edge", __version__
@@ -136,16 +140,22 @@ def _write_executorch(
         delegation_line,
         executorch_graphs,
         lower_executorch,
+        lowering_seconds,
     )
 
     assert isinstance(source.model, RetNet)
     specs = []
+    seconds = lowering_seconds(source.config.layers)
     for file, graph in executorch_graphs(source.model):
-        say(f"lowering {file}")
         vocab = source.config.vocab_size
-        specs.append(lower_executorch(graph, graph.tokens, states, vocab, folder / file))
+        with working(f"lowering {file}", seconds, say):
+            specs.append(lower_executorch(graph, graph.tokens, states, vocab, folder / file))
         say(delegation_line(specs[-1]))
     return specs
+
+
+def _parameters(source: Checkpoint) -> int:
+    return sum(p.numel() for p in source.model.parameters())
 
 
 def _manifest(
@@ -155,7 +165,7 @@ def _manifest(
     to: Sequence[str],
 ) -> Manifest:
     model = source.model
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = _parameters(source)
     config = msgspec.json.decode(encode_config(source.config))
     return Manifest(
         schema_version=SCHEMA_VERSION,

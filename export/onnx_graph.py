@@ -5,14 +5,13 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import onnx_ir as ir
 import torch
 
 from retnet_edge.export.contract import Lowering
+from retnet_edge.quiet import hushed
 from retnet_edge.runtime.bundle.manifest import StateSpec
 
 OPSETS = {"ort": 23, "portable": 18}
@@ -20,9 +19,15 @@ _SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: its modules from the outsid
 PORTABLE_IR = 8  # the file format of ONNX 1.13, which had operator set 18
 
 
+def lowering_seconds(layers: int) -> float:
+    """How long a graph of so many layers takes, roughly: the exporter walks through every one."""
+    return 2.0 + 0.35 * layers
+
+
 def lower_onnx(lowering: Lowering, states: Sequence[StateSpec]) -> ir.Model:
     """The graph as an ONNX model whose inputs and outputs have the step contract's names."""
-    with _quiet():
+    # the exporter prints progress and warns of things that are as they should be
+    with hushed(), contextlib.redirect_stdout(io.StringIO()):
         program = torch.onnx.export(
             lowering.module.eval(),
             lowering.example,
@@ -66,17 +71,3 @@ def _strip(model: ir.Model) -> None:
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints progress and warns of things that are as they should be."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from retnet_edge.atomic import new_folder
 from retnet_edge.data.contexts import calibration_contexts
 from retnet_edge.errors import InputError
 from retnet_edge.lowering.onnx_files import graph_spec, save_models
+from retnet_edge.progress import progress
 from retnet_edge.quantize.calibration.activations import input_rms
 from retnet_edge.quantize.calibration.statistics import (
     ActivationStatistics,
@@ -189,8 +191,10 @@ def _write_quantized_onnx(
     for file, kind in kinds.items():
         say(f"quantizing {kind} ({recipe.name})")
         model = ir.load(source.file(file))
-        for tensor in apply_recipe(model, recipe, file, rms, grams, rounded, samples):
-            applied[tensor.weight] = tensor
+        weights = sum(math.prod(w.matrix().shape) for w in weight_matrices(model, file))
+        with progress(f"quantize {kind} (weights)", weights) as advance:
+            for tensor in apply_recipe(model, recipe, file, rms, grams, rounded, samples, advance):
+                applied[tensor.weight] = tensor
         quantize_states(model, source.manifest.states, recipe.state)
         models[file] = model
     save_models(models, folder)
@@ -225,13 +229,15 @@ def apply_recipe(
     grams: Mapping[str, NDArray[np.float64]] | None = None,
     rounded: dict[str, BlockQuantized] | None = None,
     samples: Mapping[str, ActivationStatistics] | None = None,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> list[QuantizedTensor]:
     """Quantize a graph in place; what was done to each matrix.
 
     rms: root mean square of the inputs of every matrix whose scheme has a tail, by name.
     grams: second moments of the inputs of every matrix that GPTQ rounds. rounded: what matrices in
     blocks became, read and added to, so that a second graph of the same weights takes them over.
-    samples: what matrices of static or smoothed schemes are multiplied with.
+    samples: what matrices of static or smoothed schemes are multiplied with. advance(n): called
+    after n more weights.
 
     Raises InputError naming a matrix that is still float32 though a rule says otherwise, and a
     rule that no matrix of the graph matches.
@@ -258,6 +264,7 @@ def apply_recipe(
             raise InputError(f"{where}: {rule.scheme.name} is no scheme of ONNX graphs")
         drop_unused(model, weight)
         applied.append(QuantizedTensor(weight.name, rule.pattern, rule.scheme.name, shape))
+        advance(math.prod(shape))
     for tensor in applied:
         if tensor.scheme != "float32" and tensor.weight in model.graph.initializers:
             raise InputError(

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from retnet_edge.atomic import replace_file
 from retnet_edge.errors import InputError
-from retnet_edge.progress import progress
+from retnet_edge.progress import progress, working
 from retnet_edge.quantize.calibration.activations import input_rms
 from retnet_edge.quantize.calibration.instrumented import InstrumentedGraph
 from retnet_edge.quantize.calibration.statistics import input_grams
@@ -186,7 +186,8 @@ def search_mixed_precision(
     costs = _measure_all(probe, matrices, cache, say)
     rungs = choose_schemes(matrices, costs, allowed)
     recipe = Recipe(name, _rules(matrices, rungs), _NO_BOUND)
-    kl = probe.kl(recipe)
+    with working("measuring the recipe that was found"):
+        kl = probe.kl(recipe)
     total = sum(m.bits(m.ladder[rungs[m.name]]) for m in matrices)
     bits = total / elements
     say(f"found {name}: {bits:.3f} bits a weight, KL {kl:.2e} on the text it was found on")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -61,11 +62,12 @@ def regular_file(root: Path, name: str, where: str | Path) -> Path:
     return path
 
 
-def file_entry(path: Path) -> FileEntry:
-    """Size in bytes and SHA-256 of a file, read in chunks of 1 MiB."""
+def file_entry(path: Path, advance: Callable[[int], None] = lambda n: None) -> FileEntry:
+    """Size in bytes and SHA-256 of a file, read in chunks of 1 MiB; advance(n): n more bytes."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             size += len(chunk)
+            advance(len(chunk))
     return FileEntry(size=size, sha256=digest.hexdigest())

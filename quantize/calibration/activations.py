@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from retnet_edge.progress import progress
 from retnet_edge.quantize.calibration.instrumented import tap_inputs
 from retnet_edge.runtime.bundle.bundle import Bundle
 
@@ -28,11 +29,13 @@ def input_rms(bundle: Bundle, wanted: Callable[[str], bool]) -> dict[str, float]
     rng = np.random.default_rng(0)
     states = step.zero_states()
     token = int(rng.integers(bundle.manifest.model.vocab_size))
-    for position in range(TOKENS):
-        found, states = step.run(token, position, states)
-        for name, value in taps.items():
-            squares[name].append(float(np.mean(np.square(found[value]))))
-        logits = found["logits"][0].astype(np.float64)
-        probs = np.exp(logits - logits.max())
-        token = int(rng.choice(len(probs), p=probs / probs.sum()))
+    with progress("measure inputs (tokens)", TOKENS) as advance:
+        for position in range(TOKENS):
+            found, states = step.run(token, position, states)
+            for name, value in taps.items():
+                squares[name].append(float(np.mean(np.square(found[value]))))
+            logits = found["logits"][0].astype(np.float64)
+            probs = np.exp(logits - logits.max())
+            token = int(rng.choice(len(probs), p=probs / probs.sum()))
+            advance(1)
     return {name: float(np.sqrt(np.mean(seen))) or 1.0 for name, seen in squares.items()}

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from retnet_edge.progress import progress
 from retnet_edge.quantize.calibration.instrumented import InstrumentedGraph, tap_inputs
 from retnet_edge.runtime.bundle.bundle import Bundle
 
@@ -50,10 +51,13 @@ def _calls(
         return
     graph, taps = tapped_graph
     states = graph.zero_states(len(contexts))
-    for start in range(0, contexts.shape[1], span):
-        found, states = graph.run(contexts[:, start : start + span], start, states)
-        seen = {name: found[value] for name, value in taps.items()}
-        yield {name: x.reshape(-1, x.shape[-1]) for name, x in seen.items()}
+    with progress("calibrate (tokens)", contexts.size) as advance:
+        for start in range(0, contexts.shape[1], span):
+            tokens = contexts[:, start : start + span]
+            found, states = graph.run(tokens, start, states)
+            seen = {name: found[value] for name, value in taps.items()}
+            yield {name: x.reshape(-1, x.shape[-1]) for name, x in seen.items()}
+            advance(tokens.size)
 
 
 @dataclass(frozen=True)
@@ -129,9 +133,11 @@ def sampled_contexts(
     tokens = np.empty((sequences, length), dtype=np.int64)
     tokens[:, 0] = rng.integers(bundle.manifest.model.vocab_size, size=sequences)
     states = graph.zero_states(sequences)
-    for position in range(length - 1):
-        found, states = graph.run(tokens[:, position : position + 1], position, states)
-        logits = found["logits"].astype(np.float64)
-        # argmax of logits and Gumbel noise is a sample of their softmax
-        tokens[:, position + 1] = (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
+    with progress("write text to calibrate on (steps)", length - 1) as advance:
+        for position in range(length - 1):
+            found, states = graph.run(tokens[:, position : position + 1], position, states)
+            logits = found["logits"].astype(np.float64)
+            # argmax of logits and Gumbel noise is a sample of their softmax
+            tokens[:, position + 1] = (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
+            advance(1)
     return tokens

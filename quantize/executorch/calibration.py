@@ -18,6 +18,7 @@ from torch import Tensor
 from retnet_edge.data.contexts import calibration_contexts
 from retnet_edge.lowering.xnnpack_graph import XnnpackGraph
 from retnet_edge.model.retnet import RetNet
+from retnet_edge.progress import progress
 
 CHUNK = 64
 
@@ -65,12 +66,14 @@ def collect_statistics(
         graph.get_submodule(name).register_forward_hook(
             lambda _, inputs, output, name=name: hook(name, inputs[0], output)
         )
-    with torch.no_grad():
+    chunks = sum(ids.shape[1] // CHUNK for ids in contexts)
+    with torch.no_grad(), progress("calibrate (tokens)", CHUNK * chunks) as advance:
         for ids in contexts:
             states = model.initial_states(1)
             for start in range(0, ids.shape[1] - CHUNK + 1, CHUNK):
                 position = torch.tensor([start])
                 _, *states = graph(ids[:, start : start + CHUNK], position, *states)
+                advance(CHUNK)
     assert statistics.keys() == set(wanted)
     return statistics
 

@@ -20,11 +20,12 @@ from retnet_edge.lowering.executorch_files import (
     delegation_line,
     executorch_graphs,
     lower_executorch,
-    quiet,
+    lowering_seconds,
 )
 from retnet_edge.lowering.xnnpack_graph import XnnpackGraph
 from retnet_edge.model.checkpoint import load_checkpoint
 from retnet_edge.model.retnet import RetNet
+from retnet_edge.progress import progress, working
 from retnet_edge.quantize.executorch.calibration import (
     LinearStatistics,
     calibration_text,
@@ -34,6 +35,7 @@ from retnet_edge.quantize.executorch.static import static_module
 from retnet_edge.quantize.numerics.group_gptq import quantize_groups
 from retnet_edge.quantize.recipes.recipe import Recipe, Rule
 from retnet_edge.quantize.recipes.schemes import ChannelInt8, GroupInt4, StaticInt8
+from retnet_edge.quiet import hushed
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import GraphSpec, QuantizedTensor
 
@@ -67,18 +69,20 @@ def write_quantized_programs(
         statistics = _observe(model, recipe, contexts)
     rounded = _round_groups(model, recipe, statistics)
     specs, applied = [], []
+    seconds = lowering_seconds(model.config.layers)
     for file, graph in executorch_graphs(model):
-        say(f"quantizing {file} ({recipe.name})")
-        applied = quantize_graph(graph, recipe, rounded)
-        static = {
-            tensor.weight.removesuffix(".weight"): statistics[tensor.weight.removesuffix(".weight")]
-            for tensor in applied
-            if tensor.scheme == StaticInt8().name
-        }
-        states = source.manifest.states
-        module = static_module(graph, static, states) if static else graph
-        vocab = source.manifest.model.vocab_size
-        specs.append(lower_executorch(module, graph.tokens, states, vocab, folder / file))
+        with working(f"quantizing {file} ({recipe.name})", seconds, say):
+            applied = quantize_graph(graph, recipe, rounded)
+            static = {
+                name: statistics[name]
+                for tensor in applied
+                for name in [tensor.weight.removesuffix(".weight")]
+                if tensor.scheme == StaticInt8().name
+            }
+            states = source.manifest.states
+            module = static_module(graph, static, states) if static else graph
+            vocab = source.manifest.model.vocab_size
+            specs.append(lower_executorch(module, graph.tokens, states, vocab, folder / file))
         say(delegation_line(specs[-1]))
     return specs, applied
 
@@ -122,16 +126,22 @@ def _round_groups(
     model: RetNet, recipe: Recipe, statistics: Mapping[str, LinearStatistics]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Integers and scales of every matrix in groups, by its module's name."""
+    found = {
+        name: (module, scheme)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and isinstance(scheme := recipe.rule_for(f"{name}.weight").scheme, GroupInt4)
+    }
+    for name, (module, scheme) in found.items():
+        _check_groups(name, module, scheme)
     rounded = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
-            continue
-        scheme = recipe.rule_for(f"{name}.weight").scheme
-        if isinstance(scheme, GroupInt4):
-            _check_groups(name, module, scheme)
+    total = sum(module.weight.numel() for module, _ in found.values())
+    with progress("round in groups (weights)", total) as advance:
+        for name, (module, scheme) in found.items():
             gram = statistics[name].gram
             assert gram is not None
             rounded[name] = quantize_groups(module.weight.detach(), gram, scheme.group)
+            advance(module.weight.numel())
     return rounded
 
 
@@ -150,7 +160,7 @@ def _apply(
     rule: Rule,
     rounded: tuple[Tensor, Tensor] | None,
 ) -> None:
-    with quiet():
+    with hushed():
         from torchao.quantization import (
             Int8DynamicActivationIntxWeightConfig,
             IntxWeightOnlyConfig,

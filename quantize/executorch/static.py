@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retnet_edge.lowering.executorch_files import example_inputs, quiet
+from retnet_edge.lowering.executorch_files import example_inputs
 from retnet_edge.lowering.xnnpack_graph import XnnpackGraph
 from retnet_edge.quantize.executorch.calibration import LinearStatistics
+from retnet_edge.quiet import hushed
 from retnet_edge.runtime.bundle.manifest import StateSpec
 
 _EPS = 2**-12
@@ -31,7 +32,7 @@ def static_module(
     statistics: what the linear maps of these names saw on text. The rest of the graph stays as it
     is, torchao's dynamic products included.
     """
-    with quiet():
+    with hushed():
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
         exported = torch.export.export(graph.eval(), example_inputs(graph.tokens, states))

@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 import click
 
+from retnet_edge.cli.say import say
 from retnet_edge.errors import DISK_FULL, CheckFailed, InputError, ReportedElsewhere, is_disk_full
+from retnet_edge.quiet import VARIABLE, Quiet
 from retnet_edge.version import __version__
 
 PROGRAM = "retnet-edge"
@@ -91,7 +93,11 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"{VARIABLE}=1 in the environment shows what other libraries warn of.",
+)
 @click.version_option(__version__, prog_name=PROGRAM)
 def cli() -> None:
     """Retentive Network language models from training to a phone."""
@@ -100,10 +106,11 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (None: of this process) and return its exit status."""
     signal.signal(signal.SIGTERM, _terminate)
+    quiet = Quiet()
     try:
         args = list(sys.argv[1:] if arguments is None else arguments)
         # Not cli.main(): click would turn Ctrl-C and broken pipes into statuses of its own.
-        with cli.make_context(PROGRAM, args) as context:
+        with cli.make_context(PROGRAM, args) as context, quiet:
             cli.invoke(context)
         sys.stdout.flush()
         return 0
@@ -121,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
+            quiet.show()
             raise
         return _fail(f"{error.name} is not installed: pip install 'retnet-edge[{extra}]'", 2)
     except BrokenPipeError:
@@ -132,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(f"{error.filename}: {error.strerror}", 2)
         if is_disk_full(error):
             return _fail(f"{DISK_FULL}: {str(error).splitlines()[0]}", 2)
+        quiet.show()
         raise
     except Terminated:
         return 128 + signal.SIGTERM
@@ -145,7 +154,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(sentence: str, status: int) -> int:
-    click.echo(f"{PROGRAM}: {sentence}", err=True)
+    say(f"{PROGRAM}: {sentence}")
     return status
 
 

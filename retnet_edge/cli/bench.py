@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
 import click
 
+from retnet_edge.cli.say import say
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle.manifest import Backend
 
@@ -41,7 +43,7 @@ def prepare(bundle: Path) -> None:
     """
     from retnet_edge.runtime.backends.ort.prepare import prepare as run
 
-    folder = run(bundle, say=lambda text: click.echo(text, err=True))
+    folder = run(bundle, say=say)
     click.echo(f"wrote {folder}")
 
 
@@ -91,15 +93,15 @@ def bench(
     Lists of lengths, depths and threads are measured in every combination, in turns.
     """
     import msgspec
-    from rich.console import Console
 
-    from retnet_edge.progress import progress
+    from retnet_edge.progress import progress, working
     from retnet_edge.runtime.backends.profile import profile as run_profile
     from retnet_edge.runtime.bench.bench import bench as run
     from retnet_edge.runtime.bench.output import print_bench, print_profile, to_csv, to_markdown
     from retnet_edge.runtime.bundle.bundle import Bundle
+    from retnet_edge.tables import standard_output
 
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    console = standard_output()
     if profile:
         steps = (generate or (128,))[0]
         opened = Bundle.open(bundle)
@@ -107,19 +109,21 @@ def bench(
         if form in ("markdown", "csv"):
             raise InputError(f"--profile prints a table or --json, not --{form}")
         for count in counts:
-            operators = run_profile(opened, steps=steps, threads=count, backend=backend)
+            with working(f"profiling {steps:,} steps"):
+                operators = run_profile(opened, steps=steps, threads=count, backend=backend)
             if form == "json":
                 click.echo(msgspec.json.format(msgspec.json.encode(operators), indent=1))
             else:
                 print_profile(operators, steps, console)
         return
-    tests = len(prompt) + len(generate) * len(batch)
-    total = len(threads or (1,)) * len(depth) * tests * (repetitions + 1)
-    with progress("tests", total) as advance:
+    with ExitStack() as stack:
+        advance: Callable[[int], None] | None = None
         seen = 0
 
-        def show(done: int, _: int) -> None:
-            nonlocal seen
+        def show(done: int, total: int) -> None:
+            nonlocal advance, seen
+            if advance is None:
+                advance = stack.enter_context(progress("bench", total))
             advance(done - seen)
             seen = done
 

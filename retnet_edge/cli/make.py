@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import click
 from click.core import ParameterSource
 
+from retnet_edge.cli.say import say
 from retnet_edge.errors import CheckFailed, InputError
 from retnet_edge.runtime.bundle.manifest import Backend
 
@@ -34,10 +35,6 @@ _native = click.option(
     help="Plan the weights of the ONNX graphs for the native backend too.",
 )
 _TO = "onnx, executorch, or both with a comma between."
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
 
 
 def _verification(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,7 +76,7 @@ def export(checkpoint: Path, out: Path, to: str, flavour: Literal["ort", "portab
     """Lower CHECKPOINT to an fp32 bundle at OUT."""
     from retnet_edge.export.export import export as run
 
-    run(checkpoint, out, to=to.split(","), flavour=flavour, say=_say)
+    run(checkpoint, out, to=to.split(","), flavour=flavour, say=say)
     click.echo(f"wrote {out}")
 
 
@@ -127,9 +124,9 @@ def quantize(
 
         check_target(out)
         calibration = options["calibration"]
-        search(bundle, found, budget=budget, calibration=calibration, say=_say)
+        search(bundle, found, budget=budget, calibration=calibration, say=say)
         options["recipe"] = str(found)
-    run(bundle, out, say=_say, **options)
+    run(bundle, out, say=say, **options)
     click.echo(f"wrote {out}")
 
 
@@ -159,7 +156,7 @@ def verify(
     for option, path in (("--report", report), ("--card", card)):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise InputError(f"{option} {path}: name a file in a directory that exists")
-    found = verify_all(bundles, say=_say, **options)
+    found = verify_all(bundles, say=say, **options)
     if report is not None or card is not None:
         entries = _entries(found.bundles)
         if report is not None:
@@ -186,11 +183,11 @@ def build(checkpoint: Path, out: Path, as_json: bool, to: str, **options: Any) -
     """Export CHECKPOINT, quantize it, verify it: a bundle at OUT; status 1 if a figure fails."""
     from retnet_edge.pipeline.build import build as run
 
-    _conclude(out, run(checkpoint, out, to=to.split(","), say=_say, **options), as_json)
+    _conclude(out, run(checkpoint, out, to=to.split(","), say=say, **options), as_json)
 
 
 def _conclude(path: Path, verdict: Verdict, as_json: bool) -> None:
-    from retnet_edge.runtime.report.page import print_report
+    from retnet_edge.runtime.report.terminal import print_report
     from retnet_edge.runtime.verify import to_json
 
     if as_json:
@@ -202,7 +199,7 @@ def _conclude(path: Path, verdict: Verdict, as_json: bool) -> None:
 
 
 def _conclude_all(found: Verdicts, as_json: bool) -> None:
-    from retnet_edge.runtime.report.page import print_report
+    from retnet_edge.runtime.report.terminal import print_report
     from retnet_edge.runtime.verify import to_json
 
     if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -100,7 +101,7 @@ def generate(
             sampling=sampling,
             stop=stop,
             end_of_text=opened.manifest.tokenizer.end_of_text,
-            on_prefill=_show_feeding,
+            on_prefill=_feeding(),
         )
         if state is not None:
             save_snapshot(Snapshot.of(session), opened, state)
@@ -111,13 +112,22 @@ def generate(
         _print(reply(prompt))
 
 
-def _show_feeding(done: int, total: int) -> None:
-    """How much of a long prompt was fed; on a terminal, one line that is wiped at the end."""
-    if done < total:
-        end = "\r" if sys.stderr.isatty() else "\n"
-        click.echo(f"prompt: {done:,} of {total:,} tokens{end}", nl=False, err=True)
-    elif sys.stderr.isatty():
-        click.echo("\x1b[K", nl=False, err=True)
+def _feeding() -> Callable[[int, int], None]:
+    """Shows how much of a long prompt was fed; on a terminal, one line that is wiped at the end."""
+    from retnet_edge.progress import clock
+
+    began = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        if done < total:
+            left = clock((time.monotonic() - began) / done * (total - done))
+            end = "\r" if sys.stderr.isatty() else "\n"
+            text = f"prompt: {done:,} of {total:,} tokens, {left} left{end}"
+            click.echo(text, nl=False, err=True)
+        elif sys.stderr.isatty():
+            click.echo("\x1b[K", nl=False, err=True)
+
+    return show
 
 
 def _converse(session: Session, reply: Callable[[str], Iterator[str]]) -> None:
@@ -154,17 +164,11 @@ def info(path: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from retnet_edge.tables import show_facts, standard_output
 
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    console = standard_output()
     for title, rows in facts.items():
-        table = Table(title=title, title_justify="left", show_header=False)
-        table.add_column()
-        table.add_column(overflow="fold")
-        for name, value in rows.items():
-            table.add_row(name, _cell(value))
-        console.print(table)
+        show_facts(console, title, [(name, _cell(value)) for name, value in rows.items()])
 
 
 def _cell(value: object) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import click
 from click.core import ParameterSource
 
+from retnet_edge.cli.say import say
 from retnet_edge.errors import InputError
 
 _PATH = click.Path(path_type=Path)
@@ -164,7 +165,7 @@ def train(
         eval_every=eval_every,
         save_every=save_every,
         tensorboard=tensorboard,
-        say=lambda text: click.echo(text, err=True),
+        say=say,
     )
     if os.environ.get("RANK", "0") != "0":
         return

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from retnet_edge.cli.say import say
+
 _PATH = click.Path(path_type=Path)
 
 
@@ -59,6 +61,6 @@ def tune(
         text_field=text_field,
         options=TuneOptions(**options),
         device=pick_device(device),
-        say=lambda text: click.echo(text, err=True),
+        say=say,
     )
     click.echo(f"wrote {out}")

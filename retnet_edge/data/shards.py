@@ -22,7 +22,8 @@ from retnet_edge.atomic import new_folder
 from retnet_edge.data.encoding import Encoded, encode_groups
 from retnet_edge.data.sources import Kind, Source, find_sources, read_source
 from retnet_edge.errors import InputError
-from retnet_edge.progress import progress
+from retnet_edge.files import file_entry
+from retnet_edge.progress import hashing, progress
 from retnet_edge.tokenizer import END_OF_TEXT
 
 MANIFEST_FILE = "manifest.json"
@@ -109,8 +110,13 @@ def read_manifest(folder: Path, *, check_hashes: bool = False) -> ShardManifest:
             raise InputError(
                 f"{file}: holds {file.stat().st_size} bytes, the manifest says {wanted}"
             )
-        if check_hashes and _file_sha256(file) != shard.sha256:
-            raise InputError(f"{file}: was changed: its SHA-256 is not the manifest's")
+    size = manifest.tokens * np.dtype(manifest.dtype).itemsize
+    with hashing(f"check {folder.name}", size if check_hashes else 0) as advance:
+        for shard in manifest.shards if check_hashes else ():
+            if file_entry(folder / shard.file, advance).sha256 != shard.sha256:
+                raise InputError(
+                    f"{folder / shard.file}: was changed: its SHA-256 is not the manifest's"
+                )
     return manifest
 
 
@@ -138,11 +144,14 @@ def write_shards(
     if end is None:
         raise InputError(f"the tokenizer has no {END_OF_TEXT} token")
     sources = find_sources(paths)
+    total = sum(source.size() for source in sources)
+    with hashing("hash the text", total) as advance:
+        described = tuple(_described(source, text_field, advance) for source in sources)
     wanted = ShardManifest(
         schema=1,
         dtype="uint16" if tokenizer.get_vocab_size() <= 1 << 16 else "uint32",
         tokenizer_sha256=hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
-        sources=tuple(_described(source, text_field) for source in sources),
+        sources=described,
         shards=(),
     )
     if folder.exists():
@@ -158,7 +167,6 @@ def write_shards(
                 "with the same or give another --out"
             )
 
-    total = sum(source.size for source in wanted.sources)
     with (
         _whole_folder(folder) as staging,
         progress(f"tokenize {folder.name} (bytes read)", total) as advance,
@@ -226,9 +234,9 @@ class ShardWriter:
             (self.folder / self._name).unlink()
 
 
-def _described(source: Source, text_field: str) -> SourceFile:
+def _described(source: Source, text_field: str, advance: Callable[[int], None]) -> SourceFile:
     field = text_field if source.has_fields else None
-    return SourceFile(source.name, source.kind, field, source.size(), source.sha256())
+    return SourceFile(source.name, source.kind, field, source.size(), source.sha256(advance))
 
 
 def _same_inputs(found: ShardManifest, wanted: ShardManifest) -> bool:
@@ -276,8 +284,3 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
     if folder.exists():
         shutil.rmtree(folder)
     beside.rename(folder)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

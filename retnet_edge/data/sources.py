@@ -7,16 +7,16 @@ a table are documents as they stand; those without any text are left out, as the
 from __future__ import annotations
 
 import gzip
-import hashlib
 import importlib
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from retnet_edge.errors import InputError
+from retnet_edge.files import file_entry
 from retnet_edge.tokenizer import read_documents
 
 Kind = Literal["text", "jsonl", "jsonl.gz", "parquet", "arrow"]
@@ -49,11 +49,13 @@ class Source(NamedTuple):
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read: {error.strerror}") from error
 
-    def sha256(self) -> str:
-        """Of the file as it lies there. Raises InputError where it cannot be read."""
+    def sha256(self, advance: Callable[[int], None] = lambda n: None) -> str:
+        """Of the file as it lies there; advance(n): n more bytes were read.
+
+        Raises InputError where it cannot be read.
+        """
         try:
-            with self.path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return file_entry(self.path, advance).sha256
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read: {error.strerror}") from error
 

@@ -22,7 +22,10 @@ from retnet_edge.importing.layout import Imported
 from retnet_edge.importing.torchscale import import_syncdoth, import_torchscale
 from retnet_edge.model.checkpoint import TOKENIZER_FILE, write_checkpoint
 from retnet_edge.model.retnet import RetNet
+from retnet_edge.progress import working
 from retnet_edge.tokenizer import load_tokenizer
+
+WRITTEN_A_SECOND = 3e8  # bytes, to the disk itself, roughly
 
 FORMATS: dict[str, Callable[[dict[str, Any], SourceWeights, str], Imported]] = {
     "torchscale": import_torchscale,
@@ -71,9 +74,10 @@ def import_checkpoint(
     model.load_state_dict(tensors, strict=not config.tie_embeddings, assign=True)
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
-    with new_folder(out) as target:
-        write_checkpoint(target, model, words)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    seconds = parameters * torch.float32.itemsize / WRITTEN_A_SECOND
+    with working(f"writing {out}", seconds), new_folder(out) as target:
+        write_checkpoint(target, model, words)
     say(
         f"{source_format}: {parameters:,} parameters, {config.layers} layers of {config.heads} "
         f"heads ({config.key_head_dim} × {config.value_head_dim}), vocabulary {config.vocab_size}"

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from retnet_edge.errors import InputError
+from retnet_edge.progress import hashing, working
 
 CONFIG_FILE = "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -23,6 +24,7 @@ _WANTED_FROM_HUB = ("*.json", "*.safetensors", "*.bin", "*.pt", "*.pth")
 _SAFETENSORS = ".safetensors"
 _PICKLES = (".bin", ".pt", ".pth")
 _NOT_THE_MODEL = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
+BYTES_A_SECOND = 1e9  # of weights that are read, roughly
 _WRAPPERS = ("model", "state_dict", "module")
 
 
@@ -123,10 +125,14 @@ def read_source_weights(folder: Path) -> SourceWeights:
     path = _weights_file(folder)
     if path.name.endswith(".index.json"):
         tensors: dict[str, Tensor] = {}
-        for shard in _shards(path):
-            tensors.update(_read(shard))
+        sizes = {shard: shard.stat().st_size for shard in _shards(path)}
+        with hashing(f"read {folder.name}", sum(sizes.values())) as advance:
+            for shard, size in sizes.items():
+                tensors.update(_read(shard))
+                advance(size)
         return SourceWeights(path, tensors)
-    return SourceWeights(path, _read(path))
+    with working(f"reading {path}", path.stat().st_size / BYTES_A_SECOND):
+        return SourceWeights(path, _read(path))
 
 
 def _weights_file(folder: Path) -> Path:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from retnet_edge.lowering.xnnpack_graph import XnnpackGraph
 from retnet_edge.model.retnet import RetNet
+from retnet_edge.quiet import hushed
 from retnet_edge.runtime.bundle.manifest import Delegation, GraphSpec, StateSpec, TensorSpec
 
 STEP_FILE, PREFILL_FILE = "step.pte", "prefill.pte"
@@ -30,6 +28,11 @@ def example_inputs(tokens: int, states: Sequence[StateSpec]) -> tuple[torch.Tens
     )
 
 
+def lowering_seconds(layers: int) -> float:
+    """How long a program of so many layers takes, roughly: the exporter walks through every one."""
+    return 5.0 + 2.0 * layers
+
+
 def lower_executorch(
     graph: nn.Module, tokens: int, states: Sequence[StateSpec], vocab: int, path: Path
 ) -> GraphSpec:
@@ -38,12 +41,12 @@ def lower_executorch(
     graph: an XnnpackGraph, whose weights may be torchao's quantized tensors, or what PT2E made of
     one.
     """
-    with quiet():  # torchao tells of kernels for hardware that is not here
+    with hushed():  # torchao tells of kernels for hardware that is not here
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
 
     shapes = _shapes(states)
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), hushed():
         exported = torch.export.export(graph, example_inputs(tokens, states))
         edge = to_edge_transform_and_lower(
             exported,
@@ -119,17 +122,3 @@ def _delegation(module: torch.fx.GraphModule) -> Delegation:
     }
     delegated = sum(c.delegated for n, c in info.delegation_by_operator.items() if n != "getitem")
     return Delegation(info.num_delegated_subgraphs, delegated, rest)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Lowering without the libraries' remarks to their own developers."""
-    logger: Any = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from retnet_edge.lowering.in_place import updates_in_place
+from retnet_edge.progress import hashing
 from retnet_edge.runtime.bundle.manifest import Dtype, GraphSpec, TensorSpec
 
 WEIGHTS_FILE = "weights.bin"
@@ -35,11 +36,21 @@ def save_models(models: Mapping[str, ir.Model], folder: Path) -> None:
     the ONNX checker with shape inference, else its error is raised.
     """
     places: dict[bytes, int] = {}
-    with (folder / WEIGHTS_FILE).open("wb") as file:
+    sizes = [
+        value.const_value.nbytes
+        for model in models.values()
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+    ]
+    with (
+        hashing("write weights", sum(sizes)) as advance,
+        (folder / WEIGHTS_FILE).open("wb") as file,
+    ):
         for model in models.values():
             for name, value in model.graph.initializers.items():
                 tensor = value.const_value
                 assert tensor is not None, f"initializer {name} has no value"
+                advance(tensor.nbytes)
                 if tensor.nbytes < INLINE_BYTES:
                     continue
                 raw = tensor.tobytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +18,17 @@ from retnet_edge.config import (
     encode_checkpoint_config,
 )
 from retnet_edge.errors import InputError
+from retnet_edge.files import file_entry
 from retnet_edge.model.retnet import RetNet
 from retnet_edge.model.transformer import Transformer
+from retnet_edge.progress import hashing, working
 from retnet_edge.tokenizer import load_tokenizer
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+
+BYTES_A_SECOND = 3e8  # of weights that are read into a fresh model, roughly
 
 LanguageModel = RetNet | Transformer
 
@@ -45,8 +48,9 @@ class Checkpoint:
 
     def weights_sha256(self) -> str:
         """SHA-256 of the weights file, the checkpoint's identity in a bundle's provenance."""
-        with (self.path / WEIGHTS_FILE).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        path = self.path / WEIGHTS_FILE
+        with hashing(f"hash {path}", path.stat().st_size) as advance:
+            return file_entry(path, advance).sha256
 
 
 def build_model(config: ModelConfig, *, dropout: float = 0.0) -> LanguageModel:
@@ -119,8 +123,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except OSError as error:
         raise InputError(f"{path}: a checkpoint directory has a {CONFIG_FILE}") from error
     config = decode_config(raw, path / CONFIG_FILE)
-    model = build_model(config)
-    load_weights(model, path / WEIGHTS_FILE)
+    weights = path / WEIGHTS_FILE
+    size = weights.stat().st_size if weights.is_file() else 0
+    with working(f"reading {path}", size / BYTES_A_SECOND):
+        model = build_model(config)
+        load_weights(model, weights)
     tokenizer = load_tokenizer(path / TOKENIZER_FILE)
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise InputError(

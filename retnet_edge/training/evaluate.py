@@ -63,20 +63,22 @@ def evaluate(
     nats, tokens = 0.0, 0
     rows: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
     contexts = list(shard.contexts(length))
-    for index, context in enumerate(contexts):
-        rows.append(context)
-        last = index + 1 == len(contexts)
-        if len(rows) < batch and not last and len(contexts[index + 1]) == len(context):
-            continue
-        share = world.share(len(rows))
-        mine = [rows[i] for i in share] or rows[:1]  # with none of its own it still takes part
-        block = torch.from_numpy(np.stack(mine)).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            mean = model.loss(block, mode=mode)
-        targets = block[:, 1:] if world.context is None else world.context.span(block[:, 1:])
-        if share:
-            nats += mean.item() * targets.numel()
-        tokens += len(rows) * (len(context) - 1)
-        rows = []
+    with world.progress("validate (contexts)", len(contexts)) as advance:
+        for index, context in enumerate(contexts):
+            rows.append(context)
+            last = index + 1 == len(contexts)
+            if len(rows) < batch and not last and len(contexts[index + 1]) == len(context):
+                continue
+            share = world.share(len(rows))
+            mine = [rows[i] for i in share] or rows[:1]  # with none of its own it still takes part
+            block = torch.from_numpy(np.stack(mine)).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                mean = model.loss(block, mode=mode)
+            targets = block[:, 1:] if world.context is None else world.context.span(block[:, 1:])
+            if share:
+                nats += mean.item() * targets.numel()
+            tokens += len(rows) * (len(context) - 1)
+            advance(len(rows))
+            rows = []
     model.train(was_training)
     return Evaluation(world.sum(nats), tokens, shard.info.text_bytes)

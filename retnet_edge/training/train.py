@@ -19,6 +19,7 @@ from retnet_edge.data.sources import Source, check_readable, find_sources, read_
 from retnet_edge.errors import InputError
 from retnet_edge.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, load_checkpoint
 from retnet_edge.presets import preset
+from retnet_edge.progress import working
 from retnet_edge.tokenizer import (
     SMALLEST_VOCABULARY,
     load_tokenizer,
@@ -31,6 +32,7 @@ from retnet_edge.training.trainer import RUN_FILE, TrainOptions, check_shares, f
 TRAIN_SHARDS = Path("data/train")
 VALID_SHARDS = Path("data/valid")
 VOCABULARY_MULTIPLE = 128
+BPE_BYTES_A_SECOND = 4e6  # of text, roughly, on one core
 
 
 def train(
@@ -154,8 +156,8 @@ def _prepare(
         )
         train_shard.batch(options.seed, 0, options.batch, options.seq_len)  # it is long enough
     say(
-        f"{train_shard.info.tokens:,} training tokens "
-        f"({train_shard.info.text_bytes / train_shard.info.tokens:.2f} bytes each), "
+        f"{train_shard.info.tokens:,} training tokens of "
+        f"{train_shard.info.text_bytes / train_shard.info.tokens:.2f} bytes, "
         f"{valid_shard.info.tokens:,} held out; device {world.device}"
     )
     return config, options, None if started is None else started.path / WEIGHTS_FILE
@@ -212,8 +214,10 @@ def _tokenizer(
             load_tokenizer(Path(given))
             shutil.copyfile(given, partial)
         else:
-            say(f"training a byte-level BPE of {vocab_size} tokens")
-            train_tokenizer(read_texts(sources, text_field), vocab_size).save(str(partial))
+            seconds = sum(source.size() for source in sources) / BPE_BYTES_A_SECOND
+            with working(f"training a byte-level BPE of {vocab_size} tokens", seconds, say):
+                bpe = train_tokenizer(read_texts(sources, text_field), vocab_size)
+            bpe.save(str(partial))
         partial.replace(path)
     return load_tokenizer(path)
 

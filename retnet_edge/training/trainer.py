@@ -33,6 +33,7 @@ from retnet_edge.model.checkpoint import (
     write_checkpoint,
 )
 from retnet_edge.model.retnet import CHUNK, Form, RetentionMode, RetNet
+from retnet_edge.progress import about
 from retnet_edge.tokenizer import END_OF_TEXT, load_tokenizer
 from retnet_edge.training.distributed import World, gather_weights, shard
 from retnet_edge.training.evaluate import Evaluation, evaluate
@@ -43,6 +44,7 @@ from retnet_edge.training.schedule import warmup_cosine
 from retnet_edge.training.step_checkpoint import Progress, StepCheckpoints
 
 RUN_FILE = "run.json"
+COMPILE_SECONDS = 60.0  # of one block, which all others share, roughly
 MAX_SKIPPED_IN_A_ROW = 10
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -184,6 +186,8 @@ def fit(
     parameters = dict(model.named_parameters())
     optimizer = make_optimizer(parameters, options)
     losses_of = _loss_function(model, options, tokenizer, world, compile_model)
+    if compile_model:
+        say(about("compiling in the first step, which takes longer", COMPILE_SECONDS))
     checkpoints = StepCheckpoints(out / "steps", group=world.files, first=world.first)
     start, skipped_before = _resume(checkpoints, optimizer.training_state(), world, say)
     skips = SkippedBatches(skipped_before, say)
@@ -253,8 +257,8 @@ def fit(
                     )
                 say(
                     f"step {done}/{options.steps}  loss {value:.4f}  valid {result.loss:.4f}  "
-                    f"ppl {result.perplexity:.2f}  {result.bits_per_byte:.4f} bits/byte  "
-                    f"{rate_tokens:,.0f} tokens/s"
+                    f"ppl {result.perplexity:.2f}  bpb {result.bits_per_byte:.4f}  "
+                    f"{rate_tokens:,.0f} tok/s"
                 )
                 began, began_step = time.perf_counter(), done
             if saves:

@@ -47,8 +47,9 @@ def bench(
     prompt, generate: lengths in tokens (none: do not test). depth: tokens that the state has seen
     before. threads: () for the number that a session chooses by itself. batch: sequences that are
     decoded in one step; prompts are fed to one. repetitions: of every test,
-    after one that is not counted. progress(done, total): tests. Every number of threads has a
-    process of its own, and memory another one, on the first number of threads.
+    after one that is not counted. progress(done, total): of all work, in parts that take about as
+    long (`BenchJob.cost`); called with 0 first. Every number of threads has a process of its own,
+    and memory another one, on the first number of threads.
 
     Raises InputError for a bundle that does not open or run, for a length or a depth that is
     negative, for threads, batch or repetitions below 1, for a bundle that cannot run a batch, and
@@ -76,7 +77,15 @@ def bench(
     if chosen != "onnxruntime" and set(batch) != {1}:
         raise InputError(f"batch is {max(batch)}; {chosen} runs one sequence")
     counts = list(dict.fromkeys(threads)) or [default_threads()]
-    total, done = len(counts) * len(tests) * (repetitions + 1), 0
+    jobs = [
+        BenchJob(str(bundle), chosen, count, tests, repetitions, os.getpid(), load=number == 0)
+        for number, count in enumerate(counts)
+    ]
+    memory_job = None
+    if memory and memory_supported():
+        memory_job = BenchJob(str(bundle), chosen, counts[0], tests, 0, os.getpid(), memory=True)
+    total = sum(job.cost for job in jobs) + (0 if memory_job is None else memory_job.cost)
+    done = 0
 
     def advance(n: int) -> None:
         nonlocal done
@@ -86,18 +95,16 @@ def bench(
     rows: list[BenchRow] = []
     bandwidth: dict[int, Quartiles] = {}
     load: Load | None = None
-    for count in counts:
-        work = BenchJob(
-            str(bundle), chosen, count, tests, repetitions, os.getpid(), load=load is None
-        )
-        times = _child(work, advance, Times)
+    advance(0)
+    for job in jobs:
+        times = _child(job, advance, Times)
         load = load or times.load
-        bandwidth[count] = quartiles(times.bandwidth)
-        rows += _rows(opened, chosen, work, times)
+        bandwidth[job.threads] = quartiles(times.bandwidth)
+        rows += _rows(opened, chosen, job, times)
     used = None
-    if memory and memory_supported():
-        work = BenchJob(str(bundle), chosen, counts[0], tests, 0, os.getpid(), memory=True)
-        used = _child(work, lambda n: None, MemoryUse)
+    if memory_job is not None:
+        used = _child(memory_job, lambda n: None, MemoryUse)
+        advance(memory_job.cost)
     assert load is not None
     manifest = opened.manifest
     return Bench(

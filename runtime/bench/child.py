@@ -1,6 +1,7 @@
 """The processes whose speed and memory are measured: `python -m retnet_edge.runtime.bench.child`.
 
-Standard output carries progress (a line with the number of tests done) and then one line of JSON.
+Standard output carries progress (a line with the work done, see `BenchJob.cost`) and then one line
+of JSON.
 Speed and memory get processes of their own: copies of states that speed keeps are no memory of the
 bundle's. Tests of one process are run in turns, so that what changes in the machine meanwhile
 meets all of them alike.
@@ -25,6 +26,7 @@ from retnet_edge.runtime.session.machine import OtherLoad
 
 LATER_LOADS = 3
 MEMORY_STEPS = 64
+DECODE_COST = 5  # tokens of a prompt are fed while one is decoded, roughly
 SCATTER = 7919  # a prime
 FILL_TOKENS = 1024  # fed to a session between two looks at the clock while it gets to its depth
 
@@ -36,6 +38,11 @@ class BenchCase(msgspec.Struct, frozen=True):
     tokens: int
     depth: int
     batch: int = 1
+
+    @property
+    def cost(self) -> int:
+        """See `BenchJob.cost`."""
+        return self.tokens * (1 if self.test == "prompt" else DECODE_COST)
 
 
 class BenchJob(msgspec.Struct, frozen=True):
@@ -49,6 +56,15 @@ class BenchJob(msgspec.Struct, frozen=True):
     parent: int
     memory: bool = False
     load: bool = False
+
+    @property
+    def cost(self) -> int:
+        """Of all that the child does, in tokens of a prompt that take as long, roughly."""
+        if self.memory:
+            longest = max((test.tokens for test in self.tests if test.test == "prompt"), default=0)
+            return longest + DECODE_COST * MEMORY_STEPS
+        fill = max(test.depth for test in self.tests)
+        return fill + (self.repetitions + 1) * sum(test.cost for test in self.tests)
 
 
 class Times(msgspec.Struct, frozen=True):
@@ -69,6 +85,7 @@ def measure_times(work: BenchJob) -> Times:
     from retnet_edge.runtime.text.snapshot import Snapshot
 
     load = measure_load(work) if work.load else None
+    done = 0
     bundle = Bundle.open(work.bundle)
     session = open_session(bundle, threads=work.threads, backend=work.backend)
     vocab = bundle.manifest.model.vocab_size
@@ -78,6 +95,8 @@ def measure_times(work: BenchJob) -> Times:
         while session.position < depth:
             missing = min(FILL_TOKENS, depth - session.position)
             session.prefill(rng.integers(vocab, size=missing).tolist())
+            done += missing
+            print(done, flush=True)
         starts[depth] = Snapshot.of(session)
     batches = {n: Batch(bundle, n, threads=work.threads) for n in _batches(work)}
     bandwidth = ReadBandwidth(work.threads)
@@ -110,7 +129,8 @@ def measure_times(work: BenchJob) -> Times:
                 seconds[index].append(took)
                 if (cores := other.cores()) is not None:
                     loads[index].append(cores * took)
-            print(repetition * len(work.tests) + index + 1, flush=True)
+            done += test.cost
+            print(done, flush=True)
         read.append(bandwidth.gigabytes())
     # weighed by time: a tick of the kernel's counters is longer than a short repetition
     cores_by_test = [

@@ -1,4 +1,4 @@
-"""A `Bench` as tables for a terminal, as Markdown, and as CSV."""
+"""A `Bench` as tables for a terminal (a test a column), as Markdown and CSV (a test a row)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import csv
 import io
 
 from rich.console import Console
-from rich.table import Table
 
 from retnet_edge.runtime.bench.records import Bench, BenchRow, Quartiles
 from retnet_edge.runtime.session.operators import OperatorTime
+from retnet_edge.tables import show_facts, show_notes, show_table
 
 Facts = list[tuple[str, str]]
 HEADINGS = ("test", "depth", "batch", "threads", "tokens/s", "ms", "GB/s", "of bandwidth")
@@ -51,30 +51,44 @@ def cells(row: BenchRow) -> tuple[str, ...]:
         str(row.threads),
         _figure(row.rate),
         _figure(row.milliseconds),
-        "" if row.gigabytes is None else f"{row.gigabytes:.1f}",
-        "" if row.share is None else f"{100 * row.share:.0f} %",
+        _gigabytes(row),
+        _share(row),
     )
 
 
 def print_bench(bench: Bench, console: Console) -> None:
-    """Both tables, and the warnings."""
-    about = Table(show_header=False)
-    for fact in facts(bench):
-        about.add_row(*fact)
-    console.print(about)
-    table = Table(*HEADINGS)
-    for row in bench.rows:
-        table.add_row(*cells(row))
-    console.print(table)
-    console.print(NOTE)
-    for warning in bench.warnings:
-        console.print(f"warning: {warning}")
+    """The facts, a table with a column a test, and the warnings."""
+    show_facts(console, "", facts(bench))
+    rows = bench.rows
+    table = [
+        ("depth", *(f"{row.depth:,}" for row in rows)),
+        ("batch", *(f"{row.batch}" for row in rows)),
+        ("threads", *(f"{row.threads}" for row in rows)),
+        *_spread_rows("tokens/s", [row.rate for row in rows]),
+        *_spread_rows("ms", [row.milliseconds for row in rows]),
+        ("GB/s", *(_gigabytes(row) for row in rows)),
+        ("of bandwidth", *(_share(row) for row in rows)),
+    ]
+    header = ("test", *(f"{row.test}\n{row.tokens:,}" for row in rows))
+    notes = ["Medians of the repetitions.", *MEANINGS]
+    show_table(console, "Speed", header, table, notes=notes)
+    show_notes(console, [f"warning: {warning}" for warning in bench.warnings])
 
 
-NOTE = (
-    "median (quartiles). ms: of a prompt, to its first new token; of generate, one step. "
-    "GB/s: weights and states that a step moves."
+MEANINGS = (
+    "ms: of a prompt, to its first new token; of generate, one step.",
+    "GB/s: weights and states that a step moves.",
 )
+NOTE = " ".join(("median (quartiles).", *MEANINGS))
+
+
+def _spread_rows(name: str, spreads: list[Quartiles]) -> list[tuple[str, ...]]:
+    """The median and, below it, the quartiles."""
+    return [
+        (name, *(_short(spread.median) for spread in spreads)),
+        ("  lower quartile", *(_short(spread.low) for spread in spreads)),
+        ("  upper quartile", *(_short(spread.high) for spread in spreads)),
+    ]
 
 
 def to_markdown(bench: Bench) -> str:
@@ -113,16 +127,25 @@ def to_csv(bench: Bench) -> str:
 def print_profile(operators: list[OperatorTime], steps: int, console: Console) -> None:
     """Time by operator, the largest first."""
     total = sum(operator.microseconds for operator in operators)
-    table = Table("operator", "calls a step", "µs a step", "share")
-    for operator in sorted(operators, key=lambda o: -o.microseconds):
-        table.add_row(
+    rows = [
+        (
             operator.name,
             f"{operator.calls / steps:g}",
             f"{operator.microseconds / steps:.1f}",
             f"{100 * operator.microseconds / max(total, 1e-9):.1f} %",
         )
-    table.add_row("all", "", f"{total / steps:.1f}", "100.0 %")
-    console.print(table)
+        for operator in sorted(operators, key=lambda o: -o.microseconds)
+    ]
+    rows.append(("all", "", f"{total / steps:.1f}", "100.0 %"))
+    show_table(console, "Time of a step", ("operator", "calls", "µs", "share"), rows)
+
+
+def _gigabytes(row: BenchRow) -> str:
+    return "" if row.gigabytes is None else f"{row.gigabytes:.1f}"
+
+
+def _share(row: BenchRow) -> str:
+    return "" if row.share is None else f"{100 * row.share:.0f} %"
 
 
 def _figure(spread: Quartiles) -> str:

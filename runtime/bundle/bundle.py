@@ -11,6 +11,7 @@ import tokenizers
 
 from retnet_edge.errors import InputError
 from retnet_edge.files import check_name, file_entry, regular_file
+from retnet_edge.progress import hashing
 from retnet_edge.runtime.bundle.contract import check_contract
 from retnet_edge.runtime.bundle.external_data import external_data
 from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, GraphSpec, Manifest, decode
@@ -120,12 +121,13 @@ def _check_files(root: Path, manifest: Manifest, where: Path) -> None:
     for name, entry in manifest.files.items():
         if (size := paths[name].stat().st_size) != entry.size:
             raise InputError(f"{paths[name]} has {size} bytes; the manifest says {entry.size}")
-    for name, entry in manifest.files.items():
-        if (found := file_entry(paths[name])) != entry:
-            raise InputError(
-                f"{paths[name]} was changed: its SHA-256 is {found.sha256}; the manifest says "
-                f"{entry.sha256}"
-            )
+    with hashing(f"check {root.name}", sum(e.size for e in manifest.files.values())) as advance:
+        for name, entry in manifest.files.items():
+            if (found := file_entry(paths[name], advance)) != entry:
+                raise InputError(
+                    f"{paths[name]} was changed: its SHA-256 is {found.sha256}; the manifest says "
+                    f"{entry.sha256}"
+                )
 
 
 def _check_external_data(root: Path, manifest: Manifest, graph: GraphSpec) -> None:

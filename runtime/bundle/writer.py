@@ -10,6 +10,7 @@ import msgspec
 from retnet_edge.atomic import PARTIAL, replace_file
 from retnet_edge.errors import InputError
 from retnet_edge.files import file_entry, regular_file
+from retnet_edge.progress import hashing
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, Manifest, encode
 
@@ -24,10 +25,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
         if not left_over.is_dir():
             left_over.unlink()
     files = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if name != MANIFEST_FILE and (path.is_symlink() or not path.is_dir()):
-            files[name] = file_entry(regular_file(folder, name, folder))
+    named = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    total = sum(path.lstat().st_size for path in named.values())
+    with hashing("hash the bundle's files", total) as advance:
+        for name, path in named.items():
+            if name != MANIFEST_FILE and (path.is_symlink() or not path.is_dir()):
+                files[name] = file_entry(regular_file(folder, name, folder), advance)
     manifest = msgspec.structs.replace(manifest, files=files)
     replace_file(folder / MANIFEST_FILE, encode(manifest))
     return manifest

@@ -1,4 +1,4 @@
-"""What a person reads of a verification: one HTML page on its own, and tables on a terminal.
+"""What a person reads of a verification: one HTML page on its own (on a terminal: `terminal.py`).
 
 A column is one backend of one bundle. A page of one column shows it in full; with more there is a
 table of them side by side first.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from retnet_edge.runtime.bundle.manifest import Manifest
 from retnet_edge.runtime.memory.memory import Memory
@@ -21,7 +21,6 @@ from retnet_edge.runtime.report.tables import (
     PROBE_HEADER,
     PROFILE_HEADER,
     WORST_HEADER,
-    Rows,
     backend_pair_rows,
     block_rows,
     bundle_rows,
@@ -34,11 +33,6 @@ from retnet_edge.runtime.report.tables import (
     worst_rows,
 )
 from retnet_edge.runtime.report.verdict import BackendResult, Verdict
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-TERMINAL_COLUMNS = (0, 2, 4, 6, 7, 9)  # of POSITION_HEADER: what fits 80 characters
 
 ReportEntry = tuple[str, Manifest, Verdict]
 """A bundle of a report: what it is called, its manifest, what was found."""
@@ -174,55 +168,3 @@ def memory_cases(entries: Sequence[ReportEntry]) -> list[tuple[str, Memory, int 
     ]
     baselines = [verdict.baseline for _, _, verdict in entries if verdict.baseline is not None]
     return [*cases, *((case.model, case, None) for case in baselines[:1])]
-
-
-def print_report(
-    title: str,
-    entries: Sequence[ReportEntry],
-    between: Sequence[BackendPair] = (),
-    console: Console | None = None,
-) -> None:
-    """The figures as tables on `console` (None: standard output)."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = console or Console()
-
-    def table(name: str, header: tuple[str, ...], rows: Rows) -> None:
-        shown = Table(*header, title=name, title_justify="left", highlight=False)
-        for column in shown.columns[1:]:
-            column.justify = "right"
-        for row in rows:
-            shown.add_row(*map(Text, row))
-        console.print(shown)
-
-    columns = columns_of(entries)
-    several = len(columns) > 1
-    status = "verified" if all(v.verified for _, _, v in entries) else "unverified"
-    for c in columns:
-        rows: Rows = [
-            (k.name, k.value, k.bound, "within" if k.passed else "OUTSIDE")
-            for k in c.measured.checks
-        ]
-        name = f"{c.name}" if several else f"{title}: {status}"
-        table(name, ("figure", "measured", "bound", "verdict"), rows)
-        if several:
-            continue
-        table("Parity", ("figure", "value"), parity_rows(c.measured.parity))
-        rows = [tuple(row[i] for i in TERMINAL_COLUMNS) for row in position_rows(c.measured.parity)]
-        table("Against position", tuple(POSITION_HEADER[i] for i in TERMINAL_COLUMNS), rows)
-        if places := probe_rows(c.measured.parity):
-            table("Far positions", PROBE_HEADER, places)
-    if several:
-        names = tuple(c.name for c in columns)
-        rows = side_rows([(c.manifest, c.measured) for c in columns])
-        table(f"{title}: {status}", ("figure", *names), rows)
-    pairs = [*(p for _, _, v in entries for p in v.between), *between]
-    if pairs:
-        table("One backend against the other", BACKEND_PAIR_HEADER, backend_pair_rows(pairs))
-    if cases := memory_cases(entries):
-        rows = memory_rows([c for _, c, _ in cases], [p for _, _, p in cases])
-        table("Memory and speed", ("bytes", *(name for name, _, _ in cases)), rows)
-    for reason in all_reasons(entries):
-        console.print(Text(reason, style="red"))

@@ -1,4 +1,4 @@
-"""The tables of a verification: rows of text, the same on a terminal and on the page."""
+"""The tables of a verification's page: rows of text (a terminal's are in `terminal_tables.py`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ POSITION_HEADER = (
     "positions", "tokens", "mean KL", "99 % KL", "largest error", "mean error", "top-1",
     "ppl ratio", "state error", "state rel.",
 )  # fmt: skip
-TERMINAL_COLUMNS = (0, 2, 4, 6, 7, 9)  # of POSITION_HEADER: what fits 80 characters
 PROBE_HEADER = ("place", "tokens", "largest error", "mean error", "mean KL", "top-1", "state error")
 
 WORST_HEADER = ("KL", "context, position", "text", "follows", "float64 says", "bundle says")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from retnet_edge.errors import InputError
+from retnet_edge.quiet import hushed
 from retnet_edge.runtime.backends.executorch.program import load_program, save_trace, set_threads
 from retnet_edge.runtime.backends.executorch.session import made_with
 from retnet_edge.runtime.bundle.bundle import Bundle
@@ -73,8 +73,7 @@ def _events(path: Path) -> list[tuple[str, list[float]]]:
     """The events of the runs in a trace file, through ExecuTorch's own reader."""
     from executorch.devtools import Inspector
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # there is no debug buffer: it would slow what is timed
+    with hushed():  # there is no debug buffer: it would slow what is timed
         inspector: Any = Inspector(etdump_path=str(path))
     return [
         (event.name, list(event.perf_data.raw))

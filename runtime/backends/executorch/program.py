@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from retnet_edge.errors import InputError, one_line
+from retnet_edge.quiet import compiled_code_hushed
 from retnet_edge.runtime.session.threads import checked_threads
 
-
-class _silent:  # noqa: N801 - reads as a statement
-    """ExecuTorch logs to standard error by itself; what went wrong is said in the exception."""
-
-    def __enter__(self) -> None:
-        self._saved = os.dup(2)
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 2)
-        os.close(null)
-
-    def __exit__(self, *_: object) -> None:
-        os.dup2(self._saved, 2)
-        os.close(self._saved)
-
-
-with _silent():
+# ExecuTorch logs to standard error by itself; what went wrong is said in the exception.
+with compiled_code_hushed():
     import executorch.kernels.quantized  # noqa: F401 - registers the 8-bit embedding
     from executorch.extension.pybindings import portable_lib
 
@@ -38,7 +24,7 @@ def set_threads(threads: int | None) -> None:
     The number belongs to the process. Raises InputError where it is below 1.
     """
     wanted = checked_threads(threads)
-    with _silent():
+    with compiled_code_hushed():
         if portable_lib._threadpool_get_thread_count() != wanted:
             portable_lib._unsafe_reset_threadpool(wanted)
 
@@ -51,7 +37,7 @@ def load_program(path: Path, made_with: str, *, trace: bool = False) -> tuple[An
     ExecuTorch cannot load it.
     """
     try:
-        with _silent():
+        with compiled_code_hushed():
             program = portable_lib._load_program(str(path), enable_etdump=trace)
             method = program.load_method(_METHOD)
     except Exception as error:  # the binding raises RuntimeError and its subclasses
@@ -64,5 +50,5 @@ def load_program(path: Path, made_with: str, *, trace: bool = False) -> tuple[An
 
 def save_trace(program: Any, path: Path) -> None:
     """Write what a program loaded with `trace` noted, as an ETDump file."""
-    with _silent():
+    with compiled_code_hushed():
         program.write_etdump_result_to_file(str(path))

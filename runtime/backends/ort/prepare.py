@@ -18,6 +18,7 @@ import onnxruntime
 
 from retnet_edge.errors import DISK_FULL, InputError, is_disk_full, one_line
 from retnet_edge.files import file_entry
+from retnet_edge.progress import working
 from retnet_edge.runtime.backends.ort.graph import main_graph
 from retnet_edge.runtime.backends.ort.options import session_options
 from retnet_edge.runtime.backends.ort.prepacked import (
@@ -32,6 +33,7 @@ from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Manifest
 from retnet_edge.runtime.session.machine import processor
 
+PACKED_A_SECOND = 1e8  # bytes of weights, roughly
 _EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph
 
 
@@ -47,8 +49,10 @@ def prepare(bundle: str | Path, *, say: Callable[[str], None] = print) -> Path:
     staging = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
         staging.mkdir()
-        say(f"packing {graph.file} for {processor()}")
-        _pack(opened.file(graph.file), opened.manifest, staging)
+        weights = sum(opened.manifest.files[name].size for name in graph.external_data)
+        label = f"packing {graph.file} for {processor()}"
+        with working(label, weights / PACKED_A_SECOND, say):
+            _pack(opened.file(graph.file), opened.manifest, staging)
         files = {name: file_entry(staging / name) for name in (GRAPH_FILE, PACKED_FILE)}
         record = msgspec.json.encode(PrepackRecord(prepack_key(opened, graph.file), files))
         (staging / RECORD_FILE).write_bytes(record)

