@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,6 +24,17 @@ class Float64Reference:
         self._model = RetNet(checkpoint.model.config)
         self._model.load_state_dict(checkpoint.model.state_dict())
         self._model.to(torch.float64).eval()
+
+    @staticmethod
+    @contextmanager
+    def on_threads(threads: int) -> Iterator[None]:
+        """In the block torch computes on so many threads, which is a setting of the process."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     @torch.no_grad()
     def block_outputs(self, tokens: NDArray[np.int64]) -> list[NDArray[np.float64]]:

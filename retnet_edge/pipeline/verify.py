@@ -31,6 +31,7 @@ from retnet_edge.runtime.parity.parity import BlockError
 from retnet_edge.runtime.parity.replay import replay
 from retnet_edge.runtime.report.page import column_name, labels
 from retnet_edge.runtime.report.verdict import Check, Verdict
+from retnet_edge.runtime.session.threads import physical_cores
 from retnet_edge.runtime.verify import compare_backend_pairs, measure_baseline
 from retnet_edge.runtime.verify import verify as verify_bundle
 
@@ -137,12 +138,14 @@ def verify_all(
             ]
             growing = _baseline(source, Path(folder), say) if baseline and measured else None
             grown = None if growing is None else measure_baseline(growing, memory_steps, beside)
-            replays = replay(
-                [open_session(of, threads, one) for _, of, one in columns],
-                reference,
-                contexts,
-                advance=beside.one_at_a_time(advance),
-            )
+            # a core is the steps'; two threads of torch on it would wait for each other
+            with reference.on_threads(max(1, physical_cores() - 1)):
+                replays = replay(
+                    [open_session(of, threads, one) for _, of, one in columns],
+                    reference,
+                    contexts,
+                    advance=beside.one_at_a_time(advance),
+                )
             start = contexts[0][:BLOCK_TOKENS]
             # a .pte is no graph to read
             has_graphs = any(one == "onnxruntime" for _, _, one in columns)
