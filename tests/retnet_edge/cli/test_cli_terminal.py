@@ -112,7 +112,15 @@ def test_a_verification_fits_and_says_nothing_of_other_libraries(made: Exported)
     text = made.checkpoint.parent / "text.txt"
     text.write_text("the cat sat on the mat, and the dog sat by the door\n" * 40)
     bundle = Path(shutil.copytree(made.bundle, made.bundle.with_name(LONG)))
-    arguments = ["verify", bundle, "--checkpoint", made.checkpoint, "--text", text, *SMALL]
+    arguments: list[str | Path] = [
+        "verify",
+        bundle,
+        "--checkpoint",
+        made.checkpoint,
+        "--text",
+        text,
+        *SMALL,
+    ]
     status, shown = on_terminal(80, *arguments)
     assert status in (0, 1)
     assert_fits(shown.partition("Figures and their bounds")[2], 80)
