@@ -21,7 +21,7 @@ PORTABLE_IR = 8  # the file format of ONNX 1.13, which had operator set 18
 
 def lowering_seconds(layers: int) -> float:
     """How long a graph of so many layers takes, roughly: the exporter walks through every one."""
-    return 2.0 + 0.35 * layers
+    return 3.0 + 0.35 * layers
 
 
 def lower_onnx(lowering: Lowering, states: Sequence[StateSpec]) -> ir.Model:

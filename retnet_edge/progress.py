@@ -130,9 +130,13 @@ def about(label: str, seconds: float) -> str:
     """`label` with the time that the work may take, where that is worth a word: from 5 seconds."""
     if seconds < WORTH_A_WORD:
         return label
-    # two minutes of work are no 1:57: what is known is the order of things
+    return f"{label}, about {_roughly(seconds)}"
+
+
+def _roughly(seconds: float) -> str:
+    """Two minutes of work are no 1:57: what is known is the order of things."""
     step = 5 if seconds < 60 else 30 if seconds < 600 else 300
-    return f"{label}, about {clock(step * max(1, round(seconds / step)))}"
+    return clock(step * max(1, round(seconds / step)))
 
 
 @contextmanager
@@ -152,7 +156,9 @@ def _display() -> Iterator[Progress]:
         def render(self, task: Task) -> Text:
             if task.total is None:
                 seconds = task.fields.get("about")
-                rest = f" of about {clock(seconds)}" if seconds and seconds >= WORTH_A_WORD else ""
+                rest = (
+                    f" of about {_roughly(seconds)}" if seconds and seconds >= WORTH_A_WORD else ""
+                )
                 return Text(f"{clock(task.elapsed or 0.0)}{rest}")
             left = "-:--" if task.time_remaining is None else clock(task.time_remaining)
             return Text(f"{task.percentage:3.0f} %  {left} left")

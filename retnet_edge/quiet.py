@@ -58,21 +58,25 @@ def hushed() -> Iterator[None]:
 
 @contextmanager
 def compiled_code_hushed() -> Iterator[None]:
-    """Hold back what compiled code writes to descriptor 2 in the block.
+    """Hold back what compiled code writes to descriptor 2 in the block, or to `sys.stderr`.
 
     Where no command is running it is dropped: only for a library whose exceptions say it too.
     """
-    if wanted() or _descriptor_is_held:
+    if wanted():
         yield
         return
-    before, null = os.dup(_STDERR), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, _STDERR)
-    try:
-        yield
-    finally:
-        os.dup2(before, _STDERR)
-        os.close(before)
-        os.close(null)
+    if _descriptor_is_held:  # ExecuTorch writes to Python's stream, which leads to the user
+        with contextlib.redirect_stderr(sys.__stderr__):
+            yield
+        return
+    before = os.dup(_STDERR)
+    with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):
+        os.dup2(null.fileno(), _STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(before, _STDERR)
+            os.close(before)
 
 
 class Quiet:

@@ -177,15 +177,19 @@ def test_hushed_drops_without_a_command_and_keeps_with_one(
 
 def test_compiled_code_is_dropped_without_a_command(folder: Path) -> None:
     script = (
-        "import os\nfrom retnet_edge.quiet import Quiet, compiled_code_hushed\n"
-        "with compiled_code_hushed():\n    os.write(2, b'dropped\\n')\n"
+        "import os, sys\nfrom retnet_edge.quiet import Quiet, compiled_code_hushed\n"
+        "def speak(text):\n"
+        "    with compiled_code_hushed():\n"
+        "        os.write(2, text.encode())\n"
+        "        print(' by Python', file=sys.stderr)\n"  # as ExecuTorch does
+        "speak('dropped')\n"
         "quiet = Quiet()\n"
-        "with quiet:\n    with compiled_code_hushed():\n        os.write(2, b'held\\n')\n"
+        "with quiet:\n    speak('held')\n"
         "os.write(2, b'now ')\n"
         "quiet.show()\n"
     )
     done = run(folder, script)
-    assert done.stderr == "now Other libraries said meanwhile:\nheld\n\n"
+    assert done.stderr == "now Other libraries said meanwhile:\nheld by Python\n\n"
     assert "dropped" in run(folder, script, environment={VARIABLE: "1"}).stderr
 
 
