@@ -96,26 +96,34 @@ class _Lines:
         self._label, self._total, self._inner = label, total, inner
         self._began = self._said = time.monotonic()
         self._done = self._tenth = self._lines = 0
+        self._first: tuple[float, int] | None = None  # when, and how much was done then
 
     def advance(self, n: int) -> None:
         """n more units are done."""
         self._done += n
         now = time.monotonic()
         tenth = PLAIN_LINES * self._done // max(self._total, 1)
-        if not self._done or not self._due(tenth, now - self._said):
+        if n <= 0:
             return
-        self._tenth, self._said, self._lines = tenth, now, self._lines + 1
-        took = now - self._began
-        left = clock(took / self._done * (self._total - self._done))
-        rest = f"{left} left" if self._done < self._total else f"took {clock(took)}"
-        line = f"{self._label}: {self._done} of {self._total}, {rest}"
-        print(line, file=sys.stderr, flush=True)
+        since, before = self._first or (self._began, 0)
+        if self._due(tenth, now - self._said):
+            self._tenth, self._said, self._lines = tenth, now, self._lines + 1
+            left = (now - since) / (self._done - before) * (self._total - self._done)
+            took = clock(now - self._began)
+            rest = f"{clock(left)} left" if self._done < self._total else f"took {took}"
+            line = f"{self._label}: {self._done} of {self._total}, {rest}"
+            print(line, file=sys.stderr, flush=True)
+        self._first = self._first or (now, self._done)
 
     def _due(self, tenth: int, waited: float) -> bool:
         if self._inner:
             return waited >= INNER_SECONDS
-        overdue = waited >= (MOST_SECONDS if self._lines else FIRST_SECONDS)
-        return overdue or (tenth > self._tenth and waited >= LEAST_SECONDS)
+        if tenth > self._tenth and waited >= LEAST_SECONDS:
+            return True
+        # the first units took what it took to begin, and tell little of the others
+        return self._first is not None and waited >= (
+            MOST_SECONDS if self._lines else FIRST_SECONDS
+        )
 
 
 def clock(seconds: float) -> str:

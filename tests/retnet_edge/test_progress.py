@@ -60,6 +60,20 @@ def test_long_work_is_heard_of_before_a_tenth(
     assert capsys.readouterr().err == "long: 3 of 10000, 5:33:14 left\n"
 
 
+def test_what_it_took_to_begin_is_no_measure_of_the_rest(
+    time: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress("bench", 1000) as advance:
+        time.now += 60
+        advance(1)
+        time.now += 1
+        advance(10)
+        for _ in range(2):
+            time.now += 500
+            advance(0)  # nothing new, nothing to say
+    assert capsys.readouterr().err == "bench: 11 of 1000, 1:39 left\n"
+
+
 def test_work_that_cannot_be_counted(capsys: pytest.CaptureFixture[str]) -> None:
     said: list[str] = []
     for say in (None, said.append):
