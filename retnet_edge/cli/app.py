@@ -106,6 +106,9 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (None: of this process) and return its exit status."""
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by who started this process
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115 - until the end
     quiet = Quiet()
     try:
         args = list(sys.argv[1:] if arguments is None else arguments)

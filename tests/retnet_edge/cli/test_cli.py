@@ -299,3 +299,19 @@ def test_help_is_light(args: list[str]) -> None:
         [sys.executable, "-c", script, *args], capture_output=True, text=True, check=True
     )
     assert done.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_stream_that_was_closed_is_no_traceback(closed: int, tiny: Tiny) -> None:
+    """As by `retnet-edge info BUNDLE >&-` in a shell."""
+    other = 3 - closed
+    done = subprocess.run(
+        [sys.executable, "-m", "retnet_edge.cli", "info", str(tiny.path)],
+        preexec_fn=lambda: os.close(closed),
+        stdout=subprocess.PIPE if other == 1 else None,
+        stderr=subprocess.PIPE if other == 2 else None,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert b"Traceback" not in (done.stderr or b"")
