@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import msgspec
 import numpy as np
@@ -172,8 +172,8 @@ def write_shards(
         progress(f"tokenize {folder.name} (bytes read)", total) as advance,
         closing(_groups(sources, text_field, advance)) as groups,
         closing(encode_groups(groups, tokenizer, wanted.dtype, workers)) as encoded,
+        ShardWriter(staging, wanted, shard_tokens) as writer,
     ):
-        writer = ShardWriter(staging, wanted, shard_tokens)
         for some in encoded:
             writer.add(some)
         if not writer.close().tokens:
@@ -189,6 +189,14 @@ class ShardWriter:
         self.folder, self.about, self.shard_tokens = folder, about, shard_tokens
         self.shards: list[ShardFile] = []
         self._open()
+
+    def __enter__(self) -> Self:
+        """The writer itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave no file open, where it was not closed."""
+        self._file.close()
 
     def add(self, encoded: Encoded) -> None:
         """Write some documents after those before."""
