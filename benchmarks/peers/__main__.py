@@ -64,6 +64,12 @@ class Contender:
             self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self._process.kill()
+        self._close()
+
+    def _close(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            assert pipe is not None
+            pipe.close()
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -71,6 +77,8 @@ class Contender:
         line = self._process.stdout.readline()
         if not line:
             last = self._process.stderr.read().strip().splitlines()[-1:]
+            self._process.wait()
+            self._close()
             raise RuntimeError(f"{self.name} ended: {' '.join(last) or 'without a word'}")
         return json.loads(line)
 
