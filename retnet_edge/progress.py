@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PLAIN_LINES = 10
 LEAST_SECONDS = 1.0
-"""BackendPair two plain lines, and before the first: what is done sooner needs none."""
+"""Between two plain lines, and before the first: what is done sooner needs none."""
 FIRST_SECONDS, MOST_SECONDS = 5.0, 300.0
 """Until the first plain line, and between two, at most: a tenth of long work is long too."""
 INNER_SECONDS = 60.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -21,25 +22,19 @@ PAGE = DOCS / "architecture.md"
 BEGIN, END = "<!-- rooms: written by make rooms -->\n", "<!-- end of rooms -->\n"
 PACKAGE = "retnet_edge"
 MAPPED = ("export", "quantize", "runtime")
-# What everything stands on; arrows to it are left out of the picture of the whole house.
-GROUND = [
-    "atomic",
-    "callable_package",
-    "config",
-    "errors",
-    "files",
-    "presets",
-    "progress",
-    "quiet",
-    "tables",
-    "tokenizer",
-    "version",
-]
 STYLE = (
     'graph [rankdir=TB, nodesep=0.3, ranksep=0.55, bgcolor="white"]\n'
     'node [shape=box, style="rounded,filled", fillcolor="#eef3f8", color="#5b7083", fontsize=13]\n'
     'edge [color="#7a8b99", fontsize=10, fontcolor="#5b7083"]\n'
 )
+
+
+def ground_floor() -> list[str]:
+    """What everything stands on, by the contract of the rooms: all that lies below `runtime`."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = (c["layers"] for c in settings["contracts"] if c["id"] == "rooms")
+    (runtime,) = (i for i, layer in enumerate(layers) if "runtime" in layer.split(" | "))
+    return [name for layer in layers[runtime + 1 :] for name in layer.split(" | ")]
 
 
 def draw(module: str, path: Path, without: list[str]) -> None:
@@ -102,7 +97,7 @@ def _counted(imports: list[int]) -> str:
 
 def main() -> None:
     """Draw the pictures and write the table into the page."""
-    draw(PACKAGE, DOCS / "rooms.svg", [*GROUND, "hf", "lm_eval"])
+    draw(PACKAGE, DOCS / "rooms.svg", [*ground_floor(), "hf", "lm_eval"])
     draw(f"{PACKAGE}.runtime", DOCS / "rooms-runtime.svg", [])
     draw(f"{PACKAGE}.quantize", DOCS / "rooms-quantize.svg", [])
     text = PAGE.read_text()

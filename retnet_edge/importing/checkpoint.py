@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from retnet_edge.atomic import new_folder
+from retnet_edge.atomic import check_target, new_folder
 from retnet_edge.errors import InputError
 from retnet_edge.importing.files import (
     CONFIG_FILE,
@@ -50,8 +50,7 @@ def import_checkpoint(
     """
     folder = source_folder(str(source))
     out = Path(out)
-    if out.exists():
-        raise InputError(f"{out} exists already: name a new directory or remove it first")
+    check_target(out)
     tokenizer_file = folder / TOKENIZER_FILE if tokenizer is None else Path(tokenizer)
     if tokenizer is None and not tokenizer_file.is_file():
         raise InputError(f"{folder}: has no {TOKENIZER_FILE}; name one with --tokenizer")

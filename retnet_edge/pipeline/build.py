@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from retnet_edge.atomic import remove_folder
+from retnet_edge.atomic import check_target, remove_folder
 from retnet_edge.config import RetNetConfig
 from retnet_edge.data.contexts import text_contexts
 from retnet_edge.errors import InputError
@@ -55,12 +55,7 @@ def build(
     if recipe != FP32:
         recipes = recipes_for(recipe, [BACKENDS[name] for name in to], state)
         check_recipes(recipes, calibration, native=native)
-    if out.exists():
-        raise InputError(f"{out} exists already: name a new directory or remove it first")
-    if not out.absolute().parent.is_dir():
-        raise InputError(
-            f"{out.absolute().parent} is not a directory: {out.name} cannot be made in it"
-        )
+    check_target(out)
     source = load_checkpoint(checkpoint)
     if not isinstance(source.config, RetNetConfig):
         raise InputError(f"{checkpoint}: build verifies what it makes, which needs a RetNet")

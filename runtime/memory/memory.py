@@ -124,12 +124,13 @@ def measure_memory(
 
     steps: None for as many as the interval needs (FIRST_STEPS, else MORE_STEPS in a new process).
     warmup: steps before the first sample (allocators settle). backend: see `open_session`.
-    advance(n): called after n more steps. started: called with each child.
-    environment: variables of the child. The child dies with this
-    process, or as soon as this call is left. A child that holds 2 GiB and eight times the bundle's
-    size stops there, and its growth is fitted all the same. Raises InputError where the system is
-    not Linux, where `steps` gives fewer than 8 samples, and where the child could not run the
-    bundle or was killed.
+    advance(n): called after n more steps. started: called with each child. environment: variables
+    of the child. The child dies with this process, or as soon as this call is left. A child that
+    holds 2 GiB and eight times the bundle's size stops there, and its growth is fitted all the
+    same.
+
+    Raises InputError where the system is not Linux, where `steps` gives fewer than 8 samples, and
+    where the child could not run the bundle or was killed.
     """
     if steps is None:
         run = partial(

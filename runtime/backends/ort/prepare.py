@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import onnxruntime
 
+from retnet_edge.atomic import PARTIAL
 from retnet_edge.errors import DISK_FULL, InputError, is_disk_full, one_line
 from retnet_edge.files import file_entry
 from retnet_edge.progress import working
@@ -46,7 +47,7 @@ def prepare(bundle: str | Path, *, say: Callable[[str], None] = print) -> Path:
     opened = Bundle.open(bundle)
     _, graph = main_graph(opened)
     target = prepared_folder(opened)
-    staging = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    staging = target.with_name(PARTIAL.format(name=target.name, token=secrets.token_hex(4)))
     try:
         staging.mkdir()
         weights = sum(opened.manifest.files[name].size for name in graph.external_data)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from retnet_edge.errors import InputError
 from retnet_edge.model.retnet import RetNet
-from retnet_edge.quantize.calibration import instrumented as exposed
+from retnet_edge.quantize.calibration import instrumented
 from retnet_edge.quantize.calibration.activations import TOKENS, input_rms
 from retnet_edge.quantize.calibration.instrumented import InstrumentedGraph
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
@@ -140,7 +140,7 @@ def test_nothing_wanted_needs_no_session(
     def build(*args: Any) -> Any:
         raise AssertionError("a session was built")
 
-    monkeypatch.setattr(exposed, "InstrumentedGraph", build)
+    monkeypatch.setattr(instrumented, "InstrumentedGraph", build)
     assert input_rms(bundle, lambda weight: False) == {}
     if variant == "untied":
         assert input_rms(bundle, lambda weight: weight == "embedding.weight") == {}
@@ -245,7 +245,7 @@ def test_the_baseline_is_quantized_by_the_built_in_recipes(
 def test_a_weight_that_no_rule_matches_is_refused_before_the_sampling(
     exported: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exposed, "InstrumentedGraph", None)
+    monkeypatch.setattr(instrumented, "InstrumentedGraph", None)
     partial = Recipe("partial", (Rule("*.out.weight", BlockInt8(tail=2.0)),), TOLERANCE)
     with pytest.raises(InputError, match=r"recipe partial: no rule matches the weight"):
         quantize(exported("untied").bundle, tmp_path / "q.edge", recipe=partial)
