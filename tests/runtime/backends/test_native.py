@@ -229,7 +229,8 @@ def test_bench_and_profile(quantized: Quantized) -> None:
 
 @pytest.mark.skipif(not memory_supported(), reason="memory is read on Linux")
 def test_memory_does_not_grow(quantized: Quantized) -> None:
-    memory = measure_memory(quantized().path, 2_000, warmup=100, backend="native")
+    # Enough steps that a page or two, which the allocator may take late, is far below the limit.
+    memory = measure_memory(quantized().path, 100_000, warmup=2_000, backend="native")
     assert memory.anonymous_slope.high < 1.0
 
 
