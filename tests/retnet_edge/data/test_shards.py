@@ -54,7 +54,7 @@ def test_shards_are_the_documents_each_with_an_end(
     assert info.tokenizer_sha256 == hashlib.sha256(bpe.to_str().encode()).hexdigest()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), max_size=6), st.integers(1, 30)
 )
