@@ -46,7 +46,7 @@ def serve(path: str) -> None:
         listener.listen(8)
         print("ready", flush=True)
         children: set[int] = set()
-        while 0 not in select.select([listener, 0], [], [])[0]:
+        while 0 not in select.select([listener.fileno(), 0], [], [])[0]:
             caller, _ = listener.accept()
             child = os.fork()
             if child == 0:

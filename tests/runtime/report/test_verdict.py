@@ -159,7 +159,7 @@ def test_status_and_what_a_result_is_by_default(parity: Parity) -> None:
     assert (bad.verified, bad.status) == (False, "unverified")
     for record in (good, one, one.checks[0]):
         with pytest.raises(AttributeError, match="immutable"):
-            record.reason = "none"
+            setattr(record, "reason", "none")  # noqa: B010 - what a checker would find
 
 
 def test_prefill(parity: Parity) -> None:
