@@ -149,9 +149,10 @@ def write_shards(
     total = sum(source.size() for source in sources)
     with hashing("hash the text", total) as advance:
         described = tuple(_described(source, text_field, advance) for source in sources)
+    largest = max(tokenizer.get_vocab().values())  # ids may have holes
     wanted = ShardManifest(
         schema=1,
-        dtype="uint16" if tokenizer.get_vocab_size() <= 1 << 16 else "uint32",
+        dtype="uint16" if largest < 1 << 16 else "uint32",
         tokenizer_sha256=hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
         sources=described,
         shards=(),

@@ -1,4 +1,4 @@
-"""The slope of memory over tokens and its interval, against their definitions and simulated leaks."""
+"""The slope of memory over tokens and its interval: by their definitions, and of made-up leaks."""
 
 from __future__ import annotations
 
