@@ -9,14 +9,17 @@ from pathlib import Path
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.session.machine import OtherLoad
 
+MOST_THREADS = 256
+"""Threads that can be asked for: more than any machine's memory feeds, and few enough to start."""
+
 _MAX_DEFAULT_THREADS = 4  # more wait for memory, and for each other
 _LOOK_SECONDS = 0.05
 
 
 def checked_threads(threads: int | None) -> int:
-    """`threads`, or `default_threads` for None. Raises InputError for fewer than 1."""
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}; at least 1 is needed")
+    """`threads`, or `default_threads` for None. Raises InputError unless 1 to `MOST_THREADS`."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise InputError(f"threads is {threads}; allowed is 1 to {MOST_THREADS}")
     return threads or default_threads()
 
 
