@@ -1,4 +1,8 @@
-"""The C of the native backend by itself (`check_kernels.c`), under sanitizers and on ARM."""
+"""The C of the native backend by itself, under sanitizers and on ARM.
+
+`check_kernels.c`: kernels and pool against their definitions; `check_engine.c`: the engine against
+the model's, what it refuses, several callers, a forked process.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-SOURCES = ["tests/runtime/backends/check_kernels.c", "native/kernels.c", "native/pool.c"]
+PROGRAMS = {
+    "check_kernels.c": ["native/kernels.c", "native/pool.c"],
+    "check_engine.c": ["native/retnet.c", "native/check.c", "native/kernels.c", "native/pool.c"],
+}
 SANITIZERS = {
-    "memory": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "memory": [
+        "-fsanitize=address,undefined,float-cast-overflow",
+        "-fno-sanitize-recover=undefined,float-cast-overflow",
+    ],
     "threads": ["-fsanitize=thread"],
 }
 
@@ -25,9 +35,10 @@ def flags() -> list[str]:
     return [*extension["extra-compile-args"], "-Wall", "-Wextra", "-Werror"]
 
 
-def build(compiler: str, program: Path, *options: str) -> None:
+def build(compiler: str, name: str, program: Path, *options: str) -> None:
+    sources = [f"tests/runtime/backends/{name}", *PROGRAMS[name]]
     done = subprocess.run(
-        [compiler, *flags(), *options, *SOURCES, "-o", str(program), "-lm", "-lpthread"],
+        [compiler, *flags(), *options, *sources, "-o", str(program), "-lm", "-lpthread"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -59,9 +70,10 @@ def run(*command: str | Path) -> list[str]:
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler: apt install gcc")
+@pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
-def test_kernels_and_pool(sanitizer: str, tmp_path: Path) -> None:
-    build("cc", tmp_path / "check", "-g", *SANITIZERS[sanitizer])
+def test_programs(sanitizer: str, name: str, tmp_path: Path) -> None:
+    build("cc", name, tmp_path / "check", "-g", *SANITIZERS[sanitizer])
     assert run(tmp_path / "check")[-1] == "plain"
 
 
@@ -69,6 +81,7 @@ def test_kernels_and_pool(sanitizer: str, tmp_path: Path) -> None:
     shutil.which("aarch64-linux-gnu-gcc") is None or shutil.which("qemu-aarch64") is None,
     reason="apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user runs it",
 )
-def test_kernels_of_arm(tmp_path: Path) -> None:
-    build("aarch64-linux-gnu-gcc", tmp_path / "check", "-static")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_on_arm(name: str, tmp_path: Path) -> None:
+    build("aarch64-linux-gnu-gcc", name, tmp_path / "check", "-static")
     assert run("qemu-aarch64", tmp_path / "check") == ["neon", "plain"]
