@@ -23,7 +23,7 @@ DOCS := .venv-docs
 PIP_LOG := $(VENV)/pip.log
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-hf4 test-lm-eval test-optimum lint rooms docs docs-blocks bench bench-peers constraints clean
+.PHONY: help setup demo test test-slow mutation-native test-hf4 test-lm-eval test-optimum lint rooms docs docs-blocks bench bench-peers constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -55,6 +55,9 @@ test-lm-eval: $(LM_EVAL)/.installed  ## lm-eval on the shipped checkpoint, in a 
 
 test-optimum: $(OPTIMUM)/.installed  ## the optimum bridge on optimum-onnx 0.1, in a venv of its own
 	OMP_NUM_THREADS=1 $(OPTIMUM)/bin/python -m pytest --noconftest $(PYTEST_ARGS) tests/retnet_edge/integrations/test_optimum_*.py
+
+mutation-native:  ## small faults put into the C, one at a time: which do its tests miss? (half an hour on two cores)
+	'$(PYTHON)' tests/mutation/native.py $(MUTATION_NATIVE_ARGS)
 
 lint: $(STAMP)  ## ruff, mypy, and the directions in which rooms may import each other
 	$(PY) -m ruff check .

@@ -150,6 +150,8 @@ static int sizes(const Check *c) {
            in_range(c, "vocab_size", p->vocab_size, 1, MOST_WIDTH) &&
            (p->key_dim % 2 == 0 ||
             refuse(c, "key_head_dim is %d; rotary pairs need an even number", p->key_dim)) &&
+           in_range(c, "the number of layers' plans", p->layer_plans, p->layer_count,
+                    p->layer_count) &&
            in_range(c, "the number of gammas", p->gamma_count, p->heads, p->heads) &&
            in_range(c, "the number of thetas", p->frequency_count, p->key_dim / 2,
                     p->key_dim / 2) &&

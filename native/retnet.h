@@ -67,8 +67,8 @@ typedef struct {
     MatrixPlan qkvg, out, inner, down;
 } LayerPlan;
 
-/* gammas: [gamma_count], one a head; frequencies: theta / (2 pi), [frequency_count], one a pair of
- * key channels. */
+/* layers: [layer_plans]; gammas: [gamma_count], one a head; frequencies: theta / (2 pi),
+ * [frequency_count], one a pair of key channels. */
 typedef struct {
     Bytes weights, own;
     const double *gammas, *frequencies;
@@ -76,7 +76,7 @@ typedef struct {
     MatrixPlan embedding, head;
     Place final_norm;
     int32_t layer_count, d_model, heads, key_dim, value_dim, ffn_dim, vocab_size;
-    int32_t gamma_count, frequency_count;
+    int32_t layer_plans, gamma_count, frequency_count;
     int32_t gated, gelu, eps_z_n;
     float norm_eps, head_norm_eps;
 } ModelPlan;

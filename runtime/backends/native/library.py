@@ -101,6 +101,7 @@ class CModel(ctypes.Structure):
         ("value_dim", ctypes.c_int32),
         ("ffn_dim", ctypes.c_int32),
         ("vocab_size", ctypes.c_int32),
+        ("layer_plans", ctypes.c_int32),
         ("gamma_count", ctypes.c_int32),
         ("frequency_count", ctypes.c_int32),
         ("gated", ctypes.c_int32),

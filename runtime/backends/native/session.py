@@ -194,6 +194,7 @@ def _model(plan: Plan, config: RetNetConfig, locate: _Locate, keepalive: list[ob
         value_dim=config.value_head_dim,
         ffn_dim=config.ffn_dim,
         vocab_size=config.vocab_size,
+        layer_plans=len(layers),
         gamma_count=gammas.size,
         frequency_count=frequencies.size,
         gated=config.ffn == "glu",

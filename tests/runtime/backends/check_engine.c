@@ -296,6 +296,8 @@ typedef struct {
 static const Change CHANGES[] = {
     OF_PLAN(layer_count, 0, "layers is 0; allowed is 1 to 1024"),
     OF_PLAN(layer_count, 1025, "layers is 1025;"),
+    OF_PLAN(layer_count, 3, "the number of layers' plans is 2; allowed is 3 to 3"),
+    OF_PLAN(layer_plans, 1, "the number of layers' plans is 1; allowed is 2 to 2"),
     OF_PLAN(heads, 0, "heads is 0;"),
     OF_PLAN(heads, 1025, "heads is 1025;"),
     OF_PLAN(heads, 1, "the number of gammas is 2; allowed is 1 to 1"),

@@ -92,7 +92,7 @@ static inline void make_small(SmallModel *m, const Shape *s, uint64_t *seed) {
     *p = (ModelPlan){.layers = m->layers, .gammas = m->gammas, .frequencies = m->frequencies,
                      .layer_count = s->layers, .d_model = s->d_model, .heads = s->heads,
                      .key_dim = s->key_dim, .value_dim = s->value_dim, .ffn_dim = s->ffn_dim,
-                     .vocab_size = s->vocab, .gamma_count = s->heads,
+                     .vocab_size = s->vocab, .layer_plans = s->layers, .gamma_count = s->heads,
                      .frequency_count = s->key_dim / 2, .gated = s->gated, .gelu = s->gelu,
                      .eps_z_n = s->eps_z_n, .norm_eps = s->norm_eps,
                      .head_norm_eps = s->head_norm_eps};
