@@ -431,6 +431,9 @@ static void check_calls(void) {
         if (threads < 1 || threads > RETNET_MOST_THREADS)
             expect(retnet_new(&m.plan, threads, NULL, &engine, NULL, 0) == RETNET_BAD_THREADS &&
                        !engine, "a number of threads", "refused");
+    expect(!retnet_new(&m.plan, RETNET_MOST_THREADS, NULL, &engine, NULL, 0), "256 threads",
+           "refused");
+    retnet_free(engine);
     expect(retnet_new(&m.plan, 1, "sse9", &engine, NULL, 0) == RETNET_NO_KERNELS && !engine,
            "kernels", "refused");
     expect(retnet_free(NULL) == RETNET_OK, "nothing to free", "freed");

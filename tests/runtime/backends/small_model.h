@@ -1,5 +1,5 @@
-/* A RetNet of random weights in memory, small enough to be run by its definition. The buffers end
- * with the last weight, so that an address sanitizer sees who reads on. */
+/* A RetNet of random weights in memory, small enough to be run by its definition. Between two tensors
+ * stand bytes that are no numbers, and the buffers end with the last weight: who reads on is seen. */
 #ifndef SMALL_MODEL_H
 #define SMALL_MODEL_H
 
@@ -10,7 +10,7 @@
 
 #include "../../../native/retnet.h"
 
-enum { SMALL_LAYERS = 2, SMALL_HEADS = 3, SMALL_WIDTH = 512 };
+enum { SMALL_LAYERS = 2, SMALL_HEADS = 3, SMALL_WIDTH = 512, SMALL_GAP = 4 };
 
 /* bits 0: of each matrix by chance, and so are blocks, scales and zeros. */
 typedef struct {
@@ -38,7 +38,7 @@ static inline double small_uniform(uint64_t *seed) {
 static inline Place small_place(Bytes *in, uint64_t size, uint64_t align, int own) {
     in->size = (in->size + align - 1) / align * align;
     const Place found = {in->size, size, own};
-    in->size += size;
+    in->size += size + SMALL_GAP;
     return found;
 }
 
@@ -110,10 +110,12 @@ static inline void make_small(SmallModel *m, const Shape *s, uint64_t *seed) {
     p->final_norm = small_place(&p->own, 4 * (uint64_t)s->d_model, 4, 1);
     p->embedding = small_matrix(p, s, seed, s->vocab, s->d_model);
     p->head = small_matrix(p, s, seed, s->vocab, s->d_model);
+    p->weights.size -= SMALL_GAP;
+    p->own.size -= SMALL_GAP;
     p->weights.data = m->weights = malloc(p->weights.size);
     p->own.data = m->own = malloc(p->own.size);
-    memset(m->weights, 0, p->weights.size);
-    memset(m->own, 0, p->own.size);
+    memset(m->weights, 0xff, p->weights.size);
+    memset(m->own, 0xff, p->own.size);
     for (int i = 0; i < s->layers; i++) {
         const LayerPlan *l = &m->layers[i];
         fill_norm(m, &l->retention_norm, seed);
