@@ -82,10 +82,13 @@ def _check_scales(state: StateSpec, after: tuple[StateSpec, ...], where: Path) -
 def _check_config(manifest: Manifest, where: Path) -> None:
     """Vocabulary, and the number and shapes of the states' values, against `model.config`."""
     model, values = manifest.model, value_specs(manifest.states)
-    says = {name: model.config.get(name) for name in _NUMBERS if name in model.config}
-    for name, value in says.items():
+    says: dict[str, int] = {}
+    for name in _NUMBERS:
+        value = model.config.get(name, 0)
         if not isinstance(value, int):
             raise InputError(f"{where}: {name} of the model's configuration is no whole number")
+        if name in model.config:
+            says[name] = value
     if (vocabulary := says.get("vocab_size", model.vocab_size)) != model.vocab_size:
         raise InputError(
             f"{where}: vocab_size is {model.vocab_size}, and {vocabulary} in the model's "
@@ -97,10 +100,8 @@ def _check_config(manifest: Manifest, where: Path) -> None:
             f"{where}: {len(values)} states; the model's configuration has {says['layers']} "
             f"layers, {'two states' if grows else 'one state'} each"
         )
-    inner = ("past", says.get("key_head_dim"))
-    if not grows:
-        inner = (says.get("key_head_dim"), says.get("value_head_dim"))
-    shape = ("batch", says.get("heads"), *inner)
+    heads, keys, values_dim = (says.get(name) for name in _NUMBERS[2:])
+    shape = ("batch", heads, "past", keys) if grows else ("batch", heads, keys, values_dim)
     for state in values:
         if not _agrees(state.shape, shape):
             known = tuple("any" if dim is None else dim for dim in shape)

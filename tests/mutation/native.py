@@ -5,8 +5,8 @@
     python tests/mutation/native.py --files native/pool.c --sample 60 --seed 2
 
 A mutant is one operator, constant, condition or statement changed in the C that this CPU runs. It
-is built at -O1 with `check_kernels.c` and `check_engine.c` (tests/runtime/backends), which are run;
-what they let pass is built and run once more under the address sanitizer, and the thread sanitizer
+is built at -O1 with the programs of tests/runtime/backends (`check_kernels.c` and the others), which
+are run; what they let pass is built and run once more under the address sanitizer, and the thread sanitizer
 for pool.c. A mutant that does not compile does not count. One that `native_equivalent.txt` lists
 changes nothing that can be seen, and the reason stands there. Exit status 1 where less than 95 % of
 the others are found.
@@ -31,6 +31,12 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 EQUIVALENT = Path(__file__).with_name("native_equivalent.txt")
 CHECKS = "tests/runtime/backends"
+PROGRAMS = {  # and the parts that they are linked with
+    "check_kernels": ("kernels", "pool"),
+    "check_engine": ("retnet", "check", "kernels", "pool"),
+    "check_refused": ("retnet", "check", "kernels", "pool"),
+    "check_callers": ("retnet", "check", "kernels", "pool"),
+}
 SOURCES = ("retnet", "check", "kernels", "pool")
 FILES = (
     *(f"native/{name}.c" for name in SOURCES),
@@ -95,8 +101,8 @@ def _changes(code: str) -> Iterator[str]:
                 yield code[: found.start()] + other + code[found.end() :]
     if _STATEMENT.match(code.rstrip()) and not _DECLARATION.match(code):
         yield code[: len(code) - len(code.lstrip())] + ";"
-    if found := _IF.search(code):
-        yield code[: found.start(1)] + f"!({found[1]})" + code[found.end(1) :]
+    if condition := _IF.search(code):
+        yield code[: condition.start(1)] + f"!({condition[1]})" + code[condition.end(1) :]
 
 
 def _other_numbers(number: str) -> list[str]:
@@ -114,8 +120,10 @@ class Bench:
         for stage in range(len(STAGES)):
             whole = folder / f"whole-{stage}"
             whole.mkdir()
-            for source in (*(f"native/{n}.c" for n in SOURCES), f"{CHECKS}/check_kernels.c",
-                           f"{CHECKS}/check_engine.c"):  # fmt: skip
+            for source in (
+                *(f"native/{name}.c" for name in SOURCES),
+                *(f"{CHECKS}/{name}.c" for name in PROGRAMS),
+            ):
                 done = self._compile(ROOT / source, whole / f"{Path(source).stem}.o", stage)
                 assert done.returncode == 0, done.stderr.decode()
             assert self._passes(whole, whole, stage), f"the checks fail as they are: {whole}"
@@ -148,7 +156,7 @@ class Bench:
 
     def _passes(self, own: Path, whole: Path, stage: int) -> bool:
         """Link both programs, of own objects where there are some, and run them."""
-        for check, parts in (("check_kernels", ("kernels", "pool")), ("check_engine", SOURCES)):
+        for check, parts in PROGRAMS.items():
             if own != whole and not any((own / f"{part}.o").exists() for part in parts):
                 continue
             objects = [

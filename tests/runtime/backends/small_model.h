@@ -1,5 +1,6 @@
-/* A RetNet of random weights in memory, small enough to be run by its definition. Between two tensors
- * stand bytes that are no numbers, and the buffers end with the last weight: who reads on is seen. */
+/* A RetNet of random weights in memory, small enough to be run by its definition. Between two
+ * tensors stand bytes that are no numbers, and the buffers end with the last weight: who reads on is
+ * seen. */
 #ifndef SMALL_MODEL_H
 #define SMALL_MODEL_H
 
