@@ -5,11 +5,11 @@
     python tests/mutation/native.py --files native/pool.c --sample 60 --seed 2
 
 A mutant is one operator, constant, condition or statement changed in the C that this CPU runs. It
-is built at -O1 with the programs of tests/runtime/backends (`check_kernels.c` and the others), which
-are run; what they let pass is built and run once more under the address sanitizer, and the thread sanitizer
-for pool.c. A mutant that does not compile does not count. One that `native_equivalent.txt` lists
-changes nothing that can be seen, and the reason stands there. Exit status 1 where less than 95 % of
-the others are found.
+is built at -O1 with the programs of tests/runtime/backends (`check_kernels.c` and the others),
+which are run; what they let pass is built and run once more under the address sanitizer, and the
+thread sanitizer for pool.c. A mutant that does not compile does not count. One that
+`native_equivalent.txt` lists changes nothing that can be seen, and the reason stands there. Exit
+status 1 where less than 95 % of the others are found.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ static void check(const Kernels *k, int bits, int block, int inputs, int half, i
                 bound += fabs(w) * (1.001 * half + 1e-5 * fabs(x[t * inputs + i]));
             }
             const int i = t * ROWS + r;
-            expect(fabs(one[i] - exact) < bound, "a product", &m, k->name);
+            expect(fabs(one[i] - exact) <= bound, "a product", &m, k->name);
             expect(!memcmp(&one[i], &many[i], sizeof(float)), "other bits among tokens", &m,
                    k->name);
             expect(added[i] == many[i] + 1, "an addition", &m, k->name);
