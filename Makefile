@@ -25,7 +25,7 @@ MUTATION := .mutation-tools
 PIP_LOG := $(VENV)/pip.log
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-hf4 test-lm-eval test-optimum mutation lint rooms docs docs-blocks bench bench-peers constraints clean
+.PHONY: help setup demo test test-slow test-hf4 test-lm-eval test-optimum mutation lint rooms docs docs-blocks bench bench-peers constraints clean mutation-native
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -60,6 +60,9 @@ test-optimum: $(OPTIMUM)/.installed  ## the optimum bridge on optimum-onnx 0.1, 
 
 mutation: $(STAMP) $(MUTATION)  ## small faults put into the heart, one at a time: which do the tests miss? (an hour on two cores)
 	OMP_NUM_THREADS=1 PYTHONPATH='$(MUTATION)' $(PY) -W ignore::DeprecationWarning tests/mutation $(MUTATION_ARGS)
+
+mutation-native:  ## small faults put into the C, one at a time: which do its tests miss? (half an hour on two cores)
+	'$(PYTHON)' tests/mutation/native.py $(MUTATION_NATIVE_ARGS)
 
 lint: $(STAMP)  ## ruff, mypy, and the directions in which rooms may import each other
 	$(PY) -m ruff check .

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from retnet_edge.cli.say import say
 from retnet_edge.errors import CheckFailed, InputError
 from retnet_edge.runtime.bundle.manifest import Backend
+from retnet_edge.runtime.session.threads import MOST_THREADS
 
 if TYPE_CHECKING:
     from retnet_edge.pipeline.verify import Verdicts
@@ -41,7 +42,7 @@ def _verification(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that verify and build share."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON."),
-        click.option("--threads", type=click.IntRange(min=1), help="Computing threads."),
+        click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="Computing threads."),
         click.option(
             "--baseline/--no-baseline",
             default=True,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Go on from this state file if it is there, and leave the new state in it.",
 )
-@click.option("--threads", type=int, help="Computing threads [default: for this machine].")
+@click.option("--threads", type=int, help="Computing threads, 1 to 256 [default: chosen].")
 @click.option(
     "--backend",
     type=click.Choice(get_args(Backend)),

@@ -28,6 +28,7 @@ from retnet_edge.tokenizer import END_OF_TEXT
 
 MANIFEST_FILE = "manifest.json"
 SHARD_TOKENS = 1 << 27  # 256 MiB of uint16
+MOST_WORKERS = 256  # processes
 GROUP_CHARACTERS = 1 << 19  # of text given to a process at once: about 0.2 s of work
 
 Dtype = Literal["uint16", "uint32"]
@@ -140,8 +141,8 @@ def write_shards(
     replaced but refused. Returns `folder`. Raises InputError for sources that cannot be read or
     hold no text, and where a process died; what was in `folder` then stays.
     """
-    if workers < 1:
-        raise InputError(f"{workers} workers: give at least 1")
+    if not 1 <= workers <= MOST_WORKERS:
+        raise InputError(f"{workers} workers: give at least 1 and at most {MOST_WORKERS}")
     end = tokenizer.token_to_id(END_OF_TEXT)
     if end is None:
         raise InputError(f"the tokenizer has no {END_OF_TEXT} token")

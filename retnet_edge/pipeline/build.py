@@ -17,6 +17,7 @@ from retnet_edge.quantize.quantize import check_recipes, quantize
 from retnet_edge.quantize.recipes.schemes import StateScheme
 from retnet_edge.quantize.recipes.toml_file import recipes_for
 from retnet_edge.runtime.report.verdict import Verdict
+from retnet_edge.runtime.session.threads import check_threads
 
 FP32 = "fp32"
 
@@ -47,6 +48,7 @@ def build(
     before any work is done where that can be.
     """
     checkpoint, out = Path(checkpoint), Path(out)
+    check_threads(threads)
     check_backends(to)
     if recipe == FP32 and state != "float32":
         raise InputError(f"--state {state} needs a recipe; fp32 leaves everything as it is")

@@ -31,7 +31,7 @@ from retnet_edge.runtime.parity.parity import BlockError
 from retnet_edge.runtime.parity.replay import replay
 from retnet_edge.runtime.report.page import column_name, labels
 from retnet_edge.runtime.report.verdict import Check, Verdict
-from retnet_edge.runtime.session.threads import physical_cores
+from retnet_edge.runtime.session.threads import check_threads, physical_cores
 from retnet_edge.runtime.verify import compare_backend_pairs, measure_baseline
 from retnet_edge.runtime.verify import verify as verify_bundle
 
@@ -107,6 +107,7 @@ def verify_all(
 
     Raises what `verify` does, and InputError for a bundle that is named twice.
     """
+    check_threads(threads)
     source = load_checkpoint(checkpoint)
     opened: dict[str, Bundle] = {}
     for path in bundles:

@@ -9,15 +9,45 @@ from pathlib import Path
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.session.machine import OtherLoad
 
+MOST_THREADS = 256
+"""Threads that can be asked for: more than any machine's memory feeds, and few enough to start."""
+
 _MAX_DEFAULT_THREADS = 4  # more wait for memory, and for each other
 _LOOK_SECONDS = 0.05
 
 
+_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
+
+
+def check_thread_variables() -> None:
+    """Raises InputError where a variable of the environment tells a library under us (PyTorch,
+    NumPy, the tokenizer) to start more than `MOST_THREADS` threads."""
+    for name in _VARIABLES:
+        for number in os.environ.get(name, "").split(","):
+            digits = number.strip()
+            if digits.isdecimal() and int(digits[:9]) > MOST_THREADS:
+                raise InputError(
+                    f"{name} is {digits[:20]} in the environment; at most {MOST_THREADS} threads "
+                    "are allowed"
+                )
+
+
 def checked_threads(threads: int | None) -> int:
-    """`threads`, or `default_threads` for None. Raises InputError for fewer than 1."""
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}; at least 1 is needed")
+    """`threads`, or `default_threads` for None. Raises InputError as `check_threads` does."""
+    check_threads(threads)
     return threads or default_threads()
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises InputError unless None or 1 to `MOST_THREADS`; and as `check_thread_variables`."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise InputError(f"threads is {threads}; at least 1 and at most {MOST_THREADS} are allowed")
+    check_thread_variables()
 
 
 def default_threads() -> int:

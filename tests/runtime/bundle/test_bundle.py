@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,44 @@ def test_a_state_that_is_too_large(broken: Path) -> None:
 def test_state_shapes(shape: list[int | str], broken: Path) -> None:
     edit(broken, lambda raw: raw["states"][0].update(shape=shape))
     refused(broken, "the state 'state_0' has shape", "allowed is")
+
+
+def configured(**config: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda raw: raw["model"].update(config={"heads": 2, **config})
+
+
+def test_a_model_of_another_size(broken: Path) -> None:
+    """States and vocabulary are the configuration's, in whatever it names."""
+    edit(broken, configured(layers=1, key_head_dim=4, value_head_dim=6, vocab_size=300, more="x"))
+    Bundle.open(broken)
+    for config, complaint in (
+        ({"layers": 2}, "1 states; the model's configuration has 2 layers, one state each"),
+        ({"heads": 3}, "shape [batch, 2, 4, 6]; the model's configuration says [batch, 3, any"),
+        ({"key_head_dim": 5}, "the model's configuration says [batch, 2, 5, any]"),
+        ({"value_head_dim": 4}, "the model's configuration says [batch, 2, any, 4]"),
+        ({"vocab_size": 299}, "vocab_size is 300, and 299 in the model's configuration"),
+        ({"layers": "1"}, "layers of the model's configuration is no whole number"),
+    ):
+        edit(broken, configured(**config))
+        refused(broken, complaint)
+
+
+def test_a_transformer_of_another_size(tiny_transformer: Tiny, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(tiny_transformer.path, tmp_path / "broken.edge"))
+    for config, complaint in (
+        ({"layers": 2}, "2 states; the model's configuration has 2 layers, two states each"),
+        ({"heads": 3}, "the model's configuration says [batch, 3, past, any]"),
+        ({"key_head_dim": 5}, "the model's configuration says [batch, 2, past, 5]"),
+    ):
+        edit(broken, configured(**config))
+        refused(broken, complaint)
+
+
+def test_scales_of_an_int8_state(broken: Path) -> None:
+    edit(broken, lambda raw: raw["states"][0].update(dtype="int8"))
+    refused(
+        broken, "is int8 [batch, 2, 4, 6]; float32 scales [batch, 2, 4, 1] and [batch, 2, 1, 6]"
+    )
 
 
 def _first_graph(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
