@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -103,7 +102,7 @@ def write_bundle(
         graphs += _write_onnx(source, states, folder, say, flavour)
     if "executorch" in to:
         graphs += _write_executorch(source, states, folder, say)
-    shutil.copyfile(source.path / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+    source.tokenizer.save(str(folder / TOKENIZER_FILE))  # as loaded: it cuts no text off
     if isinstance(source.model, RetNet):
         with working("golden run of the float64 model", _parameters(source) / GOLDEN_A_SECOND):
             write_golden(Float64Reference(source), source.config.vocab_size, folder)

@@ -22,7 +22,7 @@ _PATH = click.Path(path_type=Path)
     type=_PATH,
     required=True,
     multiple=True,
-    help="Text, .jsonl, .jsonl.gz or .parquet file, or a folder of `datasets` (repeatable).",
+    help="Text, JSON lines or Parquet file, or a folder of `datasets` (repeatable).",
 )
 @click.option("--valid", type=_PATH, required=True, help="Held-out text, in any of these forms.")
 @click.option("--text-field", default="text", show_default=True, help="Column with the text.")

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from retnet_edge.errors import InputError
 from retnet_edge.tokenizer import END_OF_TEXT
+from retnet_edge.tokenizing.texts import TextEncoder
 
 GROUPS_IN_FLIGHT = 3  # of each process: one at work, others so that it need not wait
 
@@ -34,10 +35,10 @@ class Encoded(NamedTuple):
     text_bytes: NDArray[np.int64]
 
 
-def encode(texts: list[str], tokenizer: Tokenizer, dtype: str) -> Encoded:
+def encode(texts: list[str], encoder: TextEncoder, dtype: str) -> Encoded:
     """Tokenize documents. The tokenizer has an end-of-text token and its ids fit `dtype`."""
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    rows = [np.array([*row.ids, end], dtype=dtype) for row in tokenizer.encode_batch_fast(texts)]
+    end = encoder.tokenizer.token_to_id(END_OF_TEXT)
+    rows = [np.array([*ids, end], dtype=dtype) for ids in encoder.batch(texts)]
     ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
     text_bytes = np.array([len(text.encode()) for text in texts], dtype=np.int64)
     return Encoded(np.concatenate(rows), ends, text_bytes)
@@ -52,8 +53,9 @@ def encode_groups(
     Raises InputError where one of them died.
     """
     if workers == 1:
+        encoder = TextEncoder(tokenizer)
         for texts in groups:
-            yield encode(texts, tokenizer, dtype)
+            yield encode(texts, encoder, dtype)
         return
     waiting: deque[Future[Encoded]] = deque()
     with ProcessPoolExecutor(
@@ -75,7 +77,7 @@ def encode_groups(
             ) from error
 
 
-_worker: tuple[Tokenizer, str]
+_worker: tuple[TextEncoder, str]
 
 
 def _start_worker(tokenizer: str, dtype: str) -> None:
@@ -84,7 +86,7 @@ def _start_worker(tokenizer: str, dtype: str) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _worker = (Tokenizer.from_str(tokenizer), dtype)
+    _worker = (TextEncoder(Tokenizer.from_str(tokenizer)), dtype)
 
 
 def _exit_with_parent() -> None:

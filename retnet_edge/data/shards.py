@@ -25,6 +25,7 @@ from retnet_edge.errors import InputError
 from retnet_edge.files import file_entry
 from retnet_edge.progress import hashing, progress
 from retnet_edge.tokenizer import END_OF_TEXT
+from retnet_edge.tokenizing.texts import whole
 
 MANIFEST_FILE = "manifest.json"
 SHARD_TOKENS = 1 << 27  # 256 MiB of uint16
@@ -140,6 +141,7 @@ def write_shards(
     """
     if workers < 1:
         raise InputError(f"{workers} workers: give at least 1")
+    tokenizer = whole(tokenizer)
     end = tokenizer.token_to_id(END_OF_TEXT)
     if end is None:
         raise InputError(f"the tokenizer has no {END_OF_TEXT} token")

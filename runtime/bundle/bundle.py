@@ -15,10 +15,9 @@ from retnet_edge.progress import hashing
 from retnet_edge.runtime.bundle.contract import check_contract
 from retnet_edge.runtime.bundle.external_data import external_data
 from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, GraphSpec, Manifest, decode
-from retnet_edge.tokenizer import check_vocabulary
+from retnet_edge.tokenizer import check_vocabulary, load_tokenizer
 
 _MANIFEST_BYTES = 16 << 20
-_TOKENIZER_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -86,13 +85,7 @@ class Bundle:
 
     def tokenizer(self) -> tokenizers.Tokenizer:
         """The tokenizer, freshly loaded. Raises InputError where its file does not parse."""
-        path = self.file(self.manifest.tokenizer.file)
-        if (size := path.stat().st_size) > _TOKENIZER_BYTES:
-            raise InputError(f"{path} has {size} bytes; a tokenizer has at most {_TOKENIZER_BYTES}")
-        try:
-            return tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise InputError(f"{path} is not a tokenizer: {error}") from error
+        return load_tokenizer(self.file(self.manifest.tokenizer.file))
 
     @property
     def bytes_on_disk(self) -> int:

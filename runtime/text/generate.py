@@ -9,6 +9,7 @@ import tokenizers
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.session.protocol import Session
 from retnet_edge.runtime.text.sampling import Sampler, Sampling
+from retnet_edge.tokenizing.texts import prompt_ids
 
 PREFILL_CHUNK = 1024
 """Tokens of a prompt between two reports of progress: whole spans of every backend's prefill."""
@@ -27,6 +28,7 @@ def generate(
     sampling: Sampling,
     stop: Sequence[str] = (),
     end_of_text: int | None = None,
+    control_tokens: bool = True,
     on_prefill: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[str]:
     """Continue `prompt` from the session's state; yields pieces of text as they are settled.
@@ -34,8 +36,10 @@ def generate(
     Ends after `max_tokens` tokens, at the token `end_of_text`, or where one of the strings `stop`
     is complete (none of its text is yielded). When the iterator is exhausted, the session has seen
     the prompt and every generated token but end_of_text, so a later call goes on from there.
-    on_prefill(done, total): called while the prompt is fed, after every PREFILL_CHUNK of its
-    tokens.
+    control_tokens: whether the name of a control token, such as `<|endoftext|>`, stands for the
+    token in a prompt, which lets a prompt be written in a model's own chat format. False for text
+    that somebody else wrote: there it is text. on_prefill(done, total): called while the prompt is
+    fed, after every PREFILL_CHUNK of its tokens.
 
     Raises InputError, before anything is fed, where the prompt has no tokens, max_tokens is below
     1 or a stop string is empty.
@@ -45,7 +49,8 @@ def generate(
     if "" in stop:
         raise InputError("a stop string is empty; it needs at least one character")
     # A text begins once: what a tokenizer adds at its start does not belong in the middle.
-    ids = tokenizer.encode(prompt, add_special_tokens=session.position == 0).ids
+    begins = session.position == 0
+    ids = prompt_ids(tokenizer, prompt, begins=begins, control_tokens=control_tokens)
     if not ids:
         raise InputError(f"the prompt {prompt!r} has 0 tokens; at least one is needed")
     return _stream(session, tokenizer, ids, max_tokens, sampling, stop, end_of_text, on_prefill)

@@ -15,6 +15,7 @@ from retnet_edge.config import (
 )
 from retnet_edge.errors import InputError
 from retnet_edge.tokenizer import END_OF_TEXT
+from retnet_edge.tokenizing.texts import without_limits
 
 
 class RetNetEdgeConfig(PretrainedConfig):
@@ -79,6 +80,7 @@ class RetNetEdgeTokenizer(PreTrainedTokenizerFast):
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """`<|endoftext|>` ends a text, where the vocabulary has it and no other token is named."""
         tokenizer = super().from_pretrained(*args, **kwargs)
+        without_limits(tokenizer.backend_tokenizer)
         if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():
             tokenizer.eos_token = END_OF_TEXT
         return tokenizer

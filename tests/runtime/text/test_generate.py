@@ -269,3 +269,35 @@ def test_a_long_prompt_is_fed_in_pieces_and_said(tiny: Tiny) -> None:
         for done in range(PREFILL_CHUNK, total + PREFILL_CHUNK, PREFILL_CHUNK)
     ]
     assert session.position == total + 1
+
+
+def test_a_prompt_is_fed_whole_whatever_its_tokenizer_would_like() -> None:
+    limited = train_tokenizer()
+    prompt = "The cat sat on the mat. " * 20
+    wanted = limited.encode(prompt).ids
+    limited.enable_truncation(16)
+    limited.enable_padding(length=32)
+    session = Script([])
+    list(generate(session, limited, prompt, max_tokens=1, sampling=GREEDY, end_of_text=END_OF_TEXT))
+    assert session.on_prefill == wanted
+
+
+def test_control_tokens_in_a_prompt_are_what_the_caller_says() -> None:
+    """The token for whoever writes a prompt by hand; text where somebody else wrote it."""
+    prompt = "a<|endoftext|>b"
+    by_hand, text = Script([]), Script([])
+    for session, control_tokens in ((by_hand, True), (text, False)):
+        made = generate(
+            session,
+            TOKENIZER,
+            prompt,
+            max_tokens=1,
+            sampling=GREEDY,
+            end_of_text=END_OF_TEXT,
+            control_tokens=control_tokens,
+        )
+        list(made)
+    assert by_hand.on_prefill == TOKENIZER.encode(prompt).ids
+    assert by_hand.on_prefill.count(END_OF_TEXT) == 1
+    assert END_OF_TEXT not in text.on_prefill
+    assert TOKENIZER.decode(text.on_prefill) == prompt
