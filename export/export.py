@@ -35,7 +35,7 @@ from retnet_edge.runtime.bundle.manifest import (
     Tolerance,
 )
 from retnet_edge.runtime.bundle.writer import write_manifest
-from retnet_edge.tokenizer import END_OF_TEXT, check_vocabulary
+from retnet_edge.tokenizer import check_vocabulary
 from retnet_edge.version import __version__
 
 BACKENDS: dict[str, Backend] = {"onnx": "onnxruntime", "executorch": "executorch"}
@@ -176,7 +176,13 @@ def _manifest(
         ),
         graphs=tuple(graphs),
         states=states,
-        tokenizer=TokenizerSpec(TOKENIZER_FILE, source.tokenizer.token_to_id(END_OF_TEXT)),
+        tokenizer=TokenizerSpec(
+            TOKENIZER_FILE,
+            source.special.end,
+            source.special.ends[1:],
+            source.special.begin,
+            source.special.padding,
+        ),
         quantization=Quantization("fp32"),
         tolerance=FP32_TOLERANCE,
         provenance=Provenance(

@@ -236,7 +236,12 @@ def contexts_of(
     if calibration is None:
         say("calibrating on text that the model writes itself")
         return sampled_contexts(source)
-    contexts = calibration_contexts(source.tokenizer(), Path(calibration), text_field)
+    contexts = calibration_contexts(
+        source.tokenizer(),
+        Path(calibration),
+        text_field,
+        end=source.manifest.tokenizer.end_of_text,
+    )
     say(f"calibrating on {contexts.size:,} tokens of {calibration}")
     return contexts
 

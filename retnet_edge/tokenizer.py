@@ -8,9 +8,18 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from retnet_edge.errors import InputError
+from retnet_edge.tokenizing.special_tokens import END_OF_TEXT
 from retnet_edge.tokenizing.texts import without_limits
 
-END_OF_TEXT = "<|endoftext|>"
+__all__ = [
+    "END_OF_TEXT",
+    "SMALLEST_VOCABULARY",
+    "check_vocabulary",
+    "load_tokenizer",
+    "train_tokenizer",
+    "used_vocabulary",
+]
+
 SMALLEST_VOCABULARY = 257
 
 _VOCABULARY_PADDING = 128
@@ -46,16 +55,20 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise InputError(f"{path}: not a tokenizer file: {error}") from error
 
 
+def used_vocabulary(tokenizer: Tokenizer) -> int:
+    """How many rows an embedding needs: the largest id and one, whatever ids are left out."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
 def check_vocabulary(tokenizer: Tokenizer, vocabulary: int, path: Path) -> None:
     """Every token id has a logit, and the vocabulary is at most padded to a multiple of 128.
 
     Raises InputError naming `path`, the tokenizer's file.
     """
-    size = tokenizer.get_vocab_size()
-    padded = -(-size // _VOCABULARY_PADDING) * _VOCABULARY_PADDING
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if not (0 < size <= vocabulary <= padded and largest < vocabulary):
+    size, used = tokenizer.get_vocab_size(), used_vocabulary(tokenizer)
+    padded = -(-used // _VOCABULARY_PADDING) * _VOCABULARY_PADDING
+    if not 0 < used <= vocabulary <= padded:
         raise InputError(
             f"{path} does not match the vocabulary: the tokenizer has {size} tokens (largest id "
-            f"{largest}) and the model {vocabulary}, where {size} to {padded} are allowed"
+            f"{used - 1}) and the model {vocabulary}, where {used} to {padded} are allowed"
         )

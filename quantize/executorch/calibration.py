@@ -35,9 +35,11 @@ class LinearStatistics:
     outputs: tuple[float, float] = (0.0, 0.0)
 
 
-def calibration_text(tokenizer: Tokenizer, path: Path, field: str = "text") -> list[Tensor]:
+def calibration_text(
+    tokenizer: Tokenizer, path: Path, field: str = "text", *, end: int | None = None
+) -> list[Tensor]:
     """The contexts of `calibration_contexts`, [1, T] each."""
-    contexts = calibration_contexts(tokenizer, path, field)
+    contexts = calibration_contexts(tokenizer, path, field, end=end)
     return [torch.from_numpy(ids)[None] for ids in contexts]
 
 

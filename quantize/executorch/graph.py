@@ -67,7 +67,9 @@ def write_quantized_programs(
     model = loaded.model.eval()
     statistics: dict[str, LinearStatistics] = {}
     if recipe.calibrated and calibration is not None:
-        contexts = calibration_text(loaded.tokenizer, Path(calibration), text_field)
+        contexts = calibration_text(
+            loaded.tokenizer, Path(calibration), text_field, end=loaded.special.end
+        )
         say(f"calibrating on {sum(ids.numel() for ids in contexts):,} tokens of {calibration}")
         statistics = _observe(model, recipe, contexts)
     rounded = _round_groups(model, recipe, statistics)

@@ -101,9 +101,9 @@ def tune(
     with new_folder(out) as folder:
         with tempfile.TemporaryDirectory(prefix="retnet-edge-") as shards:
             tokenizer = load_tokenizer(loaded.path / TOKENIZER_FILE)
-            text = Shards(
-                write_shards(paths, tokenizer, Path(shards) / "tune", text_field=text_field)
-            )
+            folder_of = Path(shards) / "tune"
+            end = loaded.special.end
+            text = Shards(write_shards(paths, tokenizer, folder_of, text_field=text_field, end=end))
             tuned = train_blocks(loaded.model.to(device), blocks, text, options, say)
         for model in models.values():
             write_blocks(model, tuned)

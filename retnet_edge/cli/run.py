@@ -107,7 +107,7 @@ def generate(
             max_tokens=max_tokens,
             sampling=sampling,
             stop=stop,
-            end_of_text=opened.manifest.tokenizer.end_of_text,
+            end_of_text=opened.manifest.tokenizer.ends,
             control_tokens=control_tokens,
             on_prefill=_feeding(),
         )

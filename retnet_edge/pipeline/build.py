@@ -61,7 +61,7 @@ def build(
     source = load_checkpoint(checkpoint)
     if not isinstance(source.config, RetNetConfig):
         raise InputError(f"{checkpoint}: build verifies what it makes, which needs a RetNet")
-    text_contexts(source.tokenizer, Path(text), tokens, context, text_field)
+    text_contexts(source.tokenizer, Path(text), tokens, context, text_field, end=source.special.end)
     if recipe == FP32:
         export(checkpoint, out, to=to, say=say)
     else:

@@ -127,7 +127,9 @@ def verify_all(
         chosen = has if backend is None else (choose_backend(bundle, backend),)
         columns += [(column_name(called[name], one), bundle, one) for one in chosen]
     reference = Float64Reference(source)
-    contexts = text_contexts(source.tokenizer, Path(text), tokens, context, text_field)
+    contexts = text_contexts(
+        source.tokenizer, Path(text), tokens, context, text_field, end=source.special.end
+    )
     length = sum(map(len, contexts))
     say(f"replaying {length:,} tokens of {text}")
     text_bytes = _bytes(source.tokenizer, contexts)

@@ -34,7 +34,8 @@ from retnet_edge.model.checkpoint import (
 )
 from retnet_edge.model.retnet import CHUNK, Form, RetentionMode, RetNet
 from retnet_edge.progress import about
-from retnet_edge.tokenizer import END_OF_TEXT, load_tokenizer
+from retnet_edge.tokenizer import load_tokenizer
+from retnet_edge.tokenizing.special_tokens import SpecialTokens, find_special_tokens
 from retnet_edge.training.distributed import World, gather_weights, shard
 from retnet_edge.training.evaluate import Evaluation, evaluate
 from retnet_edge.training.metrics import MetricsLog
@@ -171,6 +172,7 @@ def fit(
     world.once(lambda: _open_run(out, Run(options, config), world))
     say = say if world.first else lambda text: None
     tokenizer = load_tokenizer(out / TOKENIZER_FILE)
+    special = find_special_tokens(out, tokenizer)
     torch.manual_seed(options.seed)
     model = build(config, dropout=options.dropout)
     if initial is not None:
@@ -185,7 +187,7 @@ def fit(
     # taken once: after an evaluation FSDP's root module shows gathered copies instead
     parameters = dict(model.named_parameters())
     optimizer = make_optimizer(parameters, options)
-    losses_of = _loss_function(model, options, tokenizer, world, compile_model)
+    losses_of = _loss_function(model, options, special.end, world, compile_model)
     if compile_model:
         say(about("compiling in the first step, which takes longer", COMPILE_SECONDS))
     checkpoints = StepCheckpoints(out / "steps", group=world.files, first=world.first)
@@ -272,14 +274,14 @@ def fit(
             ):
                 parameter.copy_(rounded)
     weights = gather_weights(parameters, world)
-    world.once(lambda: _write_result(out / "checkpoint", model, tokenizer, weights))
+    world.once(lambda: _write_result(out / "checkpoint", model, tokenizer, special, weights))
     return validate()
 
 
 def _loss_function(
     model: LanguageModel,
     options: TrainOptions,
-    tokenizer: Tokenizer,
+    end_of_text: int | None,
     world: World,
     compile_model: bool,
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -290,7 +292,7 @@ def _loss_function(
         return lambda tokens: aware.losses(tokens, **form)
 
     mode = RetentionMode(options.form, options.chunk, options.recompute, world.context)
-    end = tokenizer.token_to_id(END_OF_TEXT) if options.separate_documents else None
+    end = end_of_text if options.separate_documents else None
     if compile_model:
         for block in model.blocks:  # one graph for all of them: the whole model takes minutes
             if world.size == 1:
@@ -346,7 +348,11 @@ def _resume(
 
 
 def _write_result(
-    target: Path, model: LanguageModel, tokenizer: Tokenizer, weights: dict[str, Tensor]
+    target: Path,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    special: SpecialTokens,
+    weights: dict[str, Tensor],
 ) -> None:
     with new_folder(target) as folder:
-        write_checkpoint(folder, model, tokenizer, weights=weights)
+        write_checkpoint(folder, model, tokenizer, weights=weights, special=special)

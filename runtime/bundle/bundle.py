@@ -55,9 +55,18 @@ class Bundle:
         bundle = cls(path, manifest)
         tokenizer, where = bundle.tokenizer(), bundle.file(manifest.tokenizer.file)
         check_vocabulary(tokenizer, manifest.model.vocab_size, where)
-        end = manifest.tokenizer.end_of_text
-        if end is not None and tokenizer.id_to_token(end) is None:
-            raise InputError(f"{where} has no token {end}, which the manifest names as end_of_text")
+        named = manifest.tokenizer
+        for name, ids in (
+            ("end_of_text", (named.end_of_text,)),
+            ("other_ends", named.other_ends),
+            ("begin_of_text", (named.begin_of_text,)),
+            ("padding", (named.padding,)),
+        ):
+            for token in ids:
+                if token is not None and tokenizer.id_to_token(token) is None:
+                    raise InputError(
+                        f"{where} has no token {token}, which the manifest names as {name}"
+                    )
         return bundle
 
     @property

@@ -85,7 +85,7 @@ class Model:
             max_tokens=max_tokens,
             sampling=sampling,
             stop=stop,
-            end_of_text=self.bundle.manifest.tokenizer.end_of_text,
+            end_of_text=self.bundle.manifest.tokenizer.ends,
             control_tokens=control_tokens,
         )
 
