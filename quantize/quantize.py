@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from retnet_edge.atomic import new_folder
 from retnet_edge.data.contexts import calibration_contexts
 from retnet_edge.errors import InputError
-from retnet_edge.lowering.onnx_files import graph_spec, save_models
+from retnet_edge.lowering.onnx_files import check_finite, graph_spec, save_models
 from retnet_edge.progress import progress
 from retnet_edge.quantize.calibration.activations import input_rms
 from retnet_edge.quantize.calibration.statistics import (
@@ -114,6 +114,9 @@ def write_quantized(
     for recipe in recipes.values():
         check_graphs(recipe, manifest)
     check_unquantized(source)
+    for graph in manifest.graphs:
+        if graph.backend == "onnxruntime":  # before text is written with them
+            check_finite(ir.load(source.file(graph.file)), str(source.file(graph.file)))
     graphs: list[GraphSpec] = []
     applied: list[QuantizedTensor] = []
     for backend, recipe in recipes.items():

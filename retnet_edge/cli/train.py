@@ -49,7 +49,9 @@ _PATH = click.Path(path_type=Path)
 @click.option("--batch", type=int, default=32, show_default=True, help="Sequences a step.")
 @click.option("--seq-len", type=int, default=2048, show_default=True, help="Tokens a sequence.")
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Peak learning rate.")
-@click.option("--warmup", type=int, default=375, show_default=True, help="Steps of warm-up.")
+@click.option(
+    "--warmup", type=int, help="Steps of warm-up [default: 375, at most a tenth of --steps]."
+)
 @click.option("--final-lr-ratio", type=float, default=0.1, show_default=True, help="Of --lr.")
 @click.option("--weight-decay", type=float, default=0.1, show_default=True)
 @click.option("--clip", type=float, default=2.0, show_default=True, help="Gradient norm.")

@@ -55,7 +55,8 @@ def calibration_contexts(
 ) -> NDArray[np.int64]:
     """Twelve contexts of 2,048 tokens [B, T], spread evenly over a text; fewer of a short text.
 
-    Of a text with fewer than 2,048 tokens, contexts of 256. end: see `text_contexts`. Raises InputError for fewer than 256.
+    Of a text with fewer than 2,048 tokens, contexts of 256. end: see `text_contexts`. Raises
+    InputError for fewer than 256.
     """
     try:
         contexts = text_contexts(tokenizer, path, READ_TOKENS, CONTEXT, field, end=end)

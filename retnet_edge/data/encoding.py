@@ -53,8 +53,8 @@ def encode_groups(
 ) -> Generator[Encoded]:
     """Tokenize groups of documents, in order, with at most a few groups a process in memory.
 
-    end: as `encode` takes it; no text is this token. Processes are new ones (spawned): a fork of a process with threads, such as torch's, may hang.
-    Raises InputError where one of them died.
+    end: as `encode` takes it; no text is this token. Processes are new ones (spawned): a fork of a
+    process with threads, such as torch's, may hang. Raises InputError where one of them died.
     """
     if workers == 1:
         encoder = _encoder(tokenizer, end)

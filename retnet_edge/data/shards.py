@@ -138,9 +138,10 @@ def write_shards(
 
     The shards do not depend on `workers`: with 1 this process tokenizes, on the threads of the
     tokenizers library; with more, that many processes do, on one thread each (a script then calls
-    this under `if __name__ == "__main__"`). end: the id after each document, None: `<|endoftext|>`. Without `replace`, whole shards of other inputs are not
-    replaced but refused. Returns `folder`. Raises InputError for sources that cannot be read or
-    hold no text, and where a process died; what was in `folder` then stays.
+    this under `if __name__ == "__main__"`). Without `replace`, whole shards of other inputs are not
+    replaced but refused. end: the id after each document, None: `<|endoftext|>`. Returns `folder`.
+    Raises InputError for sources that cannot be read or hold no text, for a tokenizer without an
+    end of text, and where a process died; what was in `folder` then stays.
     """
     if workers < 1:
         raise InputError(f"{workers} workers: give at least 1")
