@@ -1,4 +1,4 @@
-"""What a tokenizer adds at a text's start is there once: never in the middle, always at the start."""
+"""What a tokenizer adds at the start of a text is there, once, and never in the middle."""
 
 from __future__ import annotations
 
