@@ -137,14 +137,15 @@ def search(
     *,
     budget: str,
     calibration: str | Path | None = None,
+    text_field: str = "text",
     say: Callable[[str], None] = print,
 ) -> Path:
     """Find a mixed recipe for an fp32 bundle of ONNX graphs, and write it to the file `recipe`.
 
-    budget: see `Budget.parse`. calibration: text to measure on (None: the model writes it). What is
-    measured goes to `recipe` with .cache.jsonl behind it, from which an interrupted search goes on.
-    Raises InputError for a bad budget, a name that does not end in .toml or exists, and a bundle
-    that is quantized or has programs of another backend.
+    budget: see `Budget.parse`. calibration: text to measure on (None: the model writes it), in
+    `text_field` of a table. What is measured goes to `recipe` with .cache.jsonl behind it, from
+    which an interrupted search goes on. Raises InputError for a bad budget, a name that does not
+    end in .toml or exists, and a bundle that is quantized or has programs of another backend.
     """
     allowed, recipe, source = Budget.parse(budget), Path(recipe), Bundle.open(bundle)
     if recipe.suffix != ".toml" or not recipe.absolute().parent.is_dir():
@@ -154,7 +155,7 @@ def search(
     if source.manifest.backends != ("onnxruntime",):
         raise InputError(f"{source.path}: a search needs a bundle with ONNX graphs alone")
     check_unquantized(source)
-    contexts = contexts_of(source, calibration, say)
+    contexts = contexts_of(source, calibration, say, text_field)
     cache = recipe.with_name(f"{recipe.name}.cache.jsonl")
     found = search_mixed_precision(source, contexts, allowed, cache, recipe.stem, say)
     replace_file(recipe, recipe_toml(found).encode())

@@ -56,7 +56,11 @@ def regular_file(root: Path, name: str, where: str | Path) -> Path:
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{where}: the file {name!r} is missing from the bundle") from None
         if stat.S_ISLNK(mode):
-            raise InputError(f"{path} is a symlink: a bundle holds regular files only")
+            raise InputError(
+                f"{path} is a symlink: a bundle holds regular files only. The cache of the Hugging "
+                "Face hub is made of links: download it with local_dir= "
+                "(hf download OWNER/NAME --local-dir FOLDER), which makes files"
+            )
     if not stat.S_ISREG(mode):
         raise InputError(f"{path} is not a regular file: a bundle holds regular files only")
     return path

@@ -14,6 +14,7 @@ from retnet_edge.quantize.graphs.block_tensors import GATHER_SCALES, SCALES, ker
 from retnet_edge.quantize.graphs.edit import Weight, add_initializer, cast_to_float32, replace
 from retnet_edge.quantize.numerics.gptq import gptq_blocks
 from retnet_edge.quantize.numerics.rounding import (
+    FLOAT16_SCALE_RANGE,
     BlockQuantized,
     Codes,
     Floats,
@@ -31,12 +32,24 @@ INT8_COMPUTE = 4  # MatMulNBits' accuracy_level; without it 8-bit weights run 70
 def quantize_weight(
     weight: Weight, scheme: BlockInt, gram: NDArray[np.floating] | None
 ) -> BlockQuantized:
-    """Codes and scales of a matrix; gram: second moments of its inputs, which GPTQ needs."""
+    """Codes and scales of a matrix; gram: second moments of its inputs, which GPTQ needs.
+
+    Raises InputError, naming the matrix, where a scale is larger than float16 can hold.
+    """
     matrix, symmetric = weight.matrix(), scheme.symmetric
     if not scheme.gptq:
-        return round_blocks(matrix, scheme.block, scheme.bits, symmetric=symmetric)
-    assert gram is not None
-    return gptq_blocks(matrix, gram, scheme.block, scheme.bits, symmetric=symmetric)
+        blocks = round_blocks(matrix, scheme.block, scheme.bits, symmetric=symmetric)
+    else:
+        assert gram is not None
+        blocks = gptq_blocks(matrix, gram, scheme.block, scheme.bits, symmetric=symmetric)
+    largest = FLOAT16_SCALE_RANGE[1]
+    if scale_type(scheme.bits) is np.float16 and blocks.scales.max(initial=0.0) >= largest:
+        raise InputError(
+            f"{weight.name} holds {float(np.abs(matrix).max()):g}: the scale of a block of "
+            f"{scheme.bits} bits would be above {largest:g}, more than float16 can hold; give it 8 "
+            "bits or float32"
+        )
+    return blocks
 
 
 def apply_blocks(

@@ -35,6 +35,12 @@ _native = click.option(
     is_flag=True,
     help="Plan the weights of the ONNX graphs for the native backend too.",
 )
+_text_field = click.option(
+    "--text-field",
+    default="text",
+    show_default=True,
+    help="Where the text stands in JSON lines or a table.",
+)
 _TO = "onnx, executorch, or both with a comma between."
 
 
@@ -56,6 +62,7 @@ def _verification(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--context", type=click.IntRange(min=2), default=2048, show_default=True),
         click.option("--tokens", type=click.IntRange(min=2), default=24_576, show_default=True),
+        _text_field,
         click.option("--text", type=_PATH, required=True, help="Held-out text to replay."),
     ):
         command = option(command)
@@ -93,6 +100,7 @@ def export(checkpoint: Path, out: Path, to: str, flavour: Literal["ort", "portab
 )
 @click.option("--checkpoint", type=_PATH, help="What BUNDLE was made from; ExecuTorch needs it.")
 @click.option("--calibration", type=_PATH, help=_CALIBRATION)
+@_text_field
 @_state
 @_native
 @click.option(
@@ -124,8 +132,8 @@ def quantize(
         from retnet_edge.quantize.search import search
 
         check_target(out)
-        calibration = options["calibration"]
-        search(bundle, found, budget=budget, calibration=calibration, say=say)
+        text = {name: options[name] for name in ("calibration", "text_field")}
+        search(bundle, found, budget=budget, say=say, **text)
         options["recipe"] = str(found)
     run(bundle, out, say=say, **options)
     click.echo(f"wrote {out}")

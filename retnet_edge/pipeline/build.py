@@ -32,6 +32,7 @@ def build(
     calibration: str | Path | None = None,
     state: StateScheme = "float32",
     native: bool = False,
+    text_field: str = "text",
     tokens: int = 24_576,
     context: int = 2048,
     memory_steps: int | None = None,
@@ -42,6 +43,7 @@ def build(
     """Make the bundle `out` from a checkpoint with `recipe` ("fp32": none) and verify it on `text`.
 
     `to`: keys of `export.BACKENDS`; each is verified. calibration, state, native: see `quantize`.
+    text_field: where the texts of both stand, if they are tables.
 
     The bundle stays when a figure is out of tolerance, and its manifest says unverified; when
     verification is interrupted or cannot be done, nothing is left. Raises InputError for bad input,
@@ -61,7 +63,7 @@ def build(
     source = load_checkpoint(checkpoint)
     if not isinstance(source.config, RetNetConfig):
         raise InputError(f"{checkpoint}: build verifies what it makes, which needs a RetNet")
-    text_contexts(source.tokenizer, Path(text), tokens, context)
+    text_contexts(source.tokenizer, Path(text), tokens, context, text_field, end=source.special.end)
     if recipe == FP32:
         export(checkpoint, out, to=to, say=say)
     else:
@@ -75,6 +77,7 @@ def build(
                 calibration=calibration,
                 state=state,
                 native=native,
+                text_field=text_field,
                 say=say,
             )
     try:
@@ -82,6 +85,7 @@ def build(
             out,
             checkpoint=checkpoint,
             text=text,
+            text_field=text_field,
             tokens=tokens,
             context=context,
             memory_steps=memory_steps,

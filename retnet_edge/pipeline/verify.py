@@ -58,6 +58,7 @@ def verify(
     *,
     checkpoint: str | Path,
     text: str | Path,
+    text_field: str = "text",
     tokens: int = 24_576,
     context: int = 2048,
     memory_steps: int | None = None,
@@ -68,16 +69,18 @@ def verify(
 ) -> Verdict:
     """Replay held-out `text` through `bundle` and `checkpoint` (in float64), and measure memory.
 
-    `tokens` of the text, in contexts of `context`; `memory_steps` steps in a process of its own
-    (None: as many as the interval needs), which runs beside the replay; with `baseline`, beside a
-    Transformer of the same size. All backends of the bundle, or only `backend`. Reports and the
-    verdict go into the bundle. Raises InputError where the bundle was not made from the checkpoint,
-    that is not a RetNet's, or the text is shorter than one context.
+    text: anything that training reads, a table's in `text_field`; `tokens` of it, in contexts of
+    `context`; `memory_steps` steps in a process of its own (None: as many as the interval needs),
+    which runs beside the replay; with `baseline`, beside a Transformer of the same size. All
+    backends of the bundle, or only `backend`. Reports and the verdict go into the bundle. Raises
+    InputError where the bundle was not made from the checkpoint, that is not a RetNet's, or the
+    text is shorter than one context.
     """
     verdicts = verify_all(
         [bundle],
         checkpoint=checkpoint,
         text=text,
+        text_field=text_field,
         tokens=tokens,
         context=context,
         memory_steps=memory_steps,
@@ -94,6 +97,7 @@ def verify_all(
     *,
     checkpoint: str | Path,
     text: str | Path,
+    text_field: str = "text",
     tokens: int = 24_576,
     context: int = 2048,
     memory_steps: int | None = None,
@@ -124,7 +128,9 @@ def verify_all(
         chosen = has if backend is None else (choose_backend(bundle, backend),)
         columns += [(column_name(called[name], one), bundle, one) for one in chosen]
     reference = Float64Reference(source)
-    contexts = text_contexts(source.tokenizer, Path(text), tokens, context)
+    contexts = text_contexts(
+        source.tokenizer, Path(text), tokens, context, text_field, end=source.special.end
+    )
     length = sum(map(len, contexts))
     say(f"replaying {length:,} tokens of {text}")
     text_bytes = _bytes(source.tokenizer, contexts)

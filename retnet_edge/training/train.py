@@ -21,9 +21,16 @@ from retnet_edge.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, load_chec
 from retnet_edge.presets import preset
 from retnet_edge.progress import working
 from retnet_edge.tokenizer import (
+    END_OF_TEXT,
     SMALLEST_VOCABULARY,
     load_tokenizer,
     train_tokenizer,
+    used_vocabulary,
+)
+from retnet_edge.tokenizing.special_tokens import (
+    SpecialTokens,
+    find_special_tokens,
+    write_special_tokens,
 )
 from retnet_edge.training.distributed import World, processes
 from retnet_edge.training.evaluate import Evaluation
@@ -140,7 +147,8 @@ def _prepare(
     with _removed_on_bad_input(out):
         bpe = _tokenizer(out, find_sources(sources), text_field, tokenizer, vocab_size, say)
         if started is None:
-            config = _config(model, architecture, bpe.get_vocab_size())
+            config = _config(model, architecture, used_vocabulary(bpe))
+        end = find_special_tokens(out, bpe).end
         train_shard, valid_shard = (
             Shards(
                 write_shards(
@@ -150,6 +158,7 @@ def _prepare(
                     text_field=text_field,
                     workers=workers,
                     replace=not (out / RUN_FILE).exists(),
+                    end=end,
                 )
             )
             for folder, paths in ((TRAIN_SHARDS, sources), (VALID_SHARDS, [valid]))
@@ -211,13 +220,16 @@ def _tokenizer(
     if not (out / RUN_FILE).exists():
         partial = path.with_suffix(".partial")
         if given is not None:
-            load_tokenizer(Path(given))
+            bpe = load_tokenizer(Path(given))
+            special = find_special_tokens(Path(given).parent, bpe, say)
             shutil.copyfile(given, partial)
         else:
             seconds = sum(source.size() for source in sources) / BPE_BYTES_A_SECOND
             with working(f"training a byte-level BPE of {vocab_size} tokens", seconds, say):
                 bpe = train_tokenizer(read_texts(sources, text_field), vocab_size)
             bpe.save(str(partial))
+            special = SpecialTokens(ends=(bpe.token_to_id(END_OF_TEXT),))
+        write_special_tokens(out, special, bpe)
         partial.replace(path)
     return load_tokenizer(path)
 

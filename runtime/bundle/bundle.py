@@ -15,10 +15,9 @@ from retnet_edge.progress import hashing
 from retnet_edge.runtime.bundle.contract import check_contract
 from retnet_edge.runtime.bundle.external_data import external_data
 from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, GraphSpec, Manifest, decode
-from retnet_edge.tokenizer import check_vocabulary
+from retnet_edge.tokenizer import check_vocabulary, load_tokenizer
 
 _MANIFEST_BYTES = 16 << 20
-_TOKENIZER_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,18 @@ class Bundle:
         bundle = cls(path, manifest)
         tokenizer, where = bundle.tokenizer(), bundle.file(manifest.tokenizer.file)
         check_vocabulary(tokenizer, manifest.model.vocab_size, where)
-        end = manifest.tokenizer.end_of_text
-        if end is not None and tokenizer.id_to_token(end) is None:
-            raise InputError(f"{where} has no token {end}, which the manifest names as end_of_text")
+        named = manifest.tokenizer
+        for name, ids in (
+            ("end_of_text", (named.end_of_text,)),
+            ("other_ends", named.other_ends),
+            ("begin_of_text", (named.begin_of_text,)),
+            ("padding", (named.padding,)),
+        ):
+            for token in ids:
+                if token is not None and tokenizer.id_to_token(token) is None:
+                    raise InputError(
+                        f"{where} has no token {token}, which the manifest names as {name}"
+                    )
         return bundle
 
     @property
@@ -86,13 +94,7 @@ class Bundle:
 
     def tokenizer(self) -> tokenizers.Tokenizer:
         """The tokenizer, freshly loaded. Raises InputError where its file does not parse."""
-        path = self.file(self.manifest.tokenizer.file)
-        if (size := path.stat().st_size) > _TOKENIZER_BYTES:
-            raise InputError(f"{path} has {size} bytes; a tokenizer has at most {_TOKENIZER_BYTES}")
-        try:
-            return tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise InputError(f"{path} is not a tokenizer: {error}") from error
+        return load_tokenizer(self.file(self.manifest.tokenizer.file))
 
     @property
     def bytes_on_disk(self) -> int:

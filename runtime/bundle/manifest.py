@@ -17,6 +17,7 @@ SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Dtype = Literal["float32", "float16", "int64", "int8", "uint8"]
 
@@ -147,11 +148,25 @@ class ModelSpec(_Frozen, frozen=True):
     config: dict[str, Any]
 
 
-class TokenizerSpec(_Frozen, frozen=True):
-    """The tokenizer's file and the id that ends a document (None: the model has none)."""
+class TokenizerSpec(_Frozen, frozen=True, omit_defaults=True):
+    """The tokenizer's file and the ids that stand for no text.
+
+    end_of_text: the id that ends a document (None: the model has none). Fields with a default are
+    written where they have another value: other_ends are further ids at which generation ends,
+    begin_of_text what a text begins with, padding what fills up a batch (None: nothing does).
+    """
 
     file: Name
     end_of_text: int | None
+    other_ends: Annotated[tuple[TokenId, ...], msgspec.Meta(max_length=1024)] = ()
+    begin_of_text: TokenId | None = None
+    padding: TokenId | None = None
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Every id at which generation ends."""
+        first = () if self.end_of_text is None else (self.end_of_text,)
+        return (*first, *self.other_ends)
 
 
 class Provenance(_Frozen, frozen=True):

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from retnet_edge.errors import InputError
+from retnet_edge.runtime.session.cpu_quota import cpu_quota
 from retnet_edge.runtime.session.machine import OtherLoad
 
 MOST_THREADS = 256
@@ -53,17 +54,22 @@ def check_threads(threads: int | None) -> None:
 def default_threads() -> int:
     """One a physical core that other work leaves free, at most 4; it looks for 50 ms.
 
-    A step ends when its slowest thread does: one that waits for a core that something else keeps
-    busy holds up all.
+    No more than the CPU time that a container may use (`cpu_quota`): more threads would use it up
+    sooner, and all wait for the next period. A step ends when its slowest thread does: one that
+    waits for a core that something else keeps busy holds up all.
     """
     watch = OtherLoad()
     time.sleep(_LOOK_SECONDS)
-    return threads_for(physical_cores(), watch.cores())
+    return threads_for(physical_cores(), watch.cores(), cpu_quota())
 
 
-def threads_for(cores: int, busy: float | None) -> int:
-    """Threads for a machine of `cores` of which `busy` (None: unknown) are taken."""
-    return max(1, min(cores - round(busy or 0.0), _MAX_DEFAULT_THREADS))
+def threads_for(cores: int, busy: float | None, quota: float | None = None) -> int:
+    """Threads for a machine of `cores` of which `busy` (None: unknown) are taken.
+
+    quota: cores' worth of time that this process may use (None: all).
+    """
+    allowed = _MAX_DEFAULT_THREADS if quota is None else min(int(quota), _MAX_DEFAULT_THREADS)
+    return max(1, min(cores - round(busy or 0.0), allowed))
 
 
 def physical_cores() -> int:
