@@ -12,7 +12,7 @@ from retnet_edge.errors import InputError
 from retnet_edge.files import file_entry, regular_file
 from retnet_edge.progress import hashing
 from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, Manifest, encode
+from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, Manifest, encode, with_digest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -31,7 +31,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
         for name, path in named.items():
             if name != MANIFEST_FILE and (path.is_symlink() or not path.is_dir()):
                 files[name] = file_entry(regular_file(folder, name, folder), advance)
-    manifest = msgspec.structs.replace(manifest, files=files)
+    manifest = with_digest(msgspec.structs.replace(manifest, files=files))
     replace_file(folder / MANIFEST_FILE, encode(manifest))
     return manifest
 
