@@ -42,8 +42,8 @@ class Bundle:
     def open(cls, path: str | Path) -> Bundle:
         """Check everything that can be checked without a backend, and return the bundle.
 
-        In this order: the manifest's schema and its own SHA-256, file names, links, sizes and SHA-256
-        of every listed file, the graphs' fields and external data, the step contract, the
+        In this order: the manifest's schema and its own SHA-256, file names, links, sizes and
+        SHA-256 of every listed file, the graphs' fields and external data, the step contract, the
         tokenizer. Raises InputError, one
         sentence that names the file, the value and what is allowed, at the first thing wrong.
         """
@@ -72,8 +72,10 @@ class Bundle:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of what the bundle computes: graphs, weights, tokenizer, the model's config,
-        states and schemes; not reports."""
+        """SHA-256 (hex) of what the bundle computes, not of its reports.
+
+        Of graphs, weights and tokenizer, and of the model's config, states and schemes.
+        """
         files = self._files_fingerprint
         return hashlib.sha256(f"{files} {model_digest(self.manifest)}\n".encode()).hexdigest()
 

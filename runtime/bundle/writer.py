@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from retnet_edge.atomic import PARTIAL, replace_file
+from retnet_edge.atomic import remove_leftovers_in, replace_file
 from retnet_edge.errors import InputError
 from retnet_edge.files import file_entry, regular_file
 from retnet_edge.progress import hashing
@@ -21,9 +21,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     What a killed `replace_file` left is removed first. Returns the manifest as written. Raises
     InputError for a symlink, or a file whose name a bundle may not hold.
     """
-    for left_over in folder.rglob(PARTIAL.format(name="*", token="????????")):
-        if not left_over.is_dir():
-            left_over.unlink()
+    remove_leftovers_in(folder)
     files = {}
     named = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
     total = sum(path.lstat().st_size for path in named.values())

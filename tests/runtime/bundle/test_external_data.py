@@ -196,7 +196,7 @@ def test_more_fields_than_a_graph_can_need(inside: bytes, tmp_path: Path) -> Non
     """A parser makes 50 to 1,000 bytes of each."""
     repeated = field(7, inside) + field(7, inside)  # parsers join them
     (tmp_path / "m.onnx").write_bytes(repeated)
-    with pytest.raises(InputError, match="it has more than .* messages or .* fields"):
+    with pytest.raises(InputError, match=r"it has more than .* messages or .* fields"):
         external_data(tmp_path / "m.onnx")
 
 
