@@ -219,9 +219,8 @@ def test_a_folder_is_replaced_by_the_old_the_new_or_none(moment: int, tmp_path: 
 
 def test_a_folder_is_not_published_over_another(tmp_path: Path) -> None:
     target = tmp_path / "x"
-    with pytest.raises(InputError, match="exists already"), work_folder(target) as folder:
-        (folder / "a").write_text("a")
-        target.mkdir()
-        (target / "theirs").write_text("b")
+    (target / "theirs").mkdir(parents=True)
+    with work_folder(target) as folder, pytest.raises(InputError, match="exists already"):
         publish(folder, target)
     assert os.listdir(tmp_path) == ["x"]
+    assert os.listdir(target) == ["theirs"]
