@@ -28,7 +28,6 @@ from retnet_edge.quantize.calibration.activations import input_rms
 from retnet_edge.quantize.calibration.instrumented import InstrumentedGraph
 from retnet_edge.quantize.calibration.statistics import input_grams
 from retnet_edge.quantize.graphs.edit import weight_matrices
-from retnet_edge.quantize.numerics.rounding import scale_type
 from retnet_edge.quantize.quantize import apply_recipe, check_unquantized, contexts_of
 from retnet_edge.quantize.recipes.built_in import (
     EMBEDDING_AND_HEAD,
@@ -97,6 +96,9 @@ class Budget(msgspec.Struct, frozen=True):
         return self.amount * (elements if self.unit == "bits" else 8)
 
 
+_SCALE_BITS = 32
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A weight matrix [outputs, inputs]."""
@@ -118,8 +120,7 @@ class Matrix:
         """Of codes, scales and zero points."""
         blocks = self.shape[0] * -(-self.shape[1] // scheme.block)
         zeros = 0 if scheme.symmetric else scheme.bits
-        scale = np.finfo(scale_type(scheme.bits)).bits
-        return blocks * (scheme.block * scheme.bits + scale + zeros)
+        return blocks * (scheme.block * scheme.bits + _SCALE_BITS + zeros)
 
 
 class Sensitivity(msgspec.Struct, frozen=True):

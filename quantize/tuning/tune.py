@@ -13,7 +13,6 @@ kernels round activations to is left out: it is 1/40 of what 4-bit weights chang
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from retnet_edge.atomic import check_target, new_folder
+from retnet_edge.atomic import check_target, new_folder, temporary_folder
 from retnet_edge.data.dataset import Shards
 from retnet_edge.data.shards import write_shards
 from retnet_edge.data.sources import check_readable
@@ -101,11 +100,12 @@ def tune(
             "int8, int4 and recipes of int8-block and int4-block can be tuned"
         )
     with new_folder(out) as folder:
-        with tempfile.TemporaryDirectory(prefix="retnet-edge-") as shards:
+        with temporary_folder() as shards:
             tokenizer = load_tokenizer(loaded.path / TOKENIZER_FILE)
-            folder_of = Path(shards) / "tune"
             end = loaded.special.end
-            text = Shards(write_shards(paths, tokenizer, folder_of, text_field=text_field, end=end))
+            text = Shards(
+                write_shards(paths, tokenizer, shards / "tune", text_field=text_field, end=end)
+            )
             tuned = train_blocks(loaded.model.to(device), blocks, text, options, say)
         for model in models.values():
             write_blocks(model, tuned)

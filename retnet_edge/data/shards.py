@@ -8,7 +8,6 @@ its place and renamed when whole.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,7 +17,12 @@ import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
-from retnet_edge.atomic import new_folder
+from retnet_edge.atomic import (
+    remove_folder,
+    remove_leftovers,
+    replace_folder,
+    work_folder,
+)
 from retnet_edge.data.encoding import Encoded, encode_groups
 from retnet_edge.data.sources import Kind, Source, find_sources, read_source
 from retnet_edge.errors import InputError
@@ -168,6 +172,7 @@ def write_shards(
         shards=(),
         end_of_text=msgspec.UNSET if end == usual else end,
     )
+    remove_leftovers(folder)
     if folder.exists():
         try:
             found = read_manifest(folder, check_hashes=True)
@@ -295,15 +300,10 @@ def _groups(
 def _whole_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill that replaces `folder` when the block ends well, and else is removed.
 
-    What earlier, killed processes left is removed first. One killed while `folder` is replaced
-    leaves it without some of its files, which `read_manifest` sees.
+    What earlier, killed processes left is removed first.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f"{folder.name}.new")
-    for left_over in (beside, *folder.parent.glob(f".{beside.name}.*.partial")):
-        shutil.rmtree(left_over, ignore_errors=True)
-    with new_folder(beside) as staging:
+    remove_folder(folder.with_name(f"{folder.name}.new"))  # what older versions left
+    with work_folder(folder) as staging:
         yield staging
-    if folder.exists():
-        shutil.rmtree(folder)
-    beside.rename(folder)
+        replace_folder(staging, folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from retnet_edge.atomic import temporary_folder
 from retnet_edge.data.contexts import text_contexts
 from retnet_edge.errors import InputError
 from retnet_edge.export.baseline import export_baseline
@@ -136,14 +136,14 @@ def verify_all(
     text_bytes = _bytes(source.tokenizer, contexts)
     verdicts = {}
     measured = memory_steps != 0 and memory_supported()
-    with tempfile.TemporaryDirectory(prefix="retnet-edge-") as folder, SideBySide() as beside:
+    with temporary_folder() as folder, SideBySide() as beside:
         units = len(columns) * (length + (steps_at_first(memory_steps) if measured else 0))
         with progress("verify", units) as advance:
             runs = [
                 beside.measure(of.path, memory_steps, backend=one, advance=advance)
                 for _, of, one in (columns if measured else ())
             ]
-            growing = _baseline(source, Path(folder), say) if baseline and measured else None
+            growing = _baseline(source, folder, say) if baseline and measured else None
             grown = None if growing is None else measure_baseline(growing, memory_steps, beside)
             # a core is the steps'; two threads of torch on it would wait for each other
             with reference.on_threads(max(1, physical_cores() - 1)):

@@ -12,6 +12,7 @@ import msgspec
 import torch
 from tokenizers import Tokenizer
 
+from retnet_edge.atomic import replace_file
 from retnet_edge.config import ModelConfig, RetNetConfig, decode_config, transformer_like
 from retnet_edge.data.dataset import Shards
 from retnet_edge.data.shards import write_shards
@@ -218,19 +219,18 @@ def _tokenizer(
     """
     path = out / TOKENIZER_FILE
     if not (out / RUN_FILE).exists():
-        partial = path.with_suffix(".partial")
         if given is not None:
             bpe = load_tokenizer(Path(given))
             special = find_special_tokens(Path(given).parent, bpe, say)
-            shutil.copyfile(given, partial)
+            content = Path(given).read_bytes()
         else:
             seconds = sum(source.size() for source in sources) / BPE_BYTES_A_SECOND
             with working(f"training a byte-level BPE of {vocab_size} tokens", seconds, say):
                 bpe = train_tokenizer(read_texts(sources, text_field), vocab_size)
-            bpe.save(str(partial))
             special = SpecialTokens(ends=(bpe.token_to_id(END_OF_TEXT),))
+            content = bpe.to_str(pretty=True).encode()
         write_special_tokens(out, special, bpe)
-        partial.replace(path)
+        replace_file(path, content)
     return load_tokenizer(path)
 
 
