@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,7 +15,8 @@ from retnet_edge.config import (
     encode_checkpoint_config,
 )
 from retnet_edge.errors import InputError
-from retnet_edge.tokenizer import END_OF_TEXT
+from retnet_edge.model.checkpoint import TOKENIZER_FILE
+from retnet_edge.tokenizer import END_OF_TEXT, load_tokenizer
 from retnet_edge.tokenizing.texts import without_limits
 
 
@@ -78,7 +80,13 @@ class RetNetEdgeTokenizer(PreTrainedTokenizerFast):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """`<|endoftext|>` ends a text, where the vocabulary has it and no other token is named."""
+        """`<|endoftext|>` ends a text, where the vocabulary has it and no other token is named.
+
+        Of a directory, tokenizer.json is loaded by `load_tokenizer` first, which judges it: raises
+        InputError as that does. Truncation and padding in it are not taken over.
+        """
+        if args and (path := Path(str(args[0])) / TOKENIZER_FILE).is_file():
+            load_tokenizer(path)
         tokenizer = super().from_pretrained(*args, **kwargs)
         without_limits(tokenizer.backend_tokenizer)
         if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():

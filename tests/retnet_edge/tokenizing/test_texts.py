@@ -99,6 +99,14 @@ def encoder() -> TextEncoder:
     return TextEncoder(byte_level())
 
 
+def test_what_is_unknown_stays_unknown() -> None:
+    """Its token is special in vocabularies of words and pieces, and no name is cut for it."""
+    made = pieces()
+    made.add_special_tokens(["<unk>"])
+    a, space = made.token_to_id("a"), made.token_to_id(" ")
+    assert TextEncoder(made)("a 漢") == [made.token_to_id(END_OF_TEXT), a, space, 0]
+
+
 def test_a_control_token_of_one_character_cannot_be_written_otherwise() -> None:
     made = Tokenizer(models.WordLevel({"[UNK]": 0, "|": 1, "a": 2}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
