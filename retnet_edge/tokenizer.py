@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from retnet_edge.errors import InputError
 from retnet_edge.tokenizing.library import calling
+from retnet_edge.tokenizing.runs import short_words
 from retnet_edge.tokenizing.structure import MOST_BYTES, judge
 from retnet_edge.tokenizing.trial import try_tokenizer
 
@@ -23,7 +24,8 @@ _LONGEST_REASON = 400  # characters: a way into nested parts may be any number
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE of `vocab_size` entries, `<|endoftext|>` being id 0.
 
-    Raises InputError where the vocabulary cannot hold the 256 bytes and the end of text.
+    Words of more than 1,024 characters are learnt from in pieces (`tokenizing/runs.py`). Raises
+    InputError where the vocabulary cannot hold the 256 bytes and the end of text.
     """
     if vocab_size < SMALLEST_VOCABULARY:
         raise InputError(f"vocab_size is {vocab_size}; byte-level BPE needs {SMALLEST_VOCABULARY}")
@@ -36,7 +38,9 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(documents, trainer)
+    words = tokenizer.pre_tokenizer
+    pieces = (piece for document in documents for piece in short_words(document, words))
+    tokenizer.train_from_iterator(pieces, trainer)
     return tokenizer
 
 
