@@ -14,7 +14,6 @@ import msgspec
 
 from retnet_edge.tokenizing.charsmap import check_charsmap
 from retnet_edge.tokenizing.parts import (
-    BPE,
     NFC,
     NFD,
     NFKC,
@@ -24,7 +23,6 @@ from retnet_edge.tokenizing.parts import (
     ByteLevel,
     Digits,
     Fuse,
-    Model,
     Precompiled,
     Prepend,
     Replace,
@@ -32,6 +30,10 @@ from retnet_edge.tokenizing.parts import (
     Split,
     StripDecoder,
     TemplateProcessing,
+)
+from retnet_edge.tokenizing.whole_file import (
+    BPE,
+    Model,
     TokenizerFile,
     Unigram,
     WordLevel,

@@ -33,7 +33,7 @@ def charsmap(table: dict[str, str]) -> str:
     """
     root: dict[int | None, Any] = {}
     for key, value in table.items():
-        node = root
+        node: dict[int | None, Any] = root
         for byte in key.encode():
             node = node.setdefault(byte, {})
         node[None] = value

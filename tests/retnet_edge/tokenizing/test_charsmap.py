@@ -92,7 +92,7 @@ def test_a_table_that_passes_is_never_left() -> None:
         passed += 1
         for key in rng.sample(keys, 150):
             lookup(bytes(raw), key)
-        for key in WIDE:
-            lookup(bytes(raw), key.encode())
+        for wide in WIDE:
+            lookup(bytes(raw), wide.encode())
     assert refused > 20
     assert passed > 20

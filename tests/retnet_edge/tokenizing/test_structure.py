@@ -18,7 +18,23 @@ from retnet_edge.tokenizer import load_tokenizer
 from retnet_edge.tokenizing.structure import MOST_BYTES, judge
 from retnet_edge.tokenizing.texts import TextEncoder, prompt_ids
 
-OTHERS = (None, True, -1, 0, 3, 2**24, 2**40, 0.5, "", "a", "▁▁", [], {}, ["a", 1], {"id": 1})
+OTHERS: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    3,
+    2**24,
+    2**40,
+    0.5,
+    "",
+    "a",
+    "▁▁",
+    [],
+    {},
+    ["a", 1],
+    {"id": 1},
+)
 TEXTS = ("", "the cat sat on the mat, naïve ａ① 漢字 🙂\n\n", "<s> [MASK] x" * 20)
 
 
