@@ -47,13 +47,13 @@ def charsmap(table: dict[str, str]) -> str:
         place, node = waiting.pop()
         own, free = free, free + 256
         units[place] |= (own ^ place) << 10
-        for byte, child in node.items():
-            if byte is None:
+        for label, child in node.items():
+            if label is None:
                 units[place] |= 1 << 8
                 units[own] = 1 << 31 | places[child]
             else:
-                units[own ^ byte] = byte
-                waiting.append((own ^ byte, child))
+                units[own ^ label] = label
+                waiting.append((own ^ label, child))
     array = b"".join(struct.pack("<I", units.get(place, 0)) for place in range(free))
     return base64.b64encode(struct.pack("<I", len(array)) + array + texts).decode()
 
