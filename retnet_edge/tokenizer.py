@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from retnet_edge.errors import InputError
+from retnet_edge.tokenizing.library import calling
+from retnet_edge.tokenizing.runs import short_words
 from retnet_edge.tokenizing.special_tokens import END_OF_TEXT
-from retnet_edge.tokenizing.texts import without_limits
+from retnet_edge.tokenizing.structure import MOST_BYTES, judge
+from retnet_edge.tokenizing.trial import try_tokenizer
 
 __all__ = [
     "END_OF_TEXT",
@@ -23,12 +27,14 @@ __all__ = [
 SMALLEST_VOCABULARY = 257
 
 _VOCABULARY_PADDING = 128
+_LONGEST_REASON = 400  # characters: a way into nested parts may be any number
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE of `vocab_size` entries, `<|endoftext|>` being id 0.
 
-    Raises InputError where the vocabulary cannot hold the 256 bytes and the end of text.
+    Words of more than 1,024 characters are learnt from in pieces (`tokenizing/runs.py`). Raises
+    InputError where the vocabulary cannot hold the 256 bytes and the end of text.
     """
     if vocab_size < SMALLEST_VOCABULARY:
         raise InputError(f"vocab_size is {vocab_size}; byte-level BPE needs {SMALLEST_VOCABULARY}")
@@ -41,18 +47,38 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(documents, trainer)
+    words = tokenizer.pre_tokenizer
+    pieces = (piece for document in documents for piece in short_words(document, words))
+    tokenizer.train_from_iterator(pieces, trainer)
     return tokenizer
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read tokenizer.json. Raises InputError where it is missing or not a tokenizer."""
+    """Read tokenizer.json, from wherever it is: the only place that does.
+
+    The file is judged before the library sees it, and an unusual one tried in a process of its own.
+    Truncation, padding and dropout in it are not taken over: texts are whole. Raises InputError
+    where it is missing, too large or not a tokenizer that can be used.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such tokenizer file")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise InputError(f"{path} has {size} bytes; a tokenizer has at most {MOST_BYTES}")
     try:
-        return without_limits(Tokenizer.from_file(str(path)))
-    except Exception as error:  # the library raises a bare Exception
-        raise InputError(f"{path}: not a tokenizer file: {error}") from error
+        judged = judge(path.read_bytes())
+    except ValueError as error:  # msgspec's are ValueErrors
+        said = textwrap.shorten(str(error), _LONGEST_REASON, placeholder=" …")
+        raise InputError(f"{path}: not a tokenizer file: {said}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    if not judged.plain:
+        try_tokenizer(judged.raw, path)
+    with calling(f"{path}: not a tokenizer file"):
+        tokenizer = Tokenizer.from_buffer(judged.raw)
+    for token in judged.controls:
+        if tokenizer.id_to_token(token) is None:
+            raise InputError(f"{path}: post_processor adds the token {token}, which there is not")
+    return tokenizer
 
 
 def used_vocabulary(tokenizer: Tokenizer) -> int:

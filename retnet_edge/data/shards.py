@@ -24,7 +24,8 @@ from retnet_edge.atomic import (
     work_folder,
 )
 from retnet_edge.data.encoding import Encoded, encode_groups
-from retnet_edge.data.sources import Kind, Source, find_sources, read_source
+from retnet_edge.data.kinds import Kind
+from retnet_edge.data.sources import Source, find_sources, read_source
 from retnet_edge.errors import InputError
 from retnet_edge.files import file_entry
 from retnet_edge.progress import hashing, progress

@@ -108,11 +108,21 @@ def read_source(source: Source, field: str) -> Iterator[Document]:
         raise InputError(f"{source.path}: holds no text{where}")
 
 
-def read_texts(sources: Iterable[Source], field: str) -> Iterator[str]:
-    """The texts of all documents, one source after the other. Raises as `read_source`."""
+def read_texts(
+    sources: Iterable[Source], field: str, advance: Callable[[int], None] = lambda n: None
+) -> Iterator[str]:
+    """The texts of all documents, one source after the other. Raises as `read_source`.
+
+    advance(n): n more bytes were read, all in all the sizes of the sources.
+    """
     for source in sources:
+        shown, size = 0, source.size()
         for document in read_source(source, field):
+            if document.position > shown:
+                advance(min(document.position, size) - shown)
+                shown = min(document.position, size)
             yield document.text
+        advance(size - shown)
 
 
 def check_readable(path: Path, field: str) -> None:

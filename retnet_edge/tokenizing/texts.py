@@ -13,6 +13,10 @@ from collections.abc import Iterable, Sequence
 from tokenizers import Encoding, Tokenizer
 
 from retnet_edge.errors import InputError
+from retnet_edge.tokenizing.library import calling
+
+_RARE = "\U00013000\U00012000\ua66e\U0002a700"
+"""Characters that a vocabulary which has a token for the unknown does not know."""
 
 
 def whole(tokenizer: Tokenizer) -> Tokenizer:
@@ -35,8 +39,9 @@ def without_limits(tokenizer: Tokenizer) -> Tokenizer:
 class TextEncoder:
     """Token ids of texts, in which no text is a control token.
 
-    Control tokens are the added ones that are marked special, and those named. What a tokenizer
-    adds around a text (a token at its start, say) is added.
+    Control tokens are the added ones that are marked special, and those named, except for the one
+    that stands for what the vocabulary does not know. What a tokenizer adds around a text (a token
+    at its start, say) is added.
     """
 
     def __init__(self, tokenizer: Tokenizer, controls: Iterable[str] = ()) -> None:
@@ -46,12 +51,15 @@ class TextEncoder:
         added = self.tokenizer.get_added_tokens_decoder()
         names = {*controls, *(token.content for token in added.values() if token.special)}
         # A model may know a control token's name as a word, and a token may not be marked.
-        self._words = {
-            token
-            for name in names
-            if (token := self.tokenizer.token_to_id(name)) is not None
-            and token in self.tokenizer.encode(name, add_special_tokens=False).ids
-        }
+        with calling("the tokenizer cannot encode its own control tokens"):
+            unknown = set(self.tokenizer.encode(_RARE, add_special_tokens=False).ids)
+            self._words = {
+                token
+                for name in names
+                if (token := self.tokenizer.token_to_id(name)) is not None
+                and token in self.tokenizer.encode(name, add_special_tokens=False).ids
+                and token not in unknown
+            }
 
     def __call__(self, text: str) -> list[int]:
         """The ids of one text. Raises InputError as `batch`."""
@@ -60,8 +68,13 @@ class TextEncoder:
     def batch(self, texts: Sequence[str], *, begins: bool = True) -> list[list[int]]:
         """The ids of each text; begins: with what the tokenizer adds around a text.
 
-        Raises InputError where a control token is one character, which cannot be written otherwise.
+        Raises InputError where a control token is one character, which cannot be written
+        otherwise, and where the library fails.
         """
+        with calling("the tokenizer cannot encode a text"):
+            return self._batch(texts, begins)
+
+    def _batch(self, texts: Sequence[str], begins: bool) -> list[list[int]]:
         if not self._words:
             rows = self.tokenizer.encode_batch_fast(texts, add_special_tokens=begins)
             return [row.ids for row in rows]
@@ -106,7 +119,8 @@ def prompt_ids(
     """
     prompt = prompt.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
     if control_tokens:
-        ids: list[int] = whole(tokenizer).encode(prompt, add_special_tokens=begins).ids
+        with calling("the tokenizer cannot encode the prompt"):
+            ids: list[int] = whole(tokenizer).encode(prompt, add_special_tokens=begins).ids
         return ids
     encoder = TextEncoder(tokenizer)
     return encoder.batch([prompt], begins=begins)[0]

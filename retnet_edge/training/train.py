@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from retnet_edge.data.sources import Source, check_readable, find_sources, read_
 from retnet_edge.errors import InputError
 from retnet_edge.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, load_checkpoint
 from retnet_edge.presets import preset
-from retnet_edge.progress import working
+from retnet_edge.progress import about, progress, working
 from retnet_edge.tokenizer import (
     END_OF_TEXT,
     SMALLEST_VOCABULARY,
@@ -40,7 +40,8 @@ from retnet_edge.training.trainer import RUN_FILE, TrainOptions, check_shares, f
 TRAIN_SHARDS = Path("data/train")
 VALID_SHARDS = Path("data/valid")
 VOCABULARY_MULTIPLE = 128
-BPE_BYTES_A_SECOND = 4e6  # of text, roughly, on one core
+BPE_BYTES_A_SECOND = 4e6  # of text whose words are counted, roughly, on one core
+MERGES_OF_10_MB, DISTINCT_WORDS = 2.0, 0.6  # seconds for merges, and how they grow with the text
 
 
 def train(
@@ -224,14 +225,30 @@ def _tokenizer(
             special = find_special_tokens(Path(given).parent, bpe, say)
             content = Path(given).read_bytes()
         else:
-            seconds = sum(source.size() for source in sources) / BPE_BYTES_A_SECOND
-            with working(f"training a byte-level BPE of {vocab_size} tokens", seconds, say):
-                bpe = train_tokenizer(read_texts(sources, text_field), vocab_size)
+            bpe = _new_tokenizer(sources, text_field, vocab_size, say)
             special = SpecialTokens(ends=(bpe.token_to_id(END_OF_TEXT),))
             content = bpe.to_str(pretty=True).encode()
         write_special_tokens(out, special, bpe)
         replace_file(path, content)
     return load_tokenizer(path)
+
+
+def _new_tokenizer(
+    sources: list[Source], text_field: str, vocab_size: int, say: Callable[[str], None]
+) -> Tokenizer:
+    """A byte-level BPE of the text; shows how much of it was read, then that merges are learnt."""
+    size = sum(source.size() for source in sources)
+    read = size / BPE_BYTES_A_SECOND
+    merge = MERGES_OF_10_MB * (size / 1e7) ** DISTINCT_WORDS
+    say(about(f"training a byte-level BPE of {vocab_size} tokens", read + merge))
+    with ExitStack() as after:
+
+        def reading() -> Iterator[str]:
+            with progress("read for the tokenizer (bytes)", size) as advance:
+                yield from read_texts(sources, text_field, advance)
+            after.enter_context(working(f"learning {vocab_size} tokens", merge))
+
+        return train_tokenizer(reading(), vocab_size)
 
 
 def _config(

@@ -16,6 +16,7 @@ from retnet_edge.config import (
     encode_checkpoint_config,
 )
 from retnet_edge.errors import InputError
+from retnet_edge.tokenizer import load_tokenizer
 from retnet_edge.tokenizing.special_tokens import GENERATION_FILE, find_special_tokens
 from retnet_edge.tokenizing.texts import without_limits
 
@@ -84,8 +85,12 @@ class RetNetEdgeTokenizer(PreTrainedTokenizerFast):
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """The tokens that begin, end and pad a text are those that the checkpoint's files name.
 
-        Where they name no end, `<|endoftext|>` is it, if the vocabulary has it.
+        Where they name no end, `<|endoftext|>` is it, if the vocabulary has it. Of a directory,
+        tokenizer.json is loaded by `load_tokenizer` first, which judges it: raises InputError as
+        that does. Truncation and padding in it are not taken over.
         """
+        if args and (path := Path(str(args[0])) / TOKENIZER_FILE).is_file():
+            load_tokenizer(path)
         tokenizer = super().from_pretrained(*args, **kwargs)
         without_limits(tokenizer.backend_tokenizer)
         folder = _folder(*args, **kwargs)

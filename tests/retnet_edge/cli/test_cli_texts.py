@@ -9,7 +9,7 @@ from pathlib import Path
 import command_world
 import numpy as np
 import pytest
-from command_world import SENTENCES, Main, World
+from command_world import SENTENCES, Arguments, Main, World
 from tokenizers import Tokenizer, models
 
 from retnet_edge.data.contexts import text_contexts
@@ -97,7 +97,10 @@ def test_a_run_with_a_tokenizer_of_limits_sees_the_whole_text(limited: World, ma
     given = [part for part in given if part not in ("--vocab-size", "270")]
     done = main(given)
     assert done.status == 0, done.stderr
-    ids = load_checkpoint(limited.checkpoint).tokenizer.encode(SENTENCES.strip()).ids
+    tokenizer = Tokenizer.from_file(str(limited.checkpoint / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    ids = tokenizer.encode(SENTENCES.strip()).ids
     assert Shards(limited.out / "data" / "train").tokens().tolist() == [*ids, 0]
 
 
@@ -112,12 +115,13 @@ def test_every_command_reads_rows(world: World, main: Main) -> None:
     world.text.write_text(f"\n{END}\n".join(LINES))
     column = write_rows(world.folder / "b.gz", "body")
     parity, weights = [], []
+    more: list[str]
     for text, more in ((world.text, []), (column, ["--text-field", "body"])):
         done = main([*world.judge(text=text), "--json", *more])
         (found,) = json.loads(done.stdout[done.stdout.index("{") :])["backends"]
         parity.append(found["parity"])
         out = world.folder / f"{text.name}.q"
-        given = ["--recipe", "int8-static", "--calibration", text, *more]
+        given: Arguments = ["--recipe", "int8-static", "--calibration", text, *more]
         done = main(["quantize", world.bundle, out, *given])
         assert done.status == 0, done.stderr
         weights.append((out / "weights.bin").read_bytes())
@@ -131,7 +135,7 @@ def test_every_command_reads_rows(world: World, main: Main) -> None:
 def test_every_command_says_what_it_saw(command: str, world: World, main: Main) -> None:
     text = world.folder / "text.txt"
     write_rows(text)
-    arguments = {
+    arguments: dict[str, Arguments] = {
         "verify": world.judge(),
         "build": world.build(),
         "quantize": ["quantize", world.bundle, world.out, "--recipe", "int8-static",

@@ -117,3 +117,24 @@ def refusal(folder: Path, capfd: pytest.CaptureFixture[str], *arguments: str) ->
     assert said.err.count("\n") == 1
     assert sorted(folder.rglob("*")) == before
     return said.err
+
+
+def test_a_tokenizer_s_training_shows_how_much_it_has_read(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the time left, as all counted work; then what is still to be done."""
+    monkeypatch.setattr("retnet_edge.progress.LEAST_SECONDS", 0.0)
+    monkeypatch.setattr("retnet_edge.progress.WORTH_A_WORD", 0.0)
+    long = folder / "long.txt"
+    long.write_text(f"{SENTENCES}\n<|endoftext|>\n" * 50)
+    model = ["--model", str(folder / "checkpoint" / "config.json"), "--vocab-size", "270"]
+    assert train(folder, *model, "--data", str(long)) == 0
+    lines = capfd.readouterr().err.splitlines()
+    size = long.stat().st_size + (folder / "text.txt").stat().st_size
+    start = next(i for i, line in enumerate(lines) if line.startswith("training a byte-level BPE"))
+    read = [line for line in lines if line.startswith("read for the tokenizer (bytes): ")]
+    assert len(read) > 3
+    assert read[0].endswith(" left")
+    assert read[-1].startswith(f"read for the tokenizer (bytes): {size} of {size}, took ")
+    learning = next(i for i, line in enumerate(lines) if line.startswith("learning 270 tokens"))
+    assert start < lines.index(read[0]) < lines.index(read[-1]) < learning

@@ -10,6 +10,7 @@ import lzma
 import os
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,7 +38,13 @@ def texts_of(path: Path) -> list[str]:
     return list(read_texts(find_sources([path]), "text"))
 
 
-PACKED = {"": bytes, ".gz": gzip.compress, ".gzip": gzip.compress, ".zst": zstd, ".zstd": zstd}
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".gzip": gzip.compress,
+    ".zst": zstd,
+    ".zstd": zstd,
+}
 
 
 @pytest.mark.parametrize("packing", PACKED)
@@ -60,8 +67,7 @@ def test_prose_under_any_name(name: str, packing: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd])
-def test_a_packing_is_told_without_its_name(pack: object, tmp_path: Path) -> None:
-    assert callable(pack)
+def test_a_packing_is_told_without_its_name(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
     for name, content, texts in [
         ("a.jsonl", ROWS, TEXTS),
         ("a.txt", PROSE, [PROSE.decode().strip()]),

@@ -60,6 +60,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
 def test_no_text_is_a_control_token(kind: str) -> None:
     made = KINDS[kind]()
     end = made.token_to_id(END_OF_TEXT)
+    assert end is not None
     added = made.encode("a").ids.count(end)  # what it puts around any text
     assert end in made.encode(f"a says {END_OF_TEXT} b").ids[added:]
     encode = TextEncoder(made, [END_OF_TEXT])
@@ -99,6 +100,14 @@ def encoder() -> TextEncoder:
     return TextEncoder(byte_level())
 
 
+def test_what_is_unknown_stays_unknown() -> None:
+    """Its token is special in vocabularies of words and pieces, and no name is cut for it."""
+    made = pieces()
+    made.add_special_tokens(["<unk>"])
+    a, space = made.token_to_id("a"), made.token_to_id(" ")
+    assert TextEncoder(made)("a 漢") == [made.token_to_id(END_OF_TEXT), a, space, 0]
+
+
 def test_a_control_token_of_one_character_cannot_be_written_otherwise() -> None:
     made = Tokenizer(models.WordLevel({"[UNK]": 0, "|": 1, "a": 2}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -120,6 +129,8 @@ def test_nothing_is_cut_off_or_padded() -> None:
     for control_tokens in (True, False):
         found = prompt_ids(made, TEXT, begins=True, control_tokens=control_tokens)
         assert found == wanted
+    assert made.truncation is not None
+    assert made.padding is not None
     assert (made.truncation["max_length"], made.padding["length"]) == (4, 100)
     bare = byte_level()
     assert whole(bare) is bare
@@ -128,6 +139,7 @@ def test_nothing_is_cut_off_or_padded() -> None:
 def test_a_prompt_has_control_tokens_where_it_is_told() -> None:
     made = pieces()
     end = made.token_to_id(END_OF_TEXT)
+    assert end is not None
     prompt = f"a{END_OF_TEXT}b"
     for begins in (True, False):
         hand = prompt_ids(made, prompt, begins=begins, control_tokens=True)

@@ -178,7 +178,7 @@ def test_tokenizer_smaller_by_more_than_padding(tmp_path: Path) -> None:
 def test_a_tokenizer_that_is_none(broken: Path) -> None:
     (broken / "tokenizer.json").write_text("{}")
     rewrite_manifest(broken, rehash=True)
-    refused(broken, "tokenizer.json is not a tokenizer")
+    refused(broken, "tokenizer.json: not a tokenizer file: Object missing required field")
 
 
 def test_end_of_text_without_a_token(broken: Path) -> None:
