@@ -44,12 +44,16 @@ class TextEncoder:
     at its start, say) is added.
     """
 
-    def __init__(self, tokenizer: Tokenizer, controls: Iterable[str] = ()) -> None:
-        """Copies the tokenizer, about 0.1 s for each 4 MB of its file; `controls`: more of them."""
+    def __init__(self, tokenizer: Tokenizer, controls: Iterable[str | None] = ()) -> None:
+        """Copies the tokenizer, about 0.1 s for each 4 MB of its file.
+
+        controls: more control tokens; None, which is what an unknown id is called, is none.
+        """
         self.tokenizer = without_limits(Tokenizer.from_str(tokenizer.to_str()))
         self.tokenizer.encode_special_tokens = True
         added = self.tokenizer.get_added_tokens_decoder()
-        names = {*controls, *(token.content for token in added.values() if token.special)}
+        names = {name for name in controls if name is not None}
+        names |= {token.content for token in added.values() if token.special}
         # A model may know a control token's name as a word, and a token may not be marked.
         with calling("the tokenizer cannot encode its own control tokens"):
             unknown = set(self.tokenizer.encode(_RARE, add_special_tokens=False).ids)

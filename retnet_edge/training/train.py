@@ -226,7 +226,9 @@ def _tokenizer(
             content = Path(given).read_bytes()
         else:
             bpe = _new_tokenizer(sources, text_field, vocab_size, say)
-            special = SpecialTokens(ends=(bpe.token_to_id(END_OF_TEXT),))
+            end = bpe.token_to_id(END_OF_TEXT)
+            assert end is not None  # it is the first that is trained
+            special = SpecialTokens(ends=(end,))
             content = bpe.to_str(pretty=True).encode()
         write_special_tokens(out, special, bpe)
         replace_file(path, content)

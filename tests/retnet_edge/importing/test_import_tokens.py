@@ -110,9 +110,14 @@ def test_the_bundle_knows_the_ends_and_draws_no_padding(bundle: Path, tmp_path: 
 
 def ids_drawn(model: Model, count: int) -> list[int]:
     """Token ids that a session is fed, all equally likely, up to an end of text."""
-    session, fed = model.session, []
+    session, fed = model.session, list[int]()
     step = session.step
-    session.step = lambda token: (fed.append(token), step(token))[1]  # type: ignore[method-assign]
+
+    def noted(token: int) -> Any:
+        fed.append(token)
+        return step(token)
+
+    session.step = noted  # type: ignore[method-assign]
     list(model.generate(" a", max_tokens=count, temperature=1, top_k=0, top_p=1, seed=3))
     session.step = step  # type: ignore[method-assign]
     assert fed

@@ -279,7 +279,7 @@ def test_the_manifest_comes_back_as_it_was(tiny: Tiny) -> None:
 
 
 CHANGED = [
-    lambda raw: raw["model"]["config"].update(heads=3),
+    lambda raw: raw["model"]["config"].update(head_norm_eps=0.5),
     lambda raw: raw["tokenizer"].update(end_of_text=1),
     lambda raw: raw["verification"].update(status="verified"),
     lambda raw: raw["tolerance"].update(mean_kl=0.5),
