@@ -219,6 +219,8 @@ def kill_often(name: str, world: World, times: int, rng: random.Random) -> int:
     for _ in range(times):
         if command.clear:
             clear(world)
+            # what a search has measured: else the runs after the first take no time
+            (world.out / "mixed.toml.cache.jsonl").unlink(missing_ok=True)
         elif name == "train":  # from its beginning or from some step
             if rng.random() < 0.5:
                 shutil.rmtree(world.out / "run")

@@ -55,7 +55,8 @@ def stored_scales(scales: NDArray[np.floating], bits: int) -> NDArray[np.float64
     """
     if bits == 8:
         return scales.astype(np.float32).astype(np.float64)
-    return np.clip(scales, *FLOAT16_SCALE_RANGE).astype(np.float16).astype(np.float64)
+    halves = np.clip(scales, *FLOAT16_SCALE_RANGE).astype(np.float16)
+    return np.asarray(halves, dtype=np.float64)
 
 
 def symmetric_zero_point(bits: int) -> int:

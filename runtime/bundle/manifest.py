@@ -321,7 +321,7 @@ def decode(raw: bytes, where: str) -> Manifest:
     return manifest
 
 
-def _not_valid(where: str, error: ValueError) -> InputError:
+def _not_valid(where: str, error: Exception) -> InputError:
     if isinstance(error, InputError):
         return error
     if isinstance(error, UnicodeDecodeError):

@@ -51,14 +51,15 @@ def prepare(bundle: str | Path, *, say: Callable[[str], None] = print) -> Path:
     opened = Bundle.open(bundle)
     _, graph = main_graph(opened)
     target = prepared_folder(opened)
-    key = machine_secret(make=True)
+    secret = machine_secret(make=True)
+    assert secret is not None, "made, or an InputError"
     with work_folder(target) as staging:
         weights = sum(opened.manifest.files[name].size for name in graph.external_data)
         label = f"packing {graph.file} for {processor()}"
         with working(label, weights / PACKED_A_SECOND, say):
             _pack(opened.file(graph.file), opened.manifest, staging)
         files = {name: file_entry(staging / name) for name in (GRAPH_FILE, PACKED_FILE)}
-        record = sealed(PrepackRecord(prepack_key(opened, graph.file), files), key)
+        record = sealed(PrepackRecord(prepack_key(opened, graph.file), files), secret)
         (staging / RECORD_FILE).write_bytes(msgspec.json.encode(record))
         for name in (*files, RECORD_FILE):
             _sync_and_forget(staging / name)
