@@ -38,6 +38,9 @@ LIBRARIES = [
     "onnx",
     "onnxruntime",
     "torch",
+    "torch._dynamo",  # which the first optimizer loads
+    "torch.distributed.fsdp",
+    "pyarrow.parquet",
     "pytest",
     "hypothesis",
 ]
