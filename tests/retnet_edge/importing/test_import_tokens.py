@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -110,9 +112,14 @@ def test_the_bundle_knows_the_ends_and_draws_no_padding(bundle: Path, tmp_path: 
 
 def ids_drawn(model: Model, count: int) -> list[int]:
     """Token ids that a session is fed, all equally likely, up to an end of text."""
-    session, fed = model.session, []
+    session, fed = model.session, list[int]()
     step = session.step
-    session.step = lambda token: (fed.append(token), step(token))[1]  # type: ignore[method-assign]
+
+    def noted(token: int) -> NDArray[np.float32]:
+        fed.append(token)
+        return step(token)
+
+    session.step = noted  # type: ignore[method-assign]
     list(model.generate(" a", max_tokens=count, temperature=1, top_k=0, top_p=1, seed=3))
     session.step = step  # type: ignore[method-assign]
     assert fed
