@@ -121,7 +121,7 @@ def without_padding(found: Imported, tokenizer: Tokenizer, where: Path) -> _Cut:
         )
     if used == rows:
         return _Cut(config, weights, 0)
-    shorter = {
+    shorter: dict[str, Tensor] = {
         name: weights[name][:used].clone()
         for name in ("embedding.weight", "head.weight")
         if name in weights

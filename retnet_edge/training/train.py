@@ -228,7 +228,9 @@ def _tokenizer(
             with working(f"training a byte-level BPE of {vocab_size} tokens", seconds, say):
                 bpe = train_tokenizer(read_texts(sources, text_field), vocab_size)
             bpe.save(str(partial))
-            special = SpecialTokens(ends=(bpe.token_to_id(END_OF_TEXT),))
+            end = bpe.token_to_id(END_OF_TEXT)
+            assert end is not None
+            special = SpecialTokens(ends=(end,))
         write_special_tokens(out, special, bpe)
         partial.replace(path)
     return load_tokenizer(path)
