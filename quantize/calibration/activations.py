@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from retnet_edge.progress import progress
-from retnet_edge.quantize.calibration.instrumented import tap_inputs
+from retnet_edge.quantize.calibration.instrumented import checked_logits, tap_inputs
 from retnet_edge.runtime.bundle.bundle import Bundle
 
 TOKENS = 256
@@ -19,7 +19,7 @@ TOKENS = 256
 def input_rms(bundle: Bundle, wanted: Callable[[str], bool]) -> dict[str, float]:
     """Root mean square of what is multiplied with each weight wanted, over 256 sampled tokens.
 
-    A weight whose inputs are all zero gets 1.
+    A weight whose inputs are all zero gets 1. Raises InputError where the model overflows.
     """
     tapped_graph = tap_inputs(bundle, "step", wanted)
     if tapped_graph is None:
@@ -34,7 +34,7 @@ def input_rms(bundle: Bundle, wanted: Callable[[str], bool]) -> dict[str, float]
             found, states = step.run(token, position, states)
             for name, value in taps.items():
                 squares[name].append(float(np.mean(np.square(found[value]))))
-            logits = found["logits"][0].astype(np.float64)
+            logits = checked_logits(found["logits"], bundle)[0].astype(np.float64)
             probs = np.exp(logits - logits.max())
             token = int(rng.choice(len(probs), p=probs / probs.sum()))
             advance(1)

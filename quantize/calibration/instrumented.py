@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from retnet_edge.errors import InputError
 from retnet_edge.quantize.graphs.edit import matmul_inputs
 from retnet_edge.runtime.backends.ort.options import has_int16_activations, plain_options
 from retnet_edge.runtime.bundle.bundle import Bundle
@@ -98,3 +99,13 @@ def _ort_value(tensor: ir.ExternalTensor) -> onnxruntime.OrtValue:
         bits = array.view(np.uint16)
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, tensor.dtype)
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def checked_logits(logits: NDArray[np.float32], bundle: Bundle) -> NDArray[np.float32]:
+    """The logits themselves. Raises InputError where one is not finite: no text can be drawn."""
+    if not np.isfinite(logits).all():
+        raise InputError(
+            f"{bundle.path}: the model gives logits that are not finite: its weights are too large "
+            "to calculate with"
+        )
+    return logits

@@ -14,7 +14,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from retnet_edge.progress import progress
-from retnet_edge.quantize.calibration.instrumented import InstrumentedGraph, tap_inputs
+from retnet_edge.quantize.calibration.instrumented import (
+    InstrumentedGraph,
+    checked_logits,
+    tap_inputs,
+)
 from retnet_edge.runtime.bundle.bundle import Bundle
 
 Floats = NDArray[np.float32]
@@ -126,7 +130,10 @@ def input_samples(
 def sampled_contexts(
     bundle: Bundle, sequences: int = SEQUENCES, length: int = CONTEXT
 ) -> NDArray[np.int64]:
-    """Tokens [sequences, length] that the model writes: sampled from its own predictions."""
+    """Tokens [sequences, length] that the model writes: sampled from its own predictions.
+
+    Raises InputError where the model overflows.
+    """
     file = bundle.manifest.graph("step").file
     graph = InstrumentedGraph(bundle, ir.load(bundle.file(file)), ())
     rng = np.random.default_rng(0)
@@ -136,7 +143,7 @@ def sampled_contexts(
     with progress("write text to calibrate on (steps)", length - 1) as advance:
         for position in range(length - 1):
             found, states = graph.run(tokens[:, position : position + 1], position, states)
-            logits = found["logits"].astype(np.float64)
+            logits = checked_logits(found["logits"], bundle).astype(np.float64)
             # argmax of logits and Gumbel noise is a sample of their softmax
             tokens[:, position + 1] = (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
             advance(1)

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from retnet_edge.data.encoding import text_encoder
 from retnet_edge.data.sources import find_sources, read_texts
 from retnet_edge.errors import InputError
 from retnet_edge.tokenizer import END_OF_TEXT
-from retnet_edge.tokenizing.texts import TextEncoder
 
 CONTEXT = 2048
 CONTEXTS = 12
@@ -39,7 +39,7 @@ def text_contexts(
         raise InputError(f"{tokens} tokens in contexts of {context}: give 2 <= context <= tokens")
     end = tokenizer.token_to_id(END_OF_TEXT) if end is None else end
     ids: list[int] = []
-    encode = TextEncoder(tokenizer, () if end is None else (tokenizer.id_to_token(end),))
+    encode = text_encoder(tokenizer, end)
     for document in read_texts(find_sources([path]), field):
         ids += [*encode(document), *([] if end is None else [end])]
         if len(ids) >= tokens:

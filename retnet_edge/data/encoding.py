@@ -57,7 +57,7 @@ def encode_groups(
     process with threads, such as torch's, may hang. Raises InputError where one of them died.
     """
     if workers == 1:
-        encoder = _encoder(tokenizer, end)
+        encoder = text_encoder(tokenizer, end)
         for texts in groups:
             yield encode(texts, encoder, dtype, end)
         return
@@ -84,8 +84,10 @@ def encode_groups(
 _worker: tuple[TextEncoder, str, int | None]
 
 
-def _encoder(tokenizer: Tokenizer, end: int | None) -> TextEncoder:
-    return TextEncoder(tokenizer, () if end is None else (tokenizer.id_to_token(end),))
+def text_encoder(tokenizer: Tokenizer, end: int | None) -> TextEncoder:
+    """Of texts that do not hold the token `end`, marked special or not."""
+    name = None if end is None else tokenizer.id_to_token(end)
+    return TextEncoder(tokenizer, () if name is None else (name,))
 
 
 def _start_worker(tokenizer: str, dtype: str, end: int | None) -> None:
@@ -94,7 +96,7 @@ def _start_worker(tokenizer: str, dtype: str, end: int | None) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _worker = (_encoder(Tokenizer.from_str(tokenizer), end), dtype, end)
+    _worker = (text_encoder(Tokenizer.from_str(tokenizer), end), dtype, end)
 
 
 def _exit_with_parent() -> None:

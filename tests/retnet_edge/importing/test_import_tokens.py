@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -113,7 +115,7 @@ def ids_drawn(model: Model, count: int) -> list[int]:
     session, fed = model.session, list[int]()
     step = session.step
 
-    def noted(token: int) -> Any:
+    def noted(token: int) -> NDArray[np.float32]:
         fed.append(token)
         return step(token)
 

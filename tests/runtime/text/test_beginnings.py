@@ -81,7 +81,7 @@ def test_only_the_first_prompt_of_a_text_begins_it(
 def test_each_document_begins_once(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """One that is cut in pieces, for the name of a control token in it, as well."""
     texts = ["The cat sat", "A dog saw the cat, and the cat the dog", "And so on"]
-    controls = [tokenizer.id_to_token(tokenizer.encode("at", add_special_tokens=False).ids[0])]
+    controls = [str(tokenizer.id_to_token(tokenizer.encode("at", add_special_tokens=False).ids[0]))]
     for encoder in (TextEncoder(tokenizer), TextEncoder(tokenizer, controls)):
         tokens, ends, _ = encode(texts, encoder, "uint16", 0)
         rows = [row.tolist() for row in np.split(tokens, ends[:-1])]
