@@ -118,6 +118,7 @@ def test_every_command_reads_rows(world: World, main: Main) -> None:
     more: list[str]
     for text, more in ((world.text, []), (column, ["--text-field", "body"])):
         done = main([*world.judge(text=text), "--json", *more])
+        assert done.status in (0, 1), done.stderr
         (found,) = json.loads(done.stdout[done.stdout.index("{") :])["backends"]
         parity.append(found["parity"])
         out = world.folder / f"{text.name}.q"
