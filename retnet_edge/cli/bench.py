@@ -9,7 +9,7 @@ from typing import get_args
 
 import click
 
-from retnet_edge.cli.say import say
+from retnet_edge.cli.say import say, show
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle.manifest import Backend
 
@@ -44,7 +44,7 @@ def prepare(bundle: Path) -> None:
     from retnet_edge.runtime.backends.ort.prepare import prepare as run
 
     folder = run(bundle, say=say)
-    click.echo(f"wrote {folder}")
+    show(f"wrote {folder}")
 
 
 @click.command()
@@ -112,7 +112,7 @@ def bench(
             with working(f"profiling {steps:,} steps"):
                 operators = run_profile(opened, steps=steps, threads=count, backend=backend)
             if form == "json":
-                click.echo(msgspec.json.format(msgspec.json.encode(operators), indent=1))
+                show(msgspec.json.format(msgspec.json.encode(operators), indent=1).decode())
             else:
                 print_profile(operators, steps, console)
         return
@@ -140,10 +140,10 @@ def bench(
             progress=show,
         )
     if form == "json":
-        click.echo(msgspec.json.format(msgspec.json.encode(result), indent=1))
+        show(msgspec.json.format(msgspec.json.encode(result), indent=1).decode())
     elif form == "csv":
-        click.echo(to_csv(result), nl=False)
+        show(to_csv(result).removesuffix("\n"))
     elif form == "markdown":
-        click.echo(to_markdown(result), nl=False)
+        show(to_markdown(result).removesuffix("\n"))
     else:
         print_bench(result, console)
