@@ -120,7 +120,7 @@ def bench(
         advance: Callable[[int], None] | None = None
         seen = 0
 
-        def show(done: int, total: int) -> None:
+        def count_on(done: int, total: int) -> None:
             nonlocal advance, seen
             if advance is None:
                 advance = stack.enter_context(progress("bench", total))
@@ -137,7 +137,7 @@ def bench(
             repetitions=repetitions,
             backend=backend,
             memory=memory,
-            progress=show,
+            progress=count_on,
         )
     if form == "json":
         show(msgspec.json.format(msgspec.json.encode(result), indent=1).decode())

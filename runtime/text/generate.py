@@ -77,7 +77,7 @@ def _check_unicode(name: str, text: str) -> None:
 def _feed(
     session: Session, prompt: list[int], on_prefill: Callable[[int, int], None]
 ) -> NDArray[np.float32]:
-    """The logits after the prompt, which is fed as a whole or, where that is stopped, not at all."""
+    """The logits after the prompt, which is fed as a whole or, where stopped, not at all."""
     before = Snapshot.of(session)
     try:
         for start in range(0, len(prompt), PREFILL_CHUNK):

@@ -2,11 +2,11 @@
 
 A state file is
 
-    b"RETSTATE"  header length (4 bytes, little-endian)  header (JSON)  tokens  seen  states  SHA-256
+    b"RETSTATE"  header length (uint32)  header (JSON)  tokens  seen  states  SHA-256
 
 tokens int32 [n], seen int32 [m] (ids that occurred, ascending; version 1 lacks them) and the states
-in the manifest's order, all little-endian; the SHA-256 is of every byte before it. The header names the bundle by its fingerprint (`Bundle.fingerprint`): a state means
-nothing to other weights.
+in the manifest's order, all little-endian; the SHA-256 is of every byte before it. The header names
+the bundle by its fingerprint (`Bundle.fingerprint`): a state means nothing to other weights.
 """
 
 from __future__ import annotations

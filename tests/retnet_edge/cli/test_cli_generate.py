@@ -65,7 +65,7 @@ def test_a_stopped_text_is_in_the_state_file(
     rest, stderr = child.communicate(timeout=60)
     assert child.returncode == status, stderr
     assert b"Traceback" not in stderr
-    assert_state_is_of(tiny, tmp_path / "s", (first + rest).decode())
+    assert_state_is_of(tiny, tmp_path / "s", (first + rest).decode().removesuffix("\n"))
     assert os.listdir(tmp_path) == ["s"]
 
 

@@ -312,9 +312,13 @@ def test_ctrl_c_comes_when_all_that_was_fed_is_shown(tiny: Tiny) -> None:
 
     inner.step = step  # type: ignore[method-assign]
     shown = ""
-    with pytest.raises(KeyboardInterrupt):
+    try:
         for piece in generate(inner, TOKENIZER, "The cat", max_tokens=99, sampling=GREEDY):
             shown += piece
+    except KeyboardInterrupt:
+        pass
+    else:
+        pytest.fail("Ctrl-C was swallowed")
     assert shown == said(whole, "The cat", 3)
     assert inner.position == whole.position
     np.testing.assert_array_equal(inner.states()[0], whole.states()[0])
