@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from retnet_edge.cli.say import say, show, show_piece
+from retnet_edge.cli.say import for_display, say, show, show_piece
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle.manifest import Backend
 
@@ -176,11 +176,14 @@ def _converse(session: Session, reply: Callable[[str], None]) -> None:
 
 def _print(pieces: Iterator[str]) -> None:
     """Print the pieces and a line's end; what came before Ctrl-C is printed whole."""
-    pending = ""
+    pending, write = "", sys.stdout.write
     try:
         for pending in pieces:
+            pending = for_display(pending)
+            # Ctrl-C comes between calls, and there is none between these: written once, or pending.
             text, pending = pending, ""
-            show_piece(text)
+            write(text)
+            sys.stdout.flush()
     finally:
         show_piece(f"{pending}\n")
 

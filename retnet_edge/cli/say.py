@@ -35,7 +35,12 @@ def show_piece(text: str) -> None:
     On a terminal control characters are escaped: a bundle is somebody else's file, and its model
     may have learned to write them. A file or a pipe gets the text itself.
     """
-    _write(sys.stdout, printable(text) if sys.stdout.isatty() else text)
+    _write(sys.stdout, for_display(text))
+
+
+def for_display(text: str) -> str:
+    """A piece of a model's text as `show_piece` prints it."""
+    return printable(text) if sys.stdout.isatty() else text
 
 
 def escape_what_is_missing() -> None:
