@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from retnet_edge.atomic import replace_file
+from retnet_edge.atomic import check_writable, replace_file
 from retnet_edge.errors import InputError
 from retnet_edge.progress import progress, working
 from retnet_edge.quantize.calibration.activations import input_rms
@@ -153,6 +153,7 @@ def search(
         raise InputError(f"--search {recipe}: name a .toml file in a directory that exists")
     if recipe.exists():
         raise InputError(f"--search {recipe}: exists already; give it as --recipe, or remove it")
+    check_writable(recipe.absolute().parent, recipe)
     if source.manifest.backends != ("onnxruntime",):
         raise InputError(f"{source.path}: a search needs a bundle with ONNX graphs alone")
     check_unquantized(source)

@@ -32,11 +32,31 @@ _FOLDER_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONB
 
 
 def check_target(target: Path) -> None:
-    """Raises InputError where a folder cannot be made at `target`: something is, or no folder."""
+    """Raises InputError where a folder cannot be made at `target`.
+
+    Something is there, its parent is no folder, or nothing can be written in that.
+    """
     if target.exists() or target.is_symlink():
         raise InputError(f"{target} exists already: name a new directory or remove it first")
     if not target.parent.is_dir():
         raise InputError(f"{target.parent} is not a directory: {target.name} cannot be made in it")
+    check_writable(target.parent, target)
+
+
+def check_writable(folder: Path, what: Path) -> None:
+    """Raises InputError where no file can be written in `folder`: tried, with one byte.
+
+    For a command that writes `what` after long work.
+    """
+    probe = folder / PARTIAL.format(name="probe", token=secrets.token_hex(4))
+    try:
+        with probe.open("wb") as file:
+            file.write(b"x")
+    except OSError as error:
+        why = DISK_FULL if is_disk_full(error) else error.strerror
+        raise InputError(f"{what} cannot be written: {folder}: {why}") from error
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 @contextmanager

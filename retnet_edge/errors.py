@@ -17,6 +17,13 @@ class InputError(ValueError):
     """
 
 
+class SessionBusyError(InputError):
+    """A session, batch or prompt cache was called while another thread was in it.
+
+    Nothing was done for this call; the other one goes on unharmed.
+    """
+
+
 class CheckFailed(Exception):  # noqa: N818 - a verdict about the bundle, not an error of the tool
     """The work was done and says no (a figure is out of tolerance): exit status 1."""
 

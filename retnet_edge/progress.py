@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from retnet_edge.printable import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -38,6 +40,7 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     block it is a second bar, or a line a minute.
     """
     global _plain
+    label = printable(label)
     if sys.stderr.isatty():
         with _display() as bars:
             task = bars.add_task(label, total=max(total, 1))
@@ -64,6 +67,7 @@ def working(
     to standard error where that is no terminal, of work of 5 seconds or more.
     """
     terminal = sys.stderr.isatty()
+    label = printable(label)
     if say is not None:
         say(about(label, seconds or 0.0))
     elif not terminal and (seconds or 0.0) >= WORTH_A_WORD:

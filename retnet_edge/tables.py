@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from retnet_edge.printable import printable
+
 GAP = 2  # blanks between two columns
 LEAST_LABEL = 24  # characters that a column of labels keeps, where it has as many
 INDENT = "  "  # of a label's second line, and of facts below their title
@@ -46,6 +48,7 @@ def show_table(
     Columns that the console has no room for follow in tables of their own. notes: sentences below.
     A line break in a cell is kept.
     """
+    header, rows = _printable(header), [_printable(row) for row in rows]
     widths = [max(map(_width, cells)) for cells in zip(header, *rows, strict=True)]
     words = [word for row in (header, *rows) for word in row[0].split()]
     label = min(widths[0], max(LEAST_LABEL, *map(cell_len, words)))
@@ -83,6 +86,7 @@ def show_facts(console: Console, title: str, facts: Sequence[tuple[str, str]]) -
     """
     if title:
         _say(console, title, "bold")
+    facts = [(printable(name), printable(value)) for name, value in facts]
     names = min(max((len(name) for name, _ in facts), default=0), console.width // 2)
     for name, value in facts:
         start = f"{INDENT}{name:<{names}}{' ' * GAP}"
@@ -111,7 +115,11 @@ _WORDS = {**_HYPHENS, "break_long_words": False}
 
 def _say(console: Console, line: str, style: str = "") -> None:
     if line:
-        console.print(Text(line, style=style))
+        console.print(Text(printable(line), style=style))
+
+
+def _printable(row: Row) -> Row:
+    return [printable(cell) for cell in row]
 
 
 def _width(cell: str) -> int:

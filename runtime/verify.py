@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from retnet_edge.atomic import replace_file
+from retnet_edge.atomic import check_writable, replace_file
 from retnet_edge.errors import DISK_FULL, InputError, is_disk_full
 from retnet_edge.runtime.backends.profile import profile
 from retnet_edge.runtime.backends.select import backend_version, choose_backend, open_session
@@ -75,6 +75,7 @@ def verify(
     """
     check_threads(threads)
     bundle = Bundle.open(bundle_path)
+    check_verdict_folder(bundle)
     has = bundle.manifest.backends
     chosen = has if backend is None else (choose_backend(bundle, backend),)
     measured = tuple(
@@ -110,6 +111,13 @@ def verify(
     )
     write_verdict(bundle, verdict)
     return verdict
+
+
+def check_verdict_folder(bundle: Bundle) -> None:
+    """Raises InputError where reports and a verdict cannot be written into the bundle."""
+    for folder in (bundle.path, bundle.path / REPORTS):
+        if folder.is_dir():
+            check_writable(folder, bundle.path / REPORT_FILE)
 
 
 def measure_baseline(path: Path, memory_steps: int | None, beside: SideBySide) -> Future[Memory]:

@@ -7,6 +7,7 @@ command is called, and imports torch or a backend only inside the command. Exit 
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -17,8 +18,9 @@ from typing import NamedTuple
 
 import click
 
-from retnet_edge.cli.say import say
+from retnet_edge.cli.say import escape_what_is_missing, say
 from retnet_edge.errors import DISK_FULL, CheckFailed, InputError, ReportedElsewhere, is_disk_full
+from retnet_edge.printable import printable
 from retnet_edge.quiet import VARIABLE, Quiet
 from retnet_edge.runtime.session.threads import check_thread_variables
 from retnet_edge.version import __version__
@@ -110,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by who started this process
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115 - until the end
+    escape_what_is_missing()
     quiet = Quiet()
     try:
         args = list(sys.argv[1:] if arguments is None else arguments)
@@ -122,7 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
-        error.show()
+        told = io.StringIO()
+        error.show(told)  # repeats what was typed
+        sys.stderr.write(printable(told.getvalue()))
         return 2
     except InputError as error:
         return _fail(str(error), 2)

@@ -9,7 +9,7 @@ from typing import get_args
 
 import click
 
-from retnet_edge.cli.say import say
+from retnet_edge.cli.say import say, show
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle.manifest import Backend
 
@@ -44,7 +44,7 @@ def prepare(bundle: Path) -> None:
     from retnet_edge.runtime.backends.ort.prepare import prepare as run
 
     folder = run(bundle, say=say)
-    click.echo(f"wrote {folder}")
+    show(f"wrote {folder}")
 
 
 @click.command()
@@ -110,7 +110,7 @@ def bench(
             with working(f"profiling {steps:,} steps"):
                 operators = run_profile(opened, steps=steps, threads=count, backend=backend)
             if form == "json":
-                click.echo(msgspec.json.format(msgspec.json.encode(operators), indent=1))
+                show(msgspec.json.format(msgspec.json.encode(operators), indent=1).decode())
             else:
                 print_profile(operators, steps, console)
         return
@@ -118,7 +118,7 @@ def bench(
         advance: Callable[[int], None] | None = None
         seen = 0
 
-        def show(done: int, total: int) -> None:
+        def count_on(done: int, total: int) -> None:
             nonlocal advance, seen
             if advance is None:
                 advance = stack.enter_context(progress("bench", total))
@@ -135,13 +135,13 @@ def bench(
             repetitions=repetitions,
             backend=backend,
             memory=memory,
-            progress=show,
+            progress=count_on,
         )
     if form == "json":
-        click.echo(msgspec.json.format(msgspec.json.encode(result), indent=1))
+        show(msgspec.json.format(msgspec.json.encode(result), indent=1).decode())
     elif form == "csv":
-        click.echo(to_csv(result), nl=False)
+        show(to_csv(result).removesuffix("\n"))
     elif form == "markdown":
-        click.echo(to_markdown(result), nl=False)
+        show(to_markdown(result).removesuffix("\n"))
     else:
         print_bench(result, console)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from retnet_edge.cli.say import show
+
 _FORMATS = ("auto", "torchscale", "fla", "syncdoth")
 
 
@@ -27,5 +29,5 @@ def import_command(source: str, out: Path, source_format: str, tokenizer: Path |
     """Write the RetNet in SOURCE, a folder or a hub id, as a checkpoint at OUT."""
     from retnet_edge.importing.checkpoint import import_checkpoint
 
-    import_checkpoint(source, out, source_format=source_format, tokenizer=tokenizer, say=click.echo)
-    click.echo(f"wrote {out}")
+    import_checkpoint(source, out, source_format=source_format, tokenizer=tokenizer, say=show)
+    show(f"wrote {out}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import click
 from click.core import ParameterSource
 
-from retnet_edge.cli.say import say
+from retnet_edge.cli.say import say, show
 from retnet_edge.errors import CheckFailed, InputError
 from retnet_edge.runtime.bundle.manifest import Backend
 from retnet_edge.runtime.session.threads import MOST_THREADS
@@ -85,7 +85,7 @@ def export(checkpoint: Path, out: Path, to: str, flavour: Literal["ort", "portab
     from retnet_edge.export.export import export as run
 
     run(checkpoint, out, to=to.split(","), flavour=flavour, say=say)
-    click.echo(f"wrote {out}")
+    show(f"wrote {out}")
 
 
 @click.command()
@@ -136,7 +136,7 @@ def quantize(
         search(bundle, found, budget=budget, say=say, **text)
         options["recipe"] = str(found)
     run(bundle, out, say=say, **options)
-    click.echo(f"wrote {out}")
+    show(f"wrote {out}")
 
 
 @click.command()
@@ -157,7 +157,7 @@ def verify(
 
     Every backend of every bundle is a column of one report; each bundle also gets its own.
     """
-    from retnet_edge.atomic import replace_file
+    from retnet_edge.atomic import check_writable, replace_file
     from retnet_edge.pipeline.verify import verify_all
     from retnet_edge.runtime.report.card import model_card
     from retnet_edge.runtime.report.page import render_report
@@ -165,6 +165,8 @@ def verify(
     for option, path in (("--report", report), ("--card", card)):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise InputError(f"{option} {path}: name a file in a directory that exists")
+        if path is not None:
+            check_writable(path.absolute().parent, path)
     found = verify_all(bundles, say=say, **options)
     if report is not None or card is not None:
         entries = _entries(found.bundles)

@@ -6,15 +6,18 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
 
+from retnet_edge.cli.say import for_display, say, show, show_piece
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle.manifest import Backend
 
 if TYPE_CHECKING:
+    from retnet_edge.runtime.bundle.bundle import Bundle
     from retnet_edge.runtime.session.protocol import Session
 
 
@@ -68,18 +71,15 @@ def generate(
 
     With --interactive, every line read continues the same text; the state stays the same size
     however long it gets. Ctrl-D ends. With --state, it also survives the end of the program: the
-    next call goes on where this one, or the last reply of an interactive one, ended.
+    next call goes on where this one, or the last reply of an interactive one, ended. Ctrl-C and a
+    reader that goes away end a reply, and the file gets what was shown until then.
     """
+    from retnet_edge.file_lock import locked
     from retnet_edge.runtime.backends.select import open_session
     from retnet_edge.runtime.bundle.bundle import Bundle
     from retnet_edge.runtime.text.generate import generate as stream
     from retnet_edge.runtime.text.sampling import Sampling
-    from retnet_edge.runtime.text.snapshot import (
-        Snapshot,
-        check_state_folder,
-        load_snapshot,
-        save_snapshot,
-    )
+    from retnet_edge.runtime.text.snapshot import check_state_folder, load_snapshot
 
     if (prompt is None) != interactive:
         raise InputError("give either --prompt TEXT or --interactive")
@@ -93,31 +93,50 @@ def generate(
     )
     if state is not None:
         check_state_folder(state)
-    opened = Bundle.open(bundle)
-    tokenizer = opened.tokenizer()
-    session = open_session(opened, threads, backend)
-    if state is not None and state.exists():
-        load_snapshot(state, opened).restore(session)
+    with nullcontext() if state is None else locked(state):
+        opened = Bundle.open(bundle)
+        tokenizer = opened.tokenizer()
+        session = open_session(opened, threads, backend)
+        if state is not None and state.exists():
+            load_snapshot(state, opened).restore(session)
 
-    def reply(text: str) -> Iterator[str]:
-        yield from stream(
-            session,
-            tokenizer,
-            text,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            stop=stop,
-            end_of_text=opened.manifest.tokenizer.ends,
-            control_tokens=control_tokens,
-            on_prefill=_feeding(),
-        )
-        if state is not None:
-            save_snapshot(Snapshot.of(session), opened, state)
+        def reply(text: str) -> None:
+            pieces = stream(
+                session,
+                tokenizer,
+                text,
+                max_tokens=max_tokens,
+                sampling=sampling,
+                stop=stop,
+                end_of_text=opened.manifest.tokenizer.ends,
+                control_tokens=control_tokens,
+                on_prefill=_feeding(),
+            )
+            before = session.position
+            try:
+                _print(pieces)
+            except (KeyboardInterrupt, OSError):  # Ctrl-C, SIGTERM, a reader that went away
+                if session.position != before:
+                    _save(session, opened, state)
+                raise
+            _save(session, opened, state)
 
-    if prompt is None:
-        _converse(session, reply)
-    else:
-        _print(reply(prompt))
+        if prompt is None:
+            _converse(session, reply)
+        else:
+            reply(prompt)
+
+
+def _save(session: Session, bundle: Bundle, state: Path | None) -> None:
+    """Leave the session's state in the file; Ctrl-C waits meanwhile."""
+    from retnet_edge.interrupts import deliver, held_back
+    from retnet_edge.runtime.text.snapshot import Snapshot, save_snapshot
+
+    if state is None:
+        return
+    with held_back() as came:
+        save_snapshot(Snapshot.of(session), bundle, state)
+    deliver(came)
 
 
 def _feeding() -> Callable[[int, int], None]:
@@ -138,17 +157,25 @@ def _feeding() -> Callable[[int, int], None]:
     return show
 
 
-def _converse(session: Session, reply: Callable[[str], Iterator[str]]) -> None:
+def _converse(session: Session, reply: Callable[[str], None]) -> None:
     """Answer lines of standard input until it ends; then say what the state takes."""
     try:
         while True:
             if sys.stdin.isatty():
                 click.echo("> ", nl=False, err=True)
-            line = sys.stdin.readline()
+            line = sys.stdin.buffer.readline()
             if not line:
                 break
-            if text := line.rstrip("\n"):
-                _print(reply(text if session.position == 0 else f"\n{text}"))
+            try:
+                text = line.decode().rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                say(
+                    f"this line was left out: it is not UTF-8 (byte {error.start} is "
+                    f"0x{line[error.start]:02x})"
+                )
+                continue
+            if text:
+                reply(text if session.position == 0 else f"\n{text}")
     finally:
         click.echo(
             f"state: {session.state_bytes:,} bytes after {session.position:,} tokens", err=True
@@ -156,9 +183,17 @@ def _converse(session: Session, reply: Callable[[str], Iterator[str]]) -> None:
 
 
 def _print(pieces: Iterator[str]) -> None:
-    for piece in pieces:
-        click.echo(piece, nl=False)
-    click.echo()
+    """Print the pieces and a line's end; what came before Ctrl-C is printed whole."""
+    pending, write = "", sys.stdout.write
+    try:
+        for pending in pieces:
+            pending = for_display(pending)
+            # Ctrl-C comes between calls, and there is none between these: written once, or pending.
+            text, pending = pending, ""
+            write(text)
+            sys.stdout.flush()
+    finally:
+        show_piece(f"{pending}\n")
 
 
 @click.command()
@@ -170,7 +205,7 @@ def info(path: Path, as_json: bool) -> None:
 
     facts = describe(path)
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        show(json.dumps(facts, indent=2))
         return
     from retnet_edge.tables import show_facts, standard_output
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import click
 from click.core import ParameterSource
 
-from retnet_edge.cli.say import say
+from retnet_edge.cli.say import say, show
 from retnet_edge.errors import InputError
 
 _PATH = click.Path(path_type=Path)
@@ -171,7 +171,7 @@ def train(
     )
     if os.environ.get("RANK", "0") != "0":
         return
-    click.echo(
+    show(
         f"{out / 'checkpoint'}: held-out perplexity {result.perplexity:.2f}, "
         f"{result.bits_per_byte:.4f} bits a byte"
     )

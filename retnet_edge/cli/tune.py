@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from retnet_edge.cli.say import say
+from retnet_edge.cli.say import say, show
 
 _PATH = click.Path(path_type=Path)
 
@@ -63,4 +63,4 @@ def tune(
         device=pick_device(device),
         say=say,
     )
-    click.echo(f"wrote {out}")
+    show(f"wrote {out}")

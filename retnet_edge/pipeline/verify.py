@@ -32,7 +32,7 @@ from retnet_edge.runtime.parity.replay import replay
 from retnet_edge.runtime.report.page import column_name, labels
 from retnet_edge.runtime.report.verdict import Check, Verdict
 from retnet_edge.runtime.session.threads import check_threads, physical_cores
-from retnet_edge.runtime.verify import compare_backend_pairs, measure_baseline
+from retnet_edge.runtime.verify import check_verdict_folder, compare_backend_pairs, measure_baseline
 from retnet_edge.runtime.verify import verify as verify_bundle
 
 KERNEL_TOKENS = 64
@@ -117,7 +117,8 @@ def verify_all(
     for path in bundles:
         if str(path) in opened:
             raise InputError(f"{path} is named twice; name each bundle once")
-        opened[str(path)] = Bundle.open(path)
+        opened[str(path)] = bundle = Bundle.open(path)
+        check_verdict_folder(bundle)
     columns: list[tuple[str, Bundle, Backend]] = []
     called = labels(list(opened))
     for name, bundle in opened.items():

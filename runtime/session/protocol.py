@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,9 @@ PREFILL_SPAN = 128
 """Tokens that one call of a prefill graph takes at most: longer ones are no faster, and need more
 memory (docs/decisions/0026-prompts-in-spans-of-128.md)."""
 
+MAX_POSITION = 2**62
+"""Tokens that a state can have seen: far from what an int64 that counts on would overflow at."""
+
 State = NDArray[Any]
 
 
@@ -23,6 +26,9 @@ class Session(Protocol):
 
     The logits that `step` and `prefill` return are a read-only view of a buffer that the next call
     overwrites: copy them to keep them.
+
+    A session is for one caller at a time. Methods that run or copy raise SessionBusyError, an
+    InputError, while another thread is in one of them; they do not wait.
     """
 
     @property
@@ -33,6 +39,11 @@ class Session(Protocol):
     @property
     def state_bytes(self) -> int:
         """Bytes of the states at the current position (as one copy of them counts)."""
+        ...
+
+    @property
+    def seen(self) -> Set[int]:
+        """The ids that the state has been fed, each once; what a repetition penalty counts."""
         ...
 
     def reset(self) -> None:
@@ -55,10 +66,13 @@ class Session(Protocol):
         """Copies of the states, in the manifest's order, each [1, heads, …]."""
         ...
 
-    def load_states(self, states: Sequence[State], position: int) -> None:
+    def load_states(
+        self, states: Sequence[State], position: int, seen: Collection[int] = ()
+    ) -> None:
         """Continue from `states` (copied in) as they were after `position` tokens.
 
-        Raises InputError where their number, a dtype or a shape is not the manifest's.
+        seen: the ids of those tokens, in any order, where they are known. Raises InputError where
+        the number of states, a dtype, a shape or an id is not the manifest's.
         """
         ...
 
@@ -78,10 +92,12 @@ def check_tokens(tokens: Sequence[int], vocab_size: int) -> NDArray[np.int64]:
 def check_states(states: Sequence[State], position: int, specs: Sequence[StateSpec]) -> list[State]:
     """The states as contiguous arrays, if they are states of `specs` after `position` tokens.
 
-    Raises InputError for a negative position, a wrong number of states, a wrong dtype or shape.
+    Raises InputError for a position out of range, a wrong number of states, a wrong dtype or shape.
     """
-    if position < 0:
-        raise InputError(f"position is {position}; a state has seen 0 tokens or more")
+    if not 0 <= position <= MAX_POSITION:
+        raise InputError(
+            f"position is {position}; a state has seen 0 tokens or more, and at most {MAX_POSITION}"
+        )
     if len(states) != len(specs):
         raise InputError(f"{len(states)} states were given; this bundle has {len(specs)}")
     for state, spec in zip(states, specs, strict=True):

@@ -9,7 +9,8 @@ which of a kernel's loops it meets, and so the last bits (docs/how-to/run.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from retnet_edge.runtime.backends.ort.graph import (
     run_with_binding,
 )
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.one_sequence import check_seen, one_caller
 from retnet_edge.runtime.session.protocol import (
     PREFILL_SPAN,
     check_states,
@@ -34,7 +36,10 @@ from retnet_edge.runtime.text.snapshot import Snapshot
 
 
 class Batch:
-    """Up to `capacity` sequences on ONNX Runtime, each with a number of its own."""
+    """Up to `capacity` sequences on ONNX Runtime, each with a number of its own.
+
+    It is for one caller at a time: SessionBusyError where a second thread comes between.
+    """
 
     def __init__(self, bundle: Bundle, capacity: int, *, threads: int | None = None) -> None:
         """`threads`: see `open_session`.
@@ -57,6 +62,7 @@ class Batch:
         kind, graph = main_graph(bundle)
         if kind != "prefill":
             raise InputError(f"{bundle.path} has no graph that takes both prompts and steps")
+        self._caller = threading.RLock()
         self._bundle = bundle
         self._graph = load_graph(bundle, kind, threads)
         self._specs = manifest.states
@@ -73,6 +79,7 @@ class Batch:
         self._alone = [np.zeros(shape, dtype=dtype) for shape, dtype in shapes]
         self._current = 0
         self._rows: list[int] = []  # the sequence in each row
+        self._seen: dict[int, set[int]] = {}  # of each sequence
         self._joined = 0
         self._bindings: dict[tuple[int, int], Any] = {}
 
@@ -85,6 +92,15 @@ class Batch:
         """Tokens that a sequence has seen. Raises InputError for an unknown one."""
         return int(self._positions[self._row(sequence)])
 
+    def seen(self, sequence: int) -> Set[int]:
+        """The ids that a sequence has been fed, each once, for `Sampler.sample`; a view.
+
+        Raises InputError for an unknown sequence.
+        """
+        self._row(sequence)
+        return self._seen[sequence]
+
+    @one_caller
     def join(self, snapshot: Snapshot | None = None) -> int:
         """Add a sequence, empty or as in `snapshot`; its number, which is never used again.
 
@@ -95,13 +111,16 @@ class Batch:
             raise InputError(f"the batch is full: it has room for {self._capacity} sequences")
         if snapshot is not None:
             states = check_states(snapshot.states, snapshot.position, self._specs)
+        seen = check_seen(() if snapshot is None else snapshot.seen, self._vocab)
         for index, rows in enumerate(self._sets[self._current]):
             rows[row] = 0 if snapshot is None else states[index][0]
         self._positions[row] = 0 if snapshot is None else snapshot.position
         self._rows.append(self._joined)
+        self._seen[self._joined] = seen
         self._joined += 1
         return self._rows[-1]
 
+    @one_caller
     def leave(self, sequence: int) -> Snapshot:
         """Take a sequence out, and nothing of it stays; its state. Raises InputError as above."""
         kept, row, last = self.snapshot(sequence), self._row(sequence), len(self._rows) - 1
@@ -112,15 +131,18 @@ class Batch:
                 rows[last] = 0
         self._positions[row] = self._positions[last]
         self._rows[row] = self._rows[last]
-        del self._rows[last]
+        del self._rows[last], self._seen[sequence]
         return kept
 
+    @one_caller
     def snapshot(self, sequence: int) -> Snapshot:
         """Copies of a sequence's states. Raises InputError for an unknown sequence."""
         row = self._row(sequence)
         states = [rows[row : row + 1].copy() for rows in self._sets[self._current]]
-        return Snapshot(int(self._positions[row]), tuple(states))
+        seen = frozenset(self._seen[sequence])
+        return Snapshot(int(self._positions[row]), tuple(states), seen=seen)
 
+    @one_caller
     def prefill(self, sequence: int, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Feed a prompt to one sequence; the logits [vocab] after it, a copy.
 
@@ -142,8 +164,10 @@ class Batch:
             for rows, alone in zip(current, self._alone, strict=True):
                 rows[row] = alone[0]
             self._positions[row] += span.size
+            self._seen[sequence].update(span[0].tolist())
         return logits.reshape(-1)
 
+    @one_caller
     def step(self, tokens: Mapping[int, int]) -> dict[int, NDArray[np.float32]]:
         """Feed one token to each sequence of the batch; the logits [vocab] of each.
 
@@ -162,6 +186,8 @@ class Batch:
         run_with_binding(self._graph, self._binding(count), self._bundle.path)
         self._current = self._next
         self._positions[:count] += 1
+        for sequence, token in tokens.items():
+            self._seen[sequence].add(token)
         return {sequence: self._logits[row] for row, sequence in enumerate(self._rows)}
 
     @property

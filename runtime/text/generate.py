@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
-from retnet_edge.errors import InputError
+from retnet_edge.errors import InputError, SessionBusyError
+from retnet_edge.interrupts import deliver, held_back
 from retnet_edge.runtime.session.protocol import Session
 from retnet_edge.runtime.text.sampling import Sampler, Sampling
+from retnet_edge.runtime.text.snapshot import Snapshot
 from retnet_edge.tokenizing.texts import prompt_ids
 
 PREFILL_CHUNK = 1024
@@ -35,22 +39,30 @@ def generate(
 
     Ends after `max_tokens` tokens, at a token of `end_of_text`, or where one of the strings `stop`
     is complete (none of its text is yielded). A stop string that is the name of a special token,
-    such as `</s>`, which is no text, stands for the token: an end of text as well. When the
-    iterator is exhausted, the session has seen the prompt and every generated token but that end,
-    so a later call goes on from there. Ids without a token (padding of the vocabulary) are not
-    drawn.
+    such as `</s>`, which is no text, stands for the token: an end of text as well. Whenever a piece
+    was yielded, and at the end, the session has seen the prompt and every generated token but that
+    end, so a later call goes on from there: after `break` too. (Then it may have seen tokens of
+    which nothing was yielded: the bytes of a character, or the beginning of a stop string, that
+    wait for what follows.) Ctrl-C is raised between two pieces, when all that was generated has
+    been yielded; while the prompt is fed it puts the session back to where it was. The repetition
+    penalty counts what the session has seen, earlier calls and restored states included. Ids
+    without a token (padding of the vocabulary) are not drawn.
     control_tokens: whether the name of a control token, such as `<|endoftext|>`, stands for the
     token in a prompt, which lets a prompt be written in a model's own chat format. False for text
     that somebody else wrote: there it is text. on_prefill(done, total): called while the prompt is
     fed, after every PREFILL_CHUNK of its tokens.
 
     Raises InputError, before anything is fed, where the prompt has no tokens, max_tokens is below
-    1 or a stop string is empty.
+    1, a stop string is empty or a text is not Unicode (lone surrogates, which stand for bytes that
+    are not UTF-8); SessionBusyError, from the iterator, where another caller uses the session
+    meanwhile.
     """
     if max_tokens < 1:
         raise InputError(f"max_tokens is {max_tokens}; at least 1 is needed")
     if "" in stop:
         raise InputError("a stop string is empty; it needs at least one character")
+    for name, text in (("the prompt", prompt), *(("a stop string", text) for text in stop)):
+        _check_unicode(name, text)
     # A text begins once: what a tokenizer adds at its start does not belong in the middle.
     begins = session.position == 0
     ids = prompt_ids(tokenizer, prompt, begins=begins, control_tokens=control_tokens)
@@ -78,6 +90,36 @@ def _drawable(tokenizer: tokenizers.Tokenizer, rows: int) -> int:
     return count or rows
 
 
+def _check_unicode(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name} is not UTF-8: character {error.start} is {text[error.start]!a}; a text has "
+            "none of U+D800 to U+DFFF"
+        ) from None
+
+
+def _feed(
+    session: Session, prompt: list[int], on_prefill: Callable[[int, int], None]
+) -> NDArray[np.float32]:
+    """The logits after the prompt, which is fed as a whole or, where stopped, not at all."""
+    before = Snapshot.of(session)
+    try:
+        for start in range(0, len(prompt), PREFILL_CHUNK):
+            with held_back() as came:
+                logits = session.prefill(prompt[start : start + PREFILL_CHUNK])
+            deliver(came)
+            on_prefill(min(start + PREFILL_CHUNK, len(prompt)), len(prompt))
+    except SessionBusyError:  # whoever is in there goes on
+        raise
+    except BaseException:
+        with held_back() as came:
+            before.restore(session)
+        raise
+    return logits
+
+
 def _stream(
     session: Session,
     tokenizer: tokenizers.Tokenizer,
@@ -91,23 +133,43 @@ def _stream(
     sampler = Sampler(sampling)
     text = IncrementalDetokenizer(tokenizer, prompt[-_CONTEXT:])
     stops = StopStrings(stop)
-    seen = set(prompt)
-    for start in range(0, len(prompt), PREFILL_CHUNK):
-        logits = session.prefill(prompt[start : start + PREFILL_CHUNK])
-        on_prefill(min(start + PREFILL_CHUNK, len(prompt)), len(prompt))
-    tokens = _drawable(tokenizer, len(logits))
-    for _ in range(max_tokens):
-        token = sampler.sample(logits[:tokens], seen)
-        if token in ends:
-            break
-        seen.add(token)
-        if piece := stops.push(text.push(token)):
-            yield piece
-        logits = session.step(token)
-        if stops.found:
-            return
-    if piece := stops.push(text.flush()) + stops.flush():
-        yield piece
+    logits = _feed(session, prompt, on_prefill)
+    tokens, position = _drawable(tokenizer, len(logits)), session.position
+    made, ended = 0, False
+    while made < max_tokens and not ended:
+        piece, came, stopped = "", list[int](), None
+        try:
+            with held_back() as came:
+                while not (piece or came or ended) and made < max_tokens:
+                    _check_position(session, position)
+                    token = sampler.sample(logits[:tokens], session.seen)
+                    if token in ends:
+                        ended = True
+                        break
+                    # Fed before it is shown: whoever stops reading has a session that saw it.
+                    logits = session.step(token)
+                    position, made = position + 1, made + 1
+                    piece = stops.push(text.push(token))
+                    ended = stops.found
+        except KeyboardInterrupt as error:  # as the block began or ended, with nothing half done
+            stopped = error
+        if ended or came or stopped or made == max_tokens:
+            piece += stops.push(text.flush()) + stops.flush()
+        try:
+            if piece:
+                yield piece
+        finally:
+            if stopped is not None:
+                raise stopped
+            deliver(came)
+
+
+def _check_position(session: Session, position: int) -> None:
+    if session.position != position:
+        raise SessionBusyError(
+            f"the session is at position {session.position}, not at {position}: another caller "
+            "used it between two tokens of this text; it takes one caller at a time"
+        )
 
 
 class IncrementalDetokenizer:

@@ -19,7 +19,8 @@ class Model:
     """A bundle, its tokenizer and one sequence, whose state carries on from call to call.
 
     What `retnet_edge.load` returns. The state has the same size however long the text gets. One
-    object is one sequence: use it from one thread, and `fork` it for another sequence.
+    object is one sequence: `fork` it for another one. A second thread in the same object gets
+    SessionBusyError, an InputError.
     """
 
     def __init__(
@@ -62,10 +63,11 @@ class Model:
         """Continue the text so far, and `prompt`, by at most `max_tokens` tokens.
 
         Yields pieces of text as they are settled, and ends at the bundle's end of text or before
-        one of the strings `stop`. Run it to its end: the state has then seen the prompt and the
-        text, and the next call goes on from there. control_tokens: whether the name of a control
-        token in the prompt stands for the token; False for text that somebody else wrote. The other
-        options are those of `Sampling`.
+        one of the strings `stop`. The state has then seen the prompt and the text, and the
+        next call goes on from there, wherever you `break` off; the repetition penalty counts all
+        that the state has seen. control_tokens: whether the name of a control token in the prompt
+        stands for the token; False for text that somebody else wrote. The other options are those
+        of `Sampling`.
 
         Raises InputError, before anything is fed, for a prompt without tokens, max_tokens below 1,
         an empty stop string and a sampling option out of its range.

@@ -7,27 +7,34 @@ continue from there.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
+from retnet_edge.runtime.session.one_sequence import one_caller
 from retnet_edge.runtime.session.protocol import Session
 from retnet_edge.runtime.text.snapshot import Snapshot
 
 
 class PromptCache:
-    """At most `entries` snapshots of prompts; the one that was used longest ago goes first."""
+    """At most `entries` snapshots of prompts; the one that was used longest ago goes first.
+
+    It is for one caller at a time, like its session: SessionBusyError where a thread comes between.
+    """
 
     def __init__(self, session: Session, entries: int = 8) -> None:
         """`session`: what prompts are fed to. Raises InputError for fewer than one entry."""
         if entries < 1:
             raise InputError(f"entries is {entries}; a prompt cache holds at least 1")
+        self._caller = threading.RLock()
         self._session = session
         self._entries = entries
         self._kept: dict[tuple[int, ...], Snapshot] = {}  # the one used last at the end
 
+    @one_caller
     def feed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Bring the session to the state after exactly `tokens`; the logits [vocab] that follow.
 
@@ -47,6 +54,7 @@ class PromptCache:
         self.keep(Snapshot.of(self._session, prompt))
         return logits
 
+    @one_caller
     def longest_prefix(self, tokens: Sequence[int]) -> Snapshot | None:
         """The longest kept snapshot that `tokens` begin with, and go on after."""
         prompt = tuple(tokens)
@@ -57,6 +65,7 @@ class PromptCache:
         ]
         return max(fits, key=lambda kept: len(kept.tokens), default=None)
 
+    @one_caller
     def keep(self, snapshot: Snapshot) -> None:
         """Add a snapshot, a loaded one for example. Raises InputError where it has no tokens, or
         they are not all that it has seen.

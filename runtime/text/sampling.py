@@ -87,6 +87,7 @@ def _penalized(
     scores: NDArray[np.float32], history: Collection[int], penalty: float
 ) -> NDArray[np.float32]:
     seen = np.fromiter(set(history), dtype=np.int64)
+    seen = seen[seen < len(scores)]  # a caller may have cut the padding of a vocabulary off
     scores = scores.copy()
     old = scores[seen]
     scores[seen] = np.where(old > 0, old / penalty, old * penalty)

@@ -2,11 +2,11 @@
 
 A state file is
 
-    b"RETSTATE"  header length (4 bytes, little-endian)  header (JSON)  tokens  states  SHA-256
+    b"RETSTATE"  header length (uint32)  header (JSON)  tokens  seen  states  SHA-256
 
-tokens int32 [n] and the states in the manifest's order, all little-endian; the SHA-256 is of every
-byte before it. The header names the bundle by its fingerprint (`Bundle.fingerprint`): a state means
-nothing to other weights.
+tokens int32 [n], seen int32 [m] (ids that occurred, ascending; version 1 lacks them) and the states
+in the manifest's order, all little-endian; the SHA-256 is of every byte before it. The header names
+the bundle by its fingerprint (`Bundle.fingerprint`): a state means nothing to other weights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -26,10 +26,17 @@ from retnet_edge.errors import InputError
 from retnet_edge.files import Sha256
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import DTYPE_BYTES, Dtype
-from retnet_edge.runtime.session.protocol import Session, State, check_states, state_shape
+from retnet_edge.runtime.session.protocol import (
+    MAX_POSITION,
+    Session,
+    State,
+    check_states,
+    state_shape,
+)
 
 _MAGIC = b"RETSTATE"
-_VERSION = 1
+_VERSION = 2
+_READ = (1, 2)
 _LENGTH_BYTES = 4
 _HEADER_BYTES = 1 << 20
 _DIGEST_BYTES = 32
@@ -38,9 +45,10 @@ _DIGEST_BYTES = 32
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     bundle: Sha256
-    position: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+    position: Annotated[int, msgspec.Meta(ge=0, le=MAX_POSITION)]
     tokens: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
     dtypes: tuple[Dtype, ...]
+    seen: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
 
 
 @dataclass(frozen=True)
@@ -48,24 +56,31 @@ class Snapshot:
     """Copies of a sequence's states [1, …] after `position` tokens.
 
     tokens: the ids that the sequence consists of, where whoever took the snapshot knows them; they
-    are what a `PromptCache` matches prompts with.
+    are what a `PromptCache` matches prompts with. seen: the ids that occur in it, each once, those
+    of `tokens` always among them; what a repetition penalty counts.
     """
 
     position: int
     states: tuple[State, ...]
     tokens: tuple[int, ...] = ()
+    seen: frozenset[int] = field(default=frozenset(), repr=False)
+
+    def __post_init__(self) -> None:
+        """What is known to have been fed was seen."""
+        object.__setattr__(self, "seen", frozenset(self.seen).union(self.tokens))
 
     @classmethod
     def of(cls, session: Session, tokens: Sequence[int] = ()) -> Snapshot:
         """The session's state at this moment."""
-        return cls(session.position, tuple(session.states()), tuple(tokens))
+        states = tuple(session.states())
+        return cls(session.position, states, tuple(tokens), frozenset(session.seen))
 
     def restore(self, session: Session) -> None:
         """Make `session`, any one of the same bundle, go on from here.
 
         Raises InputError where the states are not those of its bundle.
         """
-        session.load_states(self.states, self.position)
+        session.load_states(self.states, self.position, self.seen)
 
     @property
     def nbytes(self) -> int:
@@ -86,10 +101,12 @@ def save_snapshot(snapshot: Snapshot, bundle: Bundle, path: str | Path) -> None:
             snapshot.position,
             len(snapshot.tokens),
             tuple(spec.dtype for spec in specs),
+            len(snapshot.seen),
         )
     )
     parts = [_MAGIC, len(header).to_bytes(_LENGTH_BYTES, "little"), header]
     parts.append(np.asarray(snapshot.tokens, dtype="<i4").tobytes())
+    parts.append(np.array(sorted(snapshot.seen), dtype="<i4").tobytes())
     parts += [state.astype(state.dtype.newbyteorder("<")).tobytes() for state in states]
     content = b"".join(parts)
     replace_file(path, content + hashlib.sha256(content).digest())
@@ -118,12 +135,12 @@ def load_snapshot(path: str | Path, bundle: Bundle) -> Snapshot:
         raw = file.read(length) if length <= _HEADER_BYTES else b""
         try:
             header = msgspec.json.decode(raw, type=_Header)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"{path}: the header of the state file was changed: {error}") from None
-        if header.version != _VERSION:
+        if header.version not in _READ:
             raise InputError(
                 f"{path}: state files of version {header.version} are not known; this version of "
-                f"retnet-edge reads {_VERSION}"
+                f"retnet-edge reads {_READ[0]} and {_READ[1]}"
             )
         if not bundle.has_fingerprint(header.bundle):
             raise InputError(f"{path} is a state of another bundle than {bundle.path}")
@@ -133,17 +150,24 @@ def load_snapshot(path: str | Path, bundle: Bundle) -> Snapshot:
             for shape, spec in zip(shapes, bundle.manifest.states, strict=True)
         ]
         before = len(start) + length
-        expected = before + 4 * header.tokens + sum(sizes) + _DIGEST_BYTES
+        expected = before + 4 * (header.tokens + header.seen) + sum(sizes) + _DIGEST_BYTES
         if (size := path.stat().st_size) != expected:
             raise InputError(f"{path} has {size} bytes; a state file like it has {expected}")
         content = start + raw + file.read()
     if hashlib.sha256(content[:-_DIGEST_BYTES]).digest() != content[-_DIGEST_BYTES:]:
         raise InputError(f"{path} was changed since it was written: its checksum does not fit")
-    tokens = np.frombuffer(content, dtype="<i4", count=header.tokens, offset=before)
-    states, at = [], before + tokens.nbytes
+    listed = header.tokens + header.seen
+    ids = np.frombuffer(content, dtype="<i4", count=listed, offset=before)
+    vocabulary = bundle.manifest.model.vocab_size
+    for bad in ids[(ids < 0) | (ids >= vocabulary)][:1]:
+        raise InputError(
+            f"{path}: token id {bad} is out of range: this model has ids 0 to {vocabulary - 1}"
+        )
+    tokens, seen = ids[: header.tokens].tolist(), ids[header.tokens :].tolist()
+    states, at = [], before + ids.nbytes
     for spec, shape, nbytes in zip(bundle.manifest.states, shapes, sizes, strict=True):
         stored = np.dtype(spec.dtype).newbyteorder("<")
         flat = np.frombuffer(content, dtype=stored, count=math.prod(shape), offset=at)
         states.append(flat.reshape(shape).astype(spec.dtype))
         at += nbytes
-    return Snapshot(header.position, tuple(states), tuple(tokens.tolist()))
+    return Snapshot(header.position, tuple(states), tuple(tokens), frozenset(seen))

@@ -107,10 +107,14 @@ class NetSession:
         self.position -= self.prefill_shift
         return self.buffer
 
+    @property
+    def seen(self) -> set[int]:
+        return set()
+
     def states(self) -> list[NDArray[Any]]:
         return [(self.state * self.state_scale).astype(self.state.dtype)]
 
-    def load_states(self, states: Sequence[NDArray[Any]], position: int) -> None:
+    def load_states(self, states: Sequence[NDArray[Any]], position: int, seen: object = ()) -> None:
         assert states[0].dtype == self.net.dtype
         self.state, self.position = states[0].copy(), position
 

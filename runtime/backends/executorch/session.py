@@ -7,7 +7,7 @@ runtime that imports torch; the backend's own wheel requires it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.backends.executorch.program import load_program, set_threads
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.session.one_sequence import OneSequence, check_seen, one_caller
 from retnet_edge.runtime.session.protocol import State, check_states, check_tokens, state_shape
 
 _Described = tuple[str | int, ...]  # dtype, dimensions
 _DTYPES = {4: "int64", 6: "float32"}  # ExecuTorch's ScalarType
 
 
-class ExecuTorchSession:
+class ExecuTorchSession(OneSequence):
     """One sequence on ExecuTorch; see `Session` for what the methods promise.
 
     A prompt goes through prefill.pte in pieces of just the T that it was made for; the rest goes
@@ -35,6 +36,7 @@ class ExecuTorchSession:
 
         Raises InputError where the program cannot be loaded or is not what the manifest says.
         """
+        super().__init__()
         set_threads(threads)
         self._bundle = bundle
         self._specs = bundle.manifest.states
@@ -59,20 +61,25 @@ class ExecuTorchSession:
         """Bytes of one copy of the states."""
         return sum(state.nbytes for state in self._states)
 
+    @one_caller
     def reset(self) -> None:
         """Back to position 0 and the empty state."""
         for state in self._states:
             state.zero_()
         self._position.zero_()
+        self._seen = set()
 
+    @one_caller
     def step(self, token: int) -> NDArray[np.float32]:
         """Feed one token; a read-only view [vocab] that the next call overwrites."""
         if not 0 <= token < len(self._view):
             check_tokens([token], len(self._view))
         self._token[0, 0] = token
         self._run(self._step, self._token)
+        self._seen.add(token)
         return self._view
 
+    @one_caller
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Feed tokens: whole spans of the prefill program, then steps."""
         ids = check_tokens(tokens, len(self._view))
@@ -80,21 +87,29 @@ class ExecuTorchSession:
         if whole and self._prefill is None:
             self._prefill = self._load("prefill")
         for start in range(0, whole, self._span or 1):
-            self._run(self._prefill, torch.from_numpy(ids[:, start : start + self._span].copy()))
+            span = ids[:, start : start + self._span]
+            self._run(self._prefill, torch.from_numpy(span.copy()))
+            self._seen.update(span[0].tolist())
         for token in ids[0, whole:]:
             self.step(int(token))
         return self._view
 
+    @one_caller
     def states(self) -> list[State]:
         """Copies of the states, each [1, heads, key_dim, value_dim]."""
         return [state.numpy().copy() for state in self._states]
 
-    def load_states(self, states: Sequence[State], position: int) -> None:
+    @one_caller
+    def load_states(
+        self, states: Sequence[State], position: int, seen: Collection[int] = ()
+    ) -> None:
         """Copy `states` in and continue at `position`; see `Session`."""
         checked = check_states(states, position, self._specs)
+        known = check_seen(seen, len(self._view))
         for buffer, state in zip(self._states, checked, strict=True):
             buffer.copy_(torch.from_numpy(state))
         self._position[0] = position
+        self._seen = known
 
     def _run(self, method: Any, tokens: torch.Tensor) -> None:
         """One call. Outputs are views of the program's own memory, copied out before the next."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from retnet_edge.runtime.backends.native.library import (
 from retnet_edge.runtime.backends.native.plan import Data, FileRange, Plan, PlannedMatrix, read_plan
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.session.malloc_trim import trim_heap
+from retnet_edge.runtime.session.one_sequence import OneSequence, check_seen, one_caller
 from retnet_edge.runtime.session.protocol import (
     PREFILL_SPAN,
     State,
@@ -42,7 +43,7 @@ _ALIGNMENT = 64  # of each tensor that the plan brings along: a cache line
 _Locate = Callable[[Data], CPlace]
 
 
-class NativeSession:
+class NativeSession(OneSequence):
     """One sequence on the native backend; see `Session` for what the methods promise."""
 
     def __init__(
@@ -52,6 +53,7 @@ class NativeSession:
 
         Raises InputError where the plan is not one of the bundle's model, and as `Engine` does.
         """
+        super().__init__()
         self.engine = load_engine(bundle, checked_threads(threads), kernels)
         self._specs = bundle.manifest.states
         self._states = [np.zeros(state_shape(spec, 0), dtype=np.float32) for spec in self._specs]
@@ -73,39 +75,51 @@ class NativeSession:
         """Bytes of the states."""
         return sum(state.nbytes for state in self._states)
 
+    @one_caller
     def reset(self) -> None:
         """Back to position 0 and the empty state."""
         for state in self._states:
             state.fill(0)
         self._position = 0
+        self._seen = set()
 
+    @one_caller
     def step(self, token: int) -> NDArray[np.float32]:
         """Feed one token; a read-only view [vocab] that the next call overwrites."""
         if not 0 <= token < len(self._view):
             check_tokens([token], len(self._view))
         self._token[0] = token
         self._run(self._token_at, 1)
+        self._seen.add(token)
         return self._view
 
+    @one_caller
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Feed tokens in spans of PREFILL_SPAN; the view that `step` returns too."""
         ids = check_tokens(tokens, len(self._view))[0]
         for start in range(0, ids.size, PREFILL_SPAN):
             span = ids[start : start + PREFILL_SPAN]
             self._run(span.ctypes.data, span.size)
+            self._seen.update(span.tolist())
         trim_heap()
         return self._view
 
+    @one_caller
     def states(self) -> list[State]:
         """Copies of the states, each [1, heads, key_dim, value_dim]."""
         return [state.copy() for state in self._states]
 
-    def load_states(self, states: Sequence[State], position: int) -> None:
+    @one_caller
+    def load_states(
+        self, states: Sequence[State], position: int, seen: Collection[int] = ()
+    ) -> None:
         """Copy `states` in and continue at `position`; see `Session`."""
         checked = check_states(states, position, self._specs)
+        known = check_seen(seen, len(self._view))
         for buffer, state in zip(self._states, checked, strict=True):
             buffer[...] = state
         self._position = position
+        self._seen = known
 
     def _run(self, tokens: int, count: int) -> None:
         """Feed `count` int64 tokens that lie at the address `tokens`."""

@@ -6,7 +6,7 @@ outputs are bound anew as inputs, and nothing is copied between calls.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from retnet_edge.runtime.backends.ort.graph import load_graph, run_with_binding
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import StateSpec
+from retnet_edge.runtime.session.one_sequence import OneSequence, check_seen, one_caller
 from retnet_edge.runtime.session.protocol import (
     PREFILL_SPAN,
     State,
@@ -25,11 +26,12 @@ from retnet_edge.runtime.session.protocol import (
 )
 
 
-class KvSession:
+class KvSession(OneSequence):
     """One sequence with a growing state; see `Session` for what the methods promise."""
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         """`threads`: see `open_session`. Raises InputError where the graph cannot be loaded."""
+        super().__init__()
         self._bundle = bundle
         self._threads = threads
         self._specs: tuple[StateSpec, ...] = bundle.manifest.states
@@ -52,18 +54,22 @@ class KvSession:
         """Bytes of the states at the current position."""
         return self._bundle.manifest.state_bytes(self.position)
 
+    @one_caller
     def reset(self) -> None:
         """Back to position 0 and the empty state."""
         self._states: list[Any] = [
             _value(np.zeros(state_shape(spec, 0), dtype=spec.dtype)) for spec in self._specs
         ]
         self._position[0] = 0
+        self._seen = set()
 
+    @one_caller
     def step(self, token: int) -> NDArray[np.float32]:
         """Feed one token; a read-only view [vocab] that the next call overwrites."""
         self._run(self._step, self._step_binding, check_tokens([token], len(self._view)))
         return self._view
 
+    @one_caller
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Feed tokens in spans of PREFILL_SPAN; the view that `step` returns too."""
         ids = check_tokens(tokens, len(self._view))
@@ -78,15 +84,21 @@ class KvSession:
             self._run(*self._prefill, ids[:, start : start + PREFILL_SPAN])
         return self._view
 
+    @one_caller
     def states(self) -> list[State]:
         """Copies of the states, each [1, heads, position, head_dim]."""
         return [state.numpy().copy() for state in self._states]
 
-    def load_states(self, states: Sequence[State], position: int) -> None:
+    @one_caller
+    def load_states(
+        self, states: Sequence[State], position: int, seen: Collection[int] = ()
+    ) -> None:
         """Copy `states` in and continue at `position`; see `Session`."""
         checked = check_states(states, position, self._specs)
+        known = check_seen(seen, len(self._view))
         self._states = [_value(state.copy()) for state in checked]
         self._position[0] = position
+        self._seen = known
 
     def _run(self, graph: Any, binding: Any, ids: NDArray[np.int64]) -> None:
         """Feed ids [1, T]."""
@@ -103,6 +115,7 @@ class KvSession:
         binding.clear_binding_inputs()
         binding.clear_binding_outputs()
         self._position[0] += ids.size
+        self._seen.update(ids[0].tolist())
 
 
 def _value(array: NDArray[Any]) -> Any:

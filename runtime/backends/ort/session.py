@@ -9,7 +9,7 @@ uses the other one. After a call that failed inside ONNX Runtime, states in plac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from retnet_edge.runtime.backends.ort.graph import (
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import StateSpec
 from retnet_edge.runtime.session.malloc_trim import trim_heap
+from retnet_edge.runtime.session.one_sequence import OneSequence, check_seen, one_caller
 from retnet_edge.runtime.session.protocol import (
     PREFILL_SPAN,
     State,
@@ -36,11 +37,12 @@ from retnet_edge.runtime.session.protocol import (
 _Bindings = tuple[Any, ...]
 
 
-class OrtSession:
+class OrtSession(OneSequence):
     """One sequence on ONNX Runtime; see `Session` for what the methods promise."""
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         """`threads`: see `open_session`. Raises InputError where the graph cannot be loaded."""
+        super().__init__()
         self._bundle = bundle
         self._threads = threads
         self._specs: tuple[StateSpec, ...] = bundle.manifest.states
@@ -77,20 +79,25 @@ class OrtSession:
         """Bytes of one copy of the states."""
         return sum(state.nbytes for state in self._buffers[0])
 
+    @one_caller
     def reset(self) -> None:
         """Back to position 0 and the empty state."""
         for state in self._buffers[self._past]:
             state.fill(0)
         self._position[0] = 0
+        self._seen = set()
 
+    @one_caller
     def step(self, token: int) -> NDArray[np.float32]:
         """Feed one token; a read-only view [vocab] that the next call overwrites."""
         if not 0 <= token < len(self._view):
             check_tokens([token], len(self._view))
         self._token[0, 0] = token
         self._run(self._step, self._step_bindings, 1)
+        self._seen.add(token)
         return self._view
 
+    @one_caller
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Feed tokens in spans of PREFILL_SPAN; the view that `step` returns too."""
         ids = check_tokens(tokens, len(self._view))
@@ -111,19 +118,26 @@ class OrtSession:
             bindings[self._past].bind_ortvalue_input("tokens", _value(span))
             last = start + PREFILL_SPAN >= ids.size
             self._run(graph, bindings, span.size, self._shrinking if last else None)
+            self._seen.update(span[0].tolist())
         trim_heap()
         return self._view
 
+    @one_caller
     def states(self) -> list[State]:
         """Copies of the states, each [1, heads, key_dim, value_dim]."""
         return [state.copy() for state in self._buffers[self._past]]
 
-    def load_states(self, states: Sequence[State], position: int) -> None:
+    @one_caller
+    def load_states(
+        self, states: Sequence[State], position: int, seen: Collection[int] = ()
+    ) -> None:
         """Copy `states` in and continue at `position`; see `Session`."""
         checked = check_states(states, position, self._specs)
+        known = check_seen(seen, len(self._view))
         for buffer, state in zip(self._buffers[self._past], checked, strict=True):
             buffer[...] = state
         self._position[0] = position
+        self._seen = known
 
     def _run(self, graph: Any, bindings: _Bindings, tokens: int, options: Any = None) -> None:
         run_with_binding(graph, bindings[self._past], self._bundle.path, options)

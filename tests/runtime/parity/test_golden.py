@@ -39,7 +39,7 @@ class ZeroedPosition:
     def __init__(self, session: Session) -> None:
         self.session = session
 
-    def load_states(self, states: list[NDArray[Any]], position: int) -> None:
+    def load_states(self, states: list[NDArray[Any]], position: int, seen: object = ()) -> None:
         assert position == 1_000_000
         self.session.load_states(states, 0)
 

@@ -117,7 +117,7 @@ def test_files_that_are_no_state(
 
 
 def test_an_unknown_version_is_named(stored: Path, tiny: Tiny) -> None:
-    content = stored.read_bytes()[:-32].replace(b'"version":1', b'"version":9')
+    content = stored.read_bytes()[:-32].replace(b'"version":2', b'"version":9')
     stored.write_bytes(content + hashlib.sha256(content).digest())
     with pytest.raises(InputError, match="version 9 are not known"):
         load_snapshot(stored, tiny.open())
@@ -148,3 +148,44 @@ def test_a_verdict_does_not_change_what_a_state_belongs_to(
     rewrite_manifest(broken, rehash=True)
     assert Bundle.open(broken).fingerprint == before == tiny.open().fingerprint
     load_snapshot(stored, Bundle.open(broken))
+
+
+def test_a_file_of_version_1_has_seen_its_tokens(stored: Path, tiny: Tiny) -> None:
+    raw, count = stored.read_bytes()[:-32], len(set(TOKENS[:20]))
+    length = int.from_bytes(raw[8:12], "little")
+    header = raw[12 : 12 + length].replace(b'"version":2', b'"version":1')
+    header = header.replace(f',"seen":{count}'.encode(), b"")
+    ids, states = raw[12 + length :][:80], raw[12 + length + 80 + 4 * count :]
+    old = b"RETSTATE" + len(header).to_bytes(4, "little") + header + ids + states
+    stored.write_bytes(old + hashlib.sha256(old).digest())
+    loaded = load_snapshot(stored, tiny.open())
+    assert loaded.tokens == tuple(TOKENS[:20])
+    assert loaded.seen == set(TOKENS[:20])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"version":2,"bundle":"\xff\xfe"}',
+        b"[" * 100_000,
+        b'{"version":2,"position":' + b"9" * 40 + b"}",
+    ],
+)
+def test_headers_that_no_json_reader_takes(header: bytes, tiny: Tiny, tmp_path: Path) -> None:
+    content = b"RETSTATE" + len(header).to_bytes(4, "little") + header
+    (tmp_path / "s").write_bytes(content + hashlib.sha256(content).digest())
+    with pytest.raises(InputError, match="the header of the state file was changed"):
+        load_snapshot(tmp_path / "s", tiny.open())
+
+
+def test_ids_that_the_model_has_not(tiny: Tiny, tmp_path: Path) -> None:
+    bundle = tiny.open()
+    session = open_session(bundle, threads=1)
+    session.step(1)
+    save_snapshot(Snapshot.of(session, [300]), bundle, tmp_path / "s")
+    with pytest.raises(InputError, match="token id 300 is out of range"):
+        load_snapshot(tmp_path / "s", bundle)
+    with pytest.raises(InputError, match="token id -1 is out of range"):
+        session.load_states(session.states(), 1, {-1})
+    with pytest.raises(InputError, match="at most 4611686018427387904"):
+        session.load_states(session.states(), 2**63)
