@@ -147,7 +147,16 @@ def _set(tree: Node, rng: Random, make: Callable[[Node], Node]) -> Node:
 def other_value(node: Node, rng: Random) -> Node:
     """Another value, of the same kind more often than not."""
     if rng.random() < 0.2:
-        values: tuple[Node, ...] = (None, True, False, [], Pairs(), [Pairs()], Pairs([["a", 1]]), [0] * 9)
+        values: tuple[Node, ...] = (
+            None,
+            True,
+            False,
+            [],
+            Pairs(),
+            [Pairs()],
+            Pairs([["a", 1]]),
+            [0] * 9,
+        )
         return rng.choice((*values, rng.choice(NUMBERS), rng.choice(STRINGS)))
     if isinstance(node, bool):
         return not node
