@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuzz.scene import size_of
 from fuzz.targets import Target
 from fuzz.worker import (
     MEMORY_BYTES,
@@ -158,9 +157,7 @@ class Pool:
             worker.files = tuple(message["files"])
             worker.began, worker.cpu = time.monotonic(), _cpu(worker.pid)
             worker.resident = _resident(worker.pid)
-            if worker.folder.is_dir():  # else it has ended its case already
-                size = size_of(worker.folder)
-                worker.allowed = worker.resident + size * MEMORY_FACTOR + MEMORY_BYTES
+            worker.allowed = worker.resident + message["size"] * MEMORY_FACTOR + MEMORY_BYTES
             return
         outcome = Outcome(**{**message["outcome"], "files": tuple(message["outcome"]["files"])})
         if outcome.seconds > self._seconds:

@@ -168,7 +168,8 @@ def serve(
             except BaseException:  # a fault of the fuzzer, which ends the run
                 _tell(write, {"broken": f"{case}\n{traceback.format_exc()}"})
                 raise
-            _tell(write, {"begin": str(case), "files": files})
+            size = scene.size_of(folder)
+            _tell(write, {"begin": str(case), "files": files, "size": size})
             outcome = run_case(folder, target, case.depth, files)
             # a fault's folder is left for the parent to keep, which says when to go on
             gc.collect(0)
