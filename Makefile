@@ -5,6 +5,7 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 600
 FUZZ_ARGS ?=
+MUTATION_ARGS ?=
 CHECKPOINT ?= checkpoints/edge-15m
 RECIPE ?= int8
 BUNDLE ?= runs/demo.edge
@@ -22,10 +23,11 @@ LM_EVAL := .venv-lm-eval
 OPTIMUM := .venv-optimum
 PEERS := .venv-peers
 DOCS := .venv-docs
+MUTATION := .mutation-tools
 PIP_LOG := $(VENV)/pip.log
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow fuzz fuzz-quick test-hf4 test-lm-eval test-optimum lint rooms docs docs-blocks bench bench-peers constraints clean
+.PHONY: help setup demo test test-slow fuzz fuzz-quick test-hf4 test-lm-eval test-optimum mutation lint rooms docs docs-blocks bench bench-peers constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -67,6 +69,9 @@ test-lm-eval: $(LM_EVAL)/.installed  ## lm-eval on the shipped checkpoint, in a 
 test-optimum: $(OPTIMUM)/.installed  ## the optimum bridge on optimum-onnx 0.1, in a venv of its own
 	OMP_NUM_THREADS=1 $(OPTIMUM)/bin/python -m pytest --noconftest $(PYTEST_ARGS) tests/retnet_edge/integrations/test_optimum_*.py
 
+mutation: $(STAMP) $(MUTATION)  ## small faults put into the heart, one at a time: which do the tests miss? (an hour on two cores)
+	OMP_NUM_THREADS=1 PYTHONPATH='$(MUTATION)' $(PY) -W ignore::DeprecationWarning tests/mutation $(MUTATION_ARGS)
+
 lint: $(STAMP)  ## ruff, mypy, and the directions in which rooms may import each other
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -97,7 +102,7 @@ $(BUNDLE)/manifest.json:
 	$(MAKE) demo
 
 clean:  ## remove the venvs, caches, build leftovers and the demo's bundle
-	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) $(OPTIMUM) $(PEERS) $(DOCS) site build dist *.egg-info runtime/backends/native/_native.* .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis '$(BUNDLE)'
+	rm -rf -- $(VENV) $(HF4) $(LM_EVAL) $(OPTIMUM) $(PEERS) $(DOCS) $(MUTATION) site build dist *.egg-info runtime/backends/native/_native.* .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis '$(BUNDLE)'
 	find retnet_edge export quantize runtime tests benchmarks docs -name __pycache__ -prune -exec rm -rf {} +
 
 # What the demo needs and no more: no transformers, ExecuTorch, pyarrow or test tools. pip compiles no
@@ -157,6 +162,11 @@ $(PEERS)/.installed: constraints-peers.txt
 	CMAKE_ARGS=-DGGML_NATIVE=ON $(PEERS)/bin/python -m pip install -q -c constraints-peers.txt \
 	  --no-binary llama-cpp-python llama-cpp-python gguf
 	@touch $@
+
+# Two libraries without what they ask for: only cosmic-ray's operators are used.
+$(MUTATION): constraints-mutation.txt
+	rm -rf -- $@
+	$(PIP) install -q --no-deps --target $@ -r constraints-mutation.txt
 
 # $(1): what to install, $(2): options. pip's words go to a file, of which a failure shows the end.
 pip_install = { $(PIP) install $(2) -c constraints.txt setuptools && \

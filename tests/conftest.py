@@ -11,9 +11,22 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from hypothesis import HealthCheck, settings
 from tiny_bundle import TinyModel, train_tokenizer, write_tiny_bundle
 
 from retnet_edge.runtime.bundle.bundle import Bundle
+
+# A busy machine is no fault of the code: the same examples in every run, and no clock among the
+# checks. `make test PYTEST_ARGS=--hypothesis-profile=explore` draws others.
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+)
+settings.register_profile("explore", settings.get_profile("ci"), derandomize=False)
+settings.load_profile("ci")
 
 
 @dataclass(frozen=True)

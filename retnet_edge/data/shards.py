@@ -110,9 +110,11 @@ def read_manifest(folder: Path, *, check_hashes: bool = False) -> ShardManifest:
             raise InputError(
                 f"{file}: holds {file.stat().st_size} bytes, the manifest says {wanted}"
             )
+    if not check_hashes:
+        return manifest
     size = manifest.tokens * np.dtype(manifest.dtype).itemsize
-    with hashing(f"check {folder.name}", size if check_hashes else 0) as advance:
-        for shard in manifest.shards if check_hashes else ():
+    with hashing(f"check {folder.name}", size) as advance:
+        for shard in manifest.shards:
             if file_entry(folder / shard.file, advance).sha256 != shard.sha256:
                 raise InputError(
                     f"{folder / shard.file}: was changed: its SHA-256 is not the manifest's"
@@ -147,9 +149,10 @@ def write_shards(
     total = sum(source.size() for source in sources)
     with hashing("hash the text", total) as advance:
         described = tuple(_described(source, text_field, advance) for source in sources)
+    largest = max(tokenizer.get_vocab().values())  # ids may have holes
     wanted = ShardManifest(
         schema=1,
-        dtype="uint16" if tokenizer.get_vocab_size() <= 1 << 16 else "uint32",
+        dtype="uint16" if largest < 1 << 16 else "uint32",
         tokenizer_sha256=hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
         sources=described,
         shards=(),

@@ -43,7 +43,7 @@ class Optimizer:
         }
         self._shared = any(isinstance(p, DTensor) for p in parameters.values())
         parts = list(self._parts.values())
-        self.fused = parts[0].is_cuda
+        self.fused = all(p.is_cuda for p in parts)
         self.adamw = torch.optim.AdamW(
             [
                 {"params": [p for p in parts if p.ndim >= 2], "weight_decay": weight_decay},
@@ -70,8 +70,8 @@ class Optimizer:
         trained = [p for p in self._parts.values() if p.grad is not None]
         norm = self._norm(trained)
         self._update(trained, loss, norm)
-        for parameter, part in zip(self.parameters.values(), self._parts.values(), strict=True):
-            parameter.grad = part.grad = None
+        for name, parameter in self.parameters.items():
+            parameter.grad = self._parts[name].grad = None
         return norm
 
     def training_state(self) -> dict[str, Tensor]:
@@ -115,7 +115,7 @@ class Optimizer:
 
 def _finite(loss: Tensor, norm: Tensor) -> Tensor:
     """Whether a batch is trained on."""
-    return torch.isfinite(loss + norm)
+    return torch.isfinite(loss) & torch.isfinite(norm)
 
 
 def _spread(part: Tensor, like: nn.Parameter) -> Tensor:
@@ -123,12 +123,7 @@ def _spread(part: Tensor, like: nn.Parameter) -> Tensor:
     if not isinstance(like, DTensor):
         return part
     whole: Tensor = DTensor.from_local(
-        part,
-        like.device_mesh,
-        like.placements,
-        run_check=False,
-        shape=like.shape,
-        stride=like.stride(),
+        part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
     )
     return whole
 
@@ -140,30 +135,41 @@ class _Judged(NamedTuple):
 
 
 class SkippedBatches:
-    """Counts the batches that were left out; on a GPU it hears of a step after the next began."""
+    """Counts the batches that were left out, on a GPU after the next one began."""
 
-    def __init__(self, before: int, say: Callable[[str], None]) -> None:
-        """`before`: batches left out in the run before it was resumed."""
+    def __init__(self, before: int, say: Callable[[str], None], *, late: bool) -> None:
+        """`before`: batches left out in the run before it was resumed.
+
+        late: a step is read when the next one is added, as its loss lies on a GPU that is still at
+        work; else at once.
+        """
         self.total = before
         self.in_a_row = 0
         self._say = say
+        self._keep = 1 if late else 0
         self._waiting: list[_Judged] = []
 
     def add(self, step: int, loss: Tensor, norm: Tensor) -> None:
         """Of step `step`, the loss and norm that decided; both are the same on all ranks."""
         self._waiting.append(_Judged(step, loss, norm))
-        self.settle(keep=1 if loss.is_cuda else 0)
+        self._read(self._keep)
 
-    def settle(self, keep: int = 0) -> None:
-        """Read all but the last `keep` steps."""
+    def settle(self) -> None:
+        """Read all steps."""
+        self._read(0)
+
+    def _read(self, keep: int) -> None:
+        """All but the last `keep` steps."""
         while len(self._waiting) > keep:
-            judged = self._waiting.pop(0)
-            if _finite(judged.loss, judged.norm).item():
-                self.in_a_row = 0
-                continue
-            self.total += 1
-            self.in_a_row += 1
-            self._say(
-                f"step {judged.step}: loss {judged.loss.item()}, gradient norm "
-                f"{judged.norm.item()}: this batch is not trained on ({self.total} skipped so far)"
-            )
+            self._count(*self._waiting.pop(0))
+
+    def _count(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        if _finite(loss, norm).item():
+            self.in_a_row = 0
+            return
+        self.total += 1
+        self.in_a_row += 1
+        self._say(
+            f"step {step}: loss {loss.item()}, gradient norm {norm.item()}: this batch is not "
+            f"trained on ({self.total} skipped so far)"
+        )

@@ -190,7 +190,7 @@ def fit(
         say(about("compiling in the first step, which takes longer", COMPILE_SECONDS))
     checkpoints = StepCheckpoints(out / "steps", group=world.files, first=world.first)
     start, skipped_before = _resume(checkpoints, optimizer.training_state(), world, say)
-    skips = SkippedBatches(skipped_before, say)
+    skips = SkippedBatches(skipped_before, say, late=optimizer.fused)
     log = MetricsLog(out, from_step=start, tensorboard=tensorboard) if world.first else None
 
     def validate() -> Evaluation:

@@ -13,6 +13,7 @@ The increments of a step are short-lived, so Newey-West is applied to them inste
 
     g_i = c_i (d_i - slope · spacing)
     Var = Σ_{|j| < M} (1 - |j| / M) Σ_i g_i g_{i+j},   M = ⌊n / 5⌋
+        = (1 / M) Σ_k (g_{k-M+1} + … + g_k)²,   g = 0 beyond its ends: never below 0
 
 and the interval is slope ± 2.74 √Var: with a bandwidth that is a fixed share of n, the 95 % point
 is not the normal 1.96 but one simulated for it (n = 100, 500 and 1000: 2.71, 2.75, 2.72).
@@ -64,9 +65,7 @@ def fit_slope(tokens: Sequence[int], sizes: Sequence[int]) -> Slope:
     increments = np.diff(y).astype(np.float64)
     slope = float(weights @ increments)
     g = weights * (increments - slope)
-    bandwidth = max(1, n // BANDWIDTH)
-    variance = float(g @ g)
-    for lag in range(1, bandwidth):
-        variance += 2.0 * (1.0 - lag / bandwidth) * float(g[lag:] @ g[:-lag])
-    half = CRITICAL * math.sqrt(max(variance, 0.0))
+    bandwidth = n // BANDWIDTH
+    sums = np.convolve(g, np.ones(bandwidth))  # of every `bandwidth` of them in a row
+    half = CRITICAL * math.sqrt(float(sums @ sums) / bandwidth)
     return Slope(slope / spacing, (slope - half) / spacing, (slope + half) / spacing)

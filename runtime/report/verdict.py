@@ -82,9 +82,10 @@ def reasons_of(measured: Sequence[BackendResult], has: Sequence[Backend]) -> tup
 
     A backend that was left out is a reason, and a reason names its backend where there are several.
     """
-    named = [f"{m.backend}: " if len(has) > 1 else "" for m in measured]
     found = [
-        f"{name}{reason}" for name, m in zip(named, measured, strict=True) for reason in m.reasons
+        f"{m.backend}: {reason}" if len(has) > 1 else reason
+        for m in measured
+        for reason in m.reasons
     ]
     seen = [m.backend for m in measured]
     return (*found, *(f"{backend} was not measured" for backend in has if backend not in seen))

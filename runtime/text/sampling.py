@@ -76,10 +76,11 @@ class Sampler:
         if settings.temperature == 0:
             return int(scores.argmax())
         ids, weights = _candidates(scores, settings)
-        # Float64 weights of a few candidates: the last cumulative sum is the total, exactly.
+        # The last cumulative sum is the total, and at least 1 (the likeliest weighs that): a draw
+        # below 1, times it, stays below it after rounding, so there is always a next candidate.
         cumulative = np.cumsum(weights)
         drawn = self._random.random() * cumulative[-1]
-        return int(ids[min(int(np.searchsorted(cumulative, drawn, side="right")), len(ids) - 1)])
+        return int(ids[np.searchsorted(cumulative, drawn, side="right")])
 
 
 def _penalized(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,12 +29,12 @@ COMMANDS = {
     "torchrun": 'exec "{python}" -m torch.distributed.run "$@"',
     "pip": "echo 'a block that installs is marked as not run' >&2; exit 1",
     "make": "echo 'a block that makes is marked as not run' >&2; exit 1",
-    "retnet-edge": 'exec "{python}" "{root}/tests/docs/small_commands.py" "$@"',
+    "retnet-edge": 'exec "{python}" -S "{root}/tests/docs/warm_shell.py" call "$WARM" "$@"',
 }
 
 
 _MADE: dict[str, Path] = {}
-"""The prepared folder, under "", and the copy of each document that was begun."""
+"""The prepared folder, under "", the warm process's socket, and each document's own copy."""
 
 
 def folder_of(document: str, factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
@@ -40,6 +42,7 @@ def folder_of(document: str, factory: pytest.TempPathFactory) -> tuple[Path, dic
     if "" not in _MADE:
         _MADE[""] = factory.mktemp("documentation")
         prepare_folder(_MADE[""])
+        _MADE["warm"] = _warm(factory.mktemp("warm") / "socket")
     if document not in _MADE:
         _MADE[document] = factory.mktemp("page") / "here"
         shutil.copytree(_MADE[""], _MADE[document], symlinks=True)
@@ -51,7 +54,22 @@ def folder_of(document: str, factory: pytest.TempPathFactory) -> tuple[Path, dic
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "80",
+        "WARM": str(_MADE["warm"]),
     }
+
+
+def _warm(socket: Path) -> Path:
+    """Start the process that runs `retnet-edge`; where it listens. It ends with this one."""
+    server = subprocess.Popen(
+        [sys.executable, ROOT / "tests/docs/warm_shell.py", "serve", socket],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    atexit.register(server.communicate)
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"ready\n"
+    return socket
 
 
 def prepare_folder(folder: Path) -> None:

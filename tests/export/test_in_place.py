@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
-from micro_checkpoint import random_tokens, write_variant
+from micro_checkpoint import exported_once, random_tokens
 from numpy.typing import NDArray
 
-from retnet_edge.export.export import export
 from retnet_edge.lowering.in_place import updates_in_place
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipes.built_in import find_recipe
@@ -26,29 +24,21 @@ Logits = NDArray[np.float32]
 TOKENS = random_tokens(1, 321)[0].tolist()
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_variant("base", tmp_path_factory.mktemp("checkpoint"))
-
-
 @pytest.fixture(scope="module", params=["fp32", "float32", "float16", "int8"])
-def fused(
-    request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Bundle:
+def fused(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The `ort` flavour, as exported and as int8 with each kind of state."""
-    folder = tmp_path_factory.mktemp("fused")
-    out = export(checkpoint, folder / "fp32.edge", say=lambda _: None)
+    out = exported_once(tmp_path_factory.getbasetemp(), "base").bundle
     state: StateScheme | Literal["fp32"] = request.param
     if state != "fp32":
         recipe = with_state(find_recipe("int8"), state)
+        folder = tmp_path_factory.mktemp("fused")
         out = quantize(out, folder / "q.edge", recipe=recipe, say=lambda _: None)
     return Bundle.open(out)
 
 
 @pytest.fixture(scope="module")
-def portable(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    out = tmp_path_factory.mktemp("portable") / "p.edge"
-    return Bundle.open(export(checkpoint, out, flavour="portable", say=lambda _: None))
+def portable(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle.open(exported_once(tmp_path_factory.getbasetemp(), "base", "portable").bundle)
 
 
 def with_two_sets(bundle: Bundle) -> Bundle:

@@ -15,7 +15,7 @@ from micro_checkpoint import (
     Exported,
     call,
     error,
-    export_variant,
+    exported_once,
     random_states,
     random_tokens,
     reference,
@@ -42,8 +42,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
 
     class OnDemand(dict[str, Exported]):
         def __missing__(self, name: str) -> Exported:
-            folder = tmp_path_factory.mktemp(name.replace(" ", "-"))
-            self[name] = export_variant(name, folder)
+            self[name] = exported_once(tmp_path_factory.getbasetemp(), name)
             return self[name]
 
     return OnDemand()

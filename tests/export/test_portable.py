@@ -12,6 +12,7 @@ import torch
 from micro_checkpoint import (
     call,
     error,
+    exported_once,
     random_states,
     random_tokens,
     reference,
@@ -41,10 +42,8 @@ def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """A checkpoint and its portable bundle."""
-    folder = tmp_path_factory.mktemp("portable")
-    checkpoint = write_variant(request.param, folder)
-    out = export(checkpoint, folder / "p.edge", flavour="portable", say=lambda _: None)
-    return checkpoint, out
+    made = exported_once(tmp_path_factory.getbasetemp(), request.param, "portable")
+    return made.checkpoint, made.bundle
 
 
 def test_graphs_equal_float64_at_any_length_and_position(made: tuple[Path, Path]) -> None:
@@ -106,9 +105,8 @@ def test_a_recipe_that_takes_a_newer_runtime_says_so(
     ]
 
 
-def test_the_other_flavour_says_what_it_needs(tmp_path: Path) -> None:
-    checkpoint = write_variant("base", tmp_path)
-    bundle = Bundle.open(export(checkpoint, tmp_path / "o.edge", say=lambda _: None))
+def test_the_other_flavour_says_what_it_needs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    bundle = Bundle.open(exported_once(tmp_path_factory.getbasetemp(), "base").bundle)
     for graph in bundle.manifest.graphs:
         assert "com.microsoft.LinearAttention" in graph.operators
         assert graph.needs == "onnxruntime 1.32"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from micro_checkpoint import random_tokens, write_variant
+from micro_checkpoint import exported_once, random_tokens, write_variant
 from numpy.typing import NDArray
 
 from retnet_edge.export.export import export
@@ -39,7 +39,10 @@ def bundle(
     if to == "executorch":
         pytest.importorskip("executorch")
     folder = tmp_path_factory.mktemp("bundle")
-    out = export(checkpoint, folder / "fp32.edge", to=(to,), say=lambda _: None)
+    if to == "onnx":
+        out = exported_once(tmp_path_factory.getbasetemp(), "base").bundle
+    else:
+        out = export(checkpoint, folder / "fp32.edge", to=(to,), say=lambda _: None)
     if recipe != "fp32":
         out = quantize(
             out, folder / "q.edge", recipe=recipe, checkpoint=checkpoint, say=lambda _: None

@@ -11,10 +11,12 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 import torch
+from made_once import made_once
 from numpy.typing import NDArray
 from torch import Tensor
 
 from retnet_edge.config import ModelConfig, RetNetConfig, gammas_log_linear, transformer_like
+from retnet_edge.export.contract import Flavour
 from retnet_edge.export.export import export
 from retnet_edge.model.checkpoint import (
     LanguageModel,
@@ -86,18 +88,23 @@ def write_variant(name: str, folder: Path) -> Path:
     return checkpoint
 
 
-def export_variant(name: str, folder: Path) -> Exported:
-    """Write the variant's checkpoint into `folder`, export it, and read it back in float64."""
-    checkpoint = write_variant(name, folder)
-    bundle = export(checkpoint, folder / "model.edge", say=lambda text: None)
-    exact = load_checkpoint(checkpoint).model.to(torch.float64).eval()
-    return Exported(checkpoint, bundle, exact, sum(p.numel() for p in exact.parameters()))
-
-
 @cache
-def exported_once(folder: Path, name: str) -> Exported:
-    """`export_variant` below a session's folder, once in a process; no test changes it."""
-    return export_variant(name, folder / f"exported-{name.replace(' ', '-')}")
+def exported_once(folder: Path, name: str, flavour: Flavour = "ort") -> Exported:
+    """The variant's checkpoint, its bundle, and the model in float64; no test changes them.
+
+    `folder` is a session's `getbasetemp()`.
+    """
+
+    def make(place: Path) -> None:
+        export(
+            write_variant(name, place), place / "model.edge", flavour=flavour, say=lambda text: None
+        )
+
+    place = made_once(folder, f"exported-{flavour}-{name.replace(' ', '-')}", make)
+    checkpoint = place / "checkpoint"
+    exact = load_checkpoint(checkpoint).model.to(torch.float64).eval()
+    parameters = sum(p.numel() for p in exact.parameters())
+    return Exported(checkpoint, place / "model.edge", exact, parameters)
 
 
 def random_states(config: RetNetConfig, batch: int) -> list[NDArray[np.float32]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from micro_checkpoint import Exported, export_variant
+from micro_checkpoint import Exported, exported_once
 
 from retnet_edge.cli import main
 from retnet_edge.errors import InputError
@@ -29,7 +29,7 @@ TEXT = "The cat sat on the mat, and the dog sat by the door of the old house. " 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return export_variant("base", tmp_path_factory.mktemp("base"))
+    return exported_once(tmp_path_factory.getbasetemp(), "base")
 
 
 @pytest.fixture

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from micro_checkpoint import write_variant
+from micro_checkpoint import exported_once
 
 from retnet_edge.errors import InputError
 from retnet_edge.export.contract import Flavour
-from retnet_edge.export.export import export
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipes.schemes import StateScheme
@@ -24,10 +23,9 @@ FLAVOURS: list[Flavour] = ["ort", "portable"]
 
 @pytest.fixture(scope="module", params=FLAVOURS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp(request.param)
-    checkpoint = write_variant("untied", folder)
-    out = export(checkpoint, folder / "e.edge", flavour=request.param, say=lambda _: None)
-    return Bundle.open(out)
+    return Bundle.open(
+        exported_once(tmp_path_factory.getbasetemp(), "untied", request.param).bundle
+    )
 
 
 def is_portable(bundle: Bundle) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -66,7 +66,7 @@ def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:
             list(read_documents(path))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=80))
 def test_any_unicode_text_comes_back(bpe: Tokenizer, text: str) -> None:
     ids = bpe.encode(text).ids

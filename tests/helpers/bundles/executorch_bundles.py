@@ -1,4 +1,4 @@
-"""A micro checkpoint's bundles for ExecuTorch, each made once in a process.
+"""A micro checkpoint's bundles for ExecuTorch, each made once in a run of the tests.
 
 Files of tests take the fixtures by assignment, `both = executorch_bundles.both`: an imported name
 would be hidden by their own parameters.
@@ -6,32 +6,38 @@ would be hidden by their own parameters.
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import pytest
-from micro_checkpoint import write_variant
+from made_once import made_once
+from micro_checkpoint import exported_once
 
 from retnet_edge.export.export import export
 from retnet_edge.quantize.quantize import quantize
 
 
-@cache
 def checkpoint_once(folder: Path) -> Path:
-    return write_variant("base", folder / "executorch")
+    return exported_once(folder, "base").checkpoint
 
 
-@cache
 def both_once(folder: Path) -> Path:
-    out = folder / "executorch" / "both.edge"
-    return export(checkpoint_once(folder), out, to=("onnx", "executorch"), say=lambda _: None)
+    def make(place: Path) -> None:
+        export(
+            checkpoint_once(folder), place / "both.edge", to=("onnx", "executorch"),
+            say=lambda _: None,
+        )  # fmt: skip
+
+    return made_once(folder, "executorch-both", make) / "both.edge"
 
 
-@cache
 def int8_once(folder: Path) -> Path:
-    source, checkpoint = both_once(folder), checkpoint_once(folder)
-    out = folder / "executorch" / "int8.edge"
-    return quantize(source, out, recipe="int8", checkpoint=checkpoint, say=lambda _: None)
+    def make(place: Path) -> None:
+        quantize(
+            both_once(folder), place / "int8.edge", recipe="int8",
+            checkpoint=checkpoint_once(folder), say=lambda _: None,
+        )  # fmt: skip
+
+    return made_once(folder, "executorch-int8", make) / "int8.edge"
 
 
 @pytest.fixture(scope="module")

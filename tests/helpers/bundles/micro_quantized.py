@@ -1,4 +1,4 @@
-"""Bundles of micro models and their quantized ones, each made once in a process.
+"""Bundles of micro models and their quantized ones, each made once in a run.
 
 Files of tests take the fixtures by assignment, `quantized = micro_quantized.quantized`: an imported
 name would be hidden by their own parameters.
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from made_once import made_once
 from micro_checkpoint import Exported, exported_once
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -46,12 +47,14 @@ Quantized = Callable[[str, str], Bundle]
 @cache
 def quantized_once(folder: Path, variant: str, recipe: str) -> Path:
     """The variant's fp32 bundle below `folder`, quantized."""
-    out = folder / f"{recipe}-of-{variant}.edge"
-    source = exported_once(folder, variant).bundle
-    said: list[str] = []
-    assert quantize(source, out, recipe=recipe, say=said.append) == out
-    assert said == [f"quantizing {kind} ({recipe})" for kind in ("step", "prefill")]
-    return out
+
+    def make(place: Path) -> None:
+        source, out = exported_once(folder, variant).bundle, place / "q.edge"
+        said: list[str] = []
+        assert quantize(source, out, recipe=recipe, say=said.append) == out
+        assert said == [f"quantizing {kind} ({recipe})" for kind in ("step", "prefill")]
+
+    return made_once(folder, f"{recipe}-of-{variant}", make) / "q.edge"
 
 
 @pytest.fixture(scope="module")

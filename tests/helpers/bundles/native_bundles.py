@@ -1,4 +1,4 @@
-"""Bundles of micro models for the native backend, each made once in a process.
+"""Bundles of micro models for the native backend, each made once in a run.
 
 Files of tests take the fixtures by assignment, `quantized = native_bundles.quantized`: an imported
 name would be hidden by their own parameters.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_once import made_once
 from micro_checkpoint import VOCABULARY, Exported, exported_once
 
 from retnet_edge.quantize.quantize import quantize
@@ -53,11 +54,14 @@ SCHEMES: dict[str, BlockInt] = {
 @cache
 def quantized_once(folder: Path, variant: str, recipe: str) -> Bundle:
     """The variant's fp32 bundle below `folder`, quantized for this backend too."""
-    out = folder / f"native-{recipe}-of-{variant}.edge".replace(" ", "-")
     chosen = mixed(recipe, SCHEMES[recipe]) if recipe in SCHEMES else recipe
-    source = exported_once(folder, variant).bundle
-    quantize(source, out, recipe=chosen, native=True, say=silent)
-    return Bundle.open(out)
+
+    def make(place: Path) -> None:
+        source = exported_once(folder, variant).bundle
+        quantize(source, place / "q.edge", recipe=chosen, native=True, say=silent)
+
+    name = f"native-{recipe}-of-{variant}".replace(" ", "-")
+    return Bundle.open(made_once(folder, name, make) / "q.edge")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from graphs_by_hand import TOLERANCE
-from micro_checkpoint import Exported, export_variant
+from micro_checkpoint import Exported, exported_once
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -42,14 +42,7 @@ Variant = Callable[[str], Exported]
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Variant:
     """A variant's fp32 bundle, made when it is asked for; no test changes it."""
-    made: dict[str, Exported] = {}
-
-    def get(name: str) -> Exported:
-        if name not in made:
-            made[name] = export_variant(name, tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return get
+    return lambda name: exported_once(tmp_path_factory.getbasetemp(), name)
 
 
 def everything(weight: str) -> bool:

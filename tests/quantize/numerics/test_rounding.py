@@ -11,13 +11,19 @@ from numpy.typing import NDArray
 
 from retnet_edge.quantize.numerics.rounding import (
     FLOAT16_SCALE_RANGE,
+    GRID,
     INT8_MAX,
     ZERO_POINT,
+    BlockQuantized,
     dequantize,
+    pack,
     quantize_blocks,
     quantize_channels,
     round_blocks,
+    search_scales,
     stored_scales,
+    symmetric_zero_point,
+    unpack,
 )
 
 Floats = NDArray[np.float32]
@@ -143,3 +149,103 @@ def test_a_stored_scale_is_the_nearest(scale: float) -> None:
     assert abs(half - scale) <= scale * 2.0**-11
     assert stored_scales(np.array([half]), 6) == half
     assert stored_scales(np.array([scale]), 8) == np.float32(scale)
+
+
+def test_constants_of_the_formats() -> None:
+    """What every kernel takes for granted of the numbers in a file."""
+    assert (ZERO_POINT, INT8_MAX) == (128, 127)
+    assert [symmetric_zero_point(bits) for bits in (2, 4, 6, 8)] == [2, 8, 34, 128]
+    least, most = FLOAT16_SCALE_RANGE
+    assert np.float16(least) > 0 == np.float16(least / 2.1)
+    assert np.float16(4 * most) == np.finfo(np.float16).max == 4 * most
+
+
+def test_the_matrix_of_blocks_is_cut_to_its_inputs() -> None:
+    """(code - zero) · scale, by hand: two outputs of three inputs in blocks of two."""
+    found = BlockQuantized(
+        codes=np.array([[[0, 3], [5, 8]], [[8, 9], [1, 8]]], np.uint8),
+        scales=np.array([[0.5, 2.0], [1.0, 0.25]], np.float32),
+        zeros=np.array([[1, 8], [8, 8]], np.uint8),
+        bits=4,
+    )
+    assert found.block == 2
+    assert found.matrix(3).tolist() == [[-0.5, 1.0, -6.0], [0.0, 1.0, -1.75]]
+    assert found.matrix(4)[:, 3].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("bits", "expected"),
+    [(8, [1, 2, 3, 1, 0]), (4, [0x21, 0x13, 0x00]), (2, [0b01_11_10_01, 0b00])],
+)
+def test_bytes_of_packed_codes(bits: int, expected: list[int]) -> None:
+    """The first code lies in the lowest bits, and zeros fill the last byte."""
+    codes = np.array([[[1, 2, 3, 1, 0]]] * 2, np.uint8)
+    packed = pack(codes, bits)
+    assert packed.dtype == np.uint8
+    assert packed.tolist() == [[expected]] * 2
+    opened = unpack(packed, bits)
+    assert opened.shape == (2, 1, len(expected) * 8 // bits)
+    assert (opened[..., :5] == codes).all()
+    assert not opened[..., 5:].any()
+
+
+def least_square_scale(
+    group: Floats, importance: Floats, bits: int, *, symmetric: bool
+) -> tuple[float, float, float]:
+    """Scale, zero and error of one block: `search_scales` by its definition, trial by trial."""
+    top, half = 2**bits - 1, symmetric_zero_point(bits)
+    low, high = min(float(group.min()), 0.0), max(float(group.max()), 0.0)
+    reach = max(high / (top - half), -low / half) if symmetric else (high - low) / top
+    best = (float(stored_scales(np.array([reach]), bits)[0]), float(half), np.inf)
+    for factor in GRID:
+        scale = float(stored_scales(np.array([reach * factor]), bits)[0])
+        zero = float(half) if symmetric else float(np.clip(round(-low / scale), 0, top))
+        codes = np.clip(np.rint(group.astype(np.float64) / scale) + zero, 0, top)
+        error = float((importance * ((codes - zero) * scale - group) ** 2).sum())
+        if error < best[2]:
+            best = (scale, zero, error)
+    return best
+
+
+@pytest.mark.parametrize("bits", [2, 4, 6, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("shift", [-2.0, 0.0, 0.7])
+def test_scales_are_those_of_the_least_weighted_error(
+    bits: int, symmetric: bool, shift: float
+) -> None:
+    """Of weights around 0 and to one side of it, each input with an importance of its own."""
+    random = np.random.default_rng(bits)
+    groups = (random.standard_normal((3, 2, 16)) + shift).astype(np.float32)
+    importance = random.random((2, 16))
+    scales, zeros = search_scales(groups, importance, bits, symmetric=symmetric)
+    assert scales.shape == zeros.shape == (3, 2)
+    for n in range(3):
+        for b in range(2):
+            wanted = least_square_scale(groups[n, b], importance[b], bits, symmetric=symmetric)
+            assert (scales[n, b], zeros[n, b]) == pytest.approx(wanted[:2])
+
+
+@pytest.mark.parametrize("bits", [2, 4, 6, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_rounded_blocks_are_nearest_codes_of_those_scales(bits: int, symmetric: bool) -> None:
+    """37 inputs: a last block that is not full, whose padding has the code of its zero."""
+    weight = np.random.default_rng(3).standard_normal((4, 37)).astype(np.float32)
+    weight[1] = 0
+    found = round_blocks(weight, 16, bits, symmetric=symmetric)
+    assert (found.bits, found.block, found.codes.shape) == (bits, 16, (4, 3, 16))
+    assert found.scales.dtype == np.float32
+    assert found.codes.dtype == found.zeros.dtype == np.uint8
+    whole = found.matrix(37)
+    half_a_step = np.repeat(found.scales, 16, axis=1)[:, :37] / 2
+    inside = np.abs(weight) <= half_a_step * (2**bits - 2) / 2.5
+    assert (np.abs(whole - weight)[inside] <= half_a_step[inside] * 1.001).all()
+    assert not whole[1].any()
+    assert (found.scales[1] == np.float16(GRID[0]) if bits < 8 else found.scales[1] > 0).all()
+    assert (found.codes[:, 2, 5:] == found.zeros[:, 2, None]).all()
+    if bits == 8 and symmetric:
+        codes, scales = quantize_blocks(weight, 16)
+        assert (found.codes == codes).all()
+        assert (found.scales == scales).all()
+        assert (found.zeros == ZERO_POINT).all()
+    elif symmetric:
+        assert (found.zeros == symmetric_zero_point(bits)).all()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-from micro_checkpoint import VOCABULARY, Exported, export_variant, write_variant
+from micro_checkpoint import VOCABULARY, Exported, exported_once
 
-from retnet_edge.export.export import export
+from retnet_edge.export.contract import Flavour
 from retnet_edge.model.checkpoint import load_checkpoint
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
 from retnet_edge.quantize.quantize import quantize
@@ -24,7 +23,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 @pytest.fixture(scope="module", params=["base", "untied"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return export_variant(request.param, tmp_path_factory.mktemp("exported"))
+    return exported_once(tmp_path_factory.getbasetemp(), request.param)
 
 
 @pytest.mark.parametrize("recipe", DTYPES)
@@ -63,10 +62,9 @@ def test_the_file_is_half_as_large(exported: Exported, tmp_path: Path, recipe: s
 @pytest.mark.parametrize("recipe", DTYPES)
 @pytest.mark.parametrize("flavour", ["ort", "portable"])
 def test_both_flavours_take_it(
-    tmp_path: Path, recipe: str, flavour: Literal["ort", "portable"]
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, recipe: str, flavour: Flavour
 ) -> None:
-    checkpoint = write_variant("base", tmp_path)
-    source = export(checkpoint, tmp_path / "m.edge", flavour=flavour, say=lambda _: None)
+    source = exported_once(tmp_path_factory.getbasetemp(), "base", flavour).bundle
     out = quantize(source, tmp_path / "q.edge", recipe=recipe, say=lambda _: None)
     logits = [run_steps(open_session(Bundle.open(path), 1), TOKENS) for path in (source, out)]
     assert 0 < np.abs(logits[0] - logits[1]).max() < 0.5

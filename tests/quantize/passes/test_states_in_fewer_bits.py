@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from micro_checkpoint import Exported, export_variant
+from micro_checkpoint import Exported, exported_once
 
 from retnet_edge.errors import InputError
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
@@ -33,7 +33,7 @@ BYTES = {"float16": 2, "int8": 1}
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return export_variant("base", tmp_path_factory.mktemp("base"))
+    return exported_once(tmp_path_factory.getbasetemp(), "base")
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +139,10 @@ def test_empty_states_are_empty(bundles: dict[str, Bundle]) -> None:
     assert all(not s.any() for s in rounded_states(empty, like=one.states()))
 
 
-def test_states_that_grow_are_refused(tmp_path: Path) -> None:
-    baseline = export_variant("transformer", tmp_path)
+def test_states_that_grow_are_refused(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    baseline = exported_once(tmp_path_factory.getbasetemp(), "transformer")
     with pytest.raises(InputError, match="states that grow stay float32"):
         quantize(baseline.bundle, tmp_path / "q.edge", state="int8", say=lambda _: None)
     assert not (tmp_path / "q.edge").exists()

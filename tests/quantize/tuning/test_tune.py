@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from micro_checkpoint import VOCABULARY, Exported, export_variant
+from micro_checkpoint import VOCABULARY, Exported, exported_once, write_variant
 
 from retnet_edge.cli import main
 from retnet_edge.errors import CheckFailed, InputError
@@ -35,7 +35,7 @@ def silent(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return export_variant("base", tmp_path_factory.mktemp("base"))
+    return exported_once(tmp_path_factory.getbasetemp(), "base")
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def test_what_cannot_be_tuned_is_refused(
     exported: Exported, int4: Path, text: Path, tmp_path: Path
 ) -> None:
     dynamic = quantize(exported.bundle, tmp_path / "d.edge", recipe="int8-dynamic", say=silent)
-    other = export_variant("untied", tmp_path / "other").checkpoint
+    other = write_variant("untied", tmp_path / "other")
     short = tmp_path / "short.txt"
     short.write_text("The cat sat.")
     out = tmp_path / "t.edge"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Tiny
-from micro_checkpoint import Exported, export_variant
+from micro_checkpoint import Exported, exported_once
 from rich.cells import cell_len
 
 LONG = "edge-135m-int4-weight-searched-and-tuned-on-news.edge"
@@ -25,7 +25,7 @@ SMALL = ("--context", "24", "--tokens", "48", "--memory-steps", "100", "--no-bas
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return export_variant("base", tmp_path_factory.mktemp("made"))
+    return exported_once(tmp_path_factory.getbasetemp(), "base")
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def rows_of_tokens(draw: st.DrawFn) -> tuple[int, int, int, int]:
     return count, shard_tokens, length, draw(st.integers(1, 7))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows_of_tokens(), st.integers(0, 3))
 def test_an_epoch_draws_every_block_once_over_any_number_of_shards(
     sizes: tuple[int, int, int, int], seed: int
@@ -63,7 +63,7 @@ def test_an_epoch_draws_every_block_once_over_any_number_of_shards(
         assert starts == list(range(starts[0], starts[0] + blocks * length, length))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows_of_tokens(), st.integers(0, 30), st.data())
 def test_a_restart_at_any_step_and_any_share_of_the_rows_continue_the_sequence(
     sizes: tuple[int, int, int, int], restart: int, data: st.DataObject
@@ -81,7 +81,7 @@ def test_a_restart_at_any_step_and_any_share_of_the_rows_continue_the_sequence(
             assert np.array_equal(np.concatenate(parts), undisturbed[step])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows_of_tokens(), st.data())
 def test_any_span_is_read_across_shards(
     sizes: tuple[int, int, int, int], data: st.DataObject

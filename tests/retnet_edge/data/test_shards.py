@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import text_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_files import DOCUMENTS, SAVED, WRITERS, expected, files
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from retnet_edge.data import shards as module
 from retnet_edge.data.dataset import Shards
 from retnet_edge.data.encoding import Encoded, encode
 from retnet_edge.data.shards import ShardManifest, ShardWriter, read_manifest, write_shards
@@ -54,7 +56,7 @@ def test_shards_are_the_documents_each_with_an_end(
     assert info.tokenizer_sha256 == hashlib.sha256(bpe.to_str().encode()).hexdigest()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), max_size=6), st.integers(1, 30)
 )
@@ -83,6 +85,7 @@ def test_cuts_lose_no_token_and_no_byte(
     for number, shard in enumerate(manifest.shards):
         low, high = number * shard_tokens, number * shard_tokens + shard.tokens
         assert shard.text_bytes == sum(100 + i for i, e in enumerate(ends) if low < e <= high)
+    assert sorted(files(folder)) == ["manifest.json", *(s.file for s in manifest.shards)]
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -93,6 +96,54 @@ def test_every_kind_of_file_gives_the_same_shards(
     path = WRITERS[name](tmp_path / name, DOCUMENTS)
     other = Shards(write_shards([path], bpe, tmp_path / "other", shard_tokens=1_000)).info
     assert other.shards == text.shards
+
+
+@pytest.mark.parametrize(
+    ("largest", "dtype"), [(40_000, "uint16"), (65_535, "uint16"), (65_536, "uint32")]
+)
+@pytest.mark.parametrize("holes", [False, True])
+def test_every_id_fits_the_files(holes: bool, largest: int, dtype: str, tmp_path: Path) -> None:
+    """uint16 holds 0 to 65,535; what counts is the largest id, not how many there are."""
+    words = {END_OF_TEXT: 0, "low": 1, "high": largest}
+    words |= {} if holes else {f"w{i}": i for i in range(2, largest)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="low"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    (tmp_path / "x.txt").write_text("low high low")
+    shards = Shards(write_shards([tmp_path / "x.txt"], tokenizer, tmp_path / "x"))
+    assert shards.info.dtype == dtype
+    assert shards.tokens().tolist() == [1, largest, 1, 0]
+
+
+def test_a_shard_of_the_usual_size_is_a_quarter_gibibyte() -> None:
+    """2 bytes a token: a file that is copied and hashed in seconds."""
+    assert 2 * module.SHARD_TOKENS == 256 * 1024 * 1024
+
+
+def test_the_manifest_is_text_that_a_person_can_read(
+    source: Path, bpe: Tokenizer, tmp_path: Path
+) -> None:
+    """In folders that are made for it; what is read back is a value like a number or a string."""
+    folder = write_shards([source], bpe, tmp_path / "not" / "yet" / "there")
+    text = (folder / "manifest.json").read_text()
+    assert text == json.dumps(json.loads(text), indent=2) + "\n"
+    assert len({read_manifest(folder), read_manifest(folder)}) == 1
+
+
+def test_what_was_left_by_others_is_removed(source: Path, bpe: Tokenizer, tmp_path: Path) -> None:
+    parent = tmp_path / "data"
+    for name in ("train.new", ".train.new.0123abcd.partial", "valid.new"):
+        (parent / name).mkdir(parents=True)
+        (parent / name / "shard-00000.bin").write_bytes(b"half")
+    write_shards([source], bpe, parent / "train")
+    assert sorted(os.listdir(parent)) == ["train", "valid.new"]
+
+
+def test_a_writer_that_is_interrupted_leaves_no_file_open(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, ShardManifest(1, "uint16", "", (), ()), 10)
+    with pytest.raises(KeyboardInterrupt), writer:
+        raise KeyboardInterrupt
+    with pytest.raises(ValueError, match="closed file"):
+        writer.add(Encoded(np.array([1], np.uint16), np.array([1]), np.array([1])))
 
 
 def test_sources_follow_each_other(source: Path, bpe: Tokenizer, tmp_path: Path) -> None:
@@ -188,6 +239,12 @@ def damage(what: str, folder: Path) -> str:
     if what == "a field more":
         manifest.write_text(text.replace('"schema": 1,', '"schema": 1, "more": 1,'))
         return r"manifest\.json: not a manifest"
+    if what == "a source's field more":
+        manifest.write_text(text.replace('"kind": ', '"more": 1, "kind": ', 1))
+        return r"manifest\.json: not a manifest"
+    if what == "a shard's field more":
+        manifest.write_text(text.replace('"file": ', '"more": 1, "file": ', 1))
+        return r"manifest\.json: not a manifest"
     if what == "another schema":
         manifest.write_text(text.replace('"schema": 1,', '"schema": 2,'))
         return r"manifest\.json: not a manifest"
@@ -205,8 +262,9 @@ def damage(what: str, folder: Path) -> str:
     return r"shard-00001\.bin: was changed: its SHA-256"
 
 
-DAMAGE = ["no manifest", "half a manifest", "a field more", "another schema",
-          "other bytes of text", "a shard less", "a token less", "a bit"]  # fmt: skip
+DAMAGE = ["no manifest", "half a manifest", "a field more", "a source's field more",
+          "a shard's field more", "another schema", "other bytes of text", "a shard less",
+          "a token less", "a bit"]  # fmt: skip
 
 
 @pytest.mark.parametrize("what", DAMAGE)
@@ -219,7 +277,9 @@ def test_damaged_shards_are_refused_and_made_anew(
     with pytest.raises(InputError, match=says) as caught:
         read_manifest(folder, check_hashes=True)
     assert "\n" not in str(caught.value)
-    if what != "a bit":
+    if what == "a bit":
+        Shards(folder)  # which looks at sizes only
+    else:
         with pytest.raises(InputError, match=says):
             Shards(folder)
     write_shards([source], bpe, folder, shard_tokens=1_000, replace=False)

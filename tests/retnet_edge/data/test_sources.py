@@ -45,7 +45,7 @@ def test_the_folder_that_the_datasets_library_saved() -> None:
     assert texts_of(SAVED / "train", SAVED / "validation") == DOCUMENTS + held_out
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=6))
 def test_rows_of_tables_are_kept_as_they_are(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]

@@ -182,7 +182,38 @@ def test_gradients_agree_between_the_forms(chunk: int) -> None:
             assert ((a - b).norm() / b.norm()).item() <= FLOAT64
 
 
-@settings(max_examples=60, deadline=None)
+def with_documents(name: str) -> Callable[..., Result]:
+    """A form by name that takes the ids of documents as its last argument."""
+    if name == "parallel":
+        return retention_parallel
+    if name == "recurrent":
+        return retention_recurrent
+    chunk = int(name.split()[1])
+    return lambda q, k, v, decay, state, documents: retention_chunkwise(
+        q, k, v, decay, state, chunk, documents
+    )
+
+
+@pytest.mark.parametrize("name", ["parallel", "recurrent", "chunkwise 1", "chunkwise 3"])
+@pytest.mark.parametrize(
+    "ids", [[0], [1], [0, 0], [0, 1], [1, 1], [1, 2], [0, 0, 1, 1, 2, 2, 2], [1, 1, 1, 2, 3, 3]]
+)
+def test_only_document_0_takes_the_state_carried_in(name: str, ids: list[int]) -> None:
+    """A document that began before the call has id 0; each other one starts from nothing."""
+    q, k, v, decay, state = case(len(ids))
+    outs, last = [], state
+    for document in sorted(set(ids)):
+        at = [t for t, its in enumerate(ids) if its == document]
+        start = state if document == 0 else torch.zeros_like(state)
+        part, last = (
+            torch.from_numpy(x) for x in eq6(q[:, :, at], k[:, :, at], v[:, :, at], GAMMAS, start)
+        )
+        outs.append(part)
+    found = with_documents(name)(q, k, v, decay, state, torch.tensor([ids]))
+    assert_close(found, (torch.cat(outs, dim=2), last), FLOAT64)
+
+
+@settings(max_examples=60)
 @given(
     tokens=st.integers(2, 40),
     cut=st.floats(0.0, 1.0, exclude_max=True),

@@ -109,6 +109,10 @@ def test_decays_that_would_overflow_are_not_folded() -> None:
     assert can_fold(-torch.tensor(1 - 2.0**-5).log().item(), 1024)
     assert not can_fold(-torch.tensor(0.5).log().item(), 64)
     assert can_fold(0.0, 10**9)
+    # C - 1 steps of log γ may add up to 40, and to no more
+    assert can_fold(0.625, 65)
+    assert not can_fold(0.625, 66)
+    assert not can_fold(40.5, 2)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from micro_checkpoint import BASE, VOCABULARY, Exported, export_variant, write_variant
+from micro_checkpoint import BASE, VOCABULARY, Exported, exported_once
 from onnx import numpy_helper
 
-from retnet_edge.export.export import export
+from retnet_edge.export.contract import Flavour
 from retnet_edge.model.checkpoint import load_checkpoint
 from retnet_edge.model.reference import Float64Reference
 from retnet_edge.pipeline.block_errors import measure_block_errors
@@ -26,7 +25,7 @@ TOKENS = np.random.default_rng(5).integers(0, VOCABULARY, 300)
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return export_variant("base", tmp_path_factory.mktemp("base"))
+    return exported_once(tmp_path_factory.getbasetemp(), "base")
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +52,10 @@ def test_the_reference_sees_the_residual_stream(reference: Float64Reference) -> 
 
 @pytest.mark.parametrize("flavour", ["ort", "portable"])
 def test_graphs_of_both_flavours_name_their_blocks(
-    tmp_path: Path, flavour: Literal["ort", "portable"]
+    tmp_path_factory: pytest.TempPathFactory, flavour: Flavour
 ) -> None:
-    checkpoint = write_variant("base", tmp_path)
-    out = export(checkpoint, tmp_path / "m.edge", flavour=flavour, say=lambda _: None)
-    found = errors(out, Float64Reference(load_checkpoint(checkpoint)))
+    made = exported_once(tmp_path_factory.getbasetemp(), "base", flavour)
+    found = errors(made.bundle, Float64Reference(load_checkpoint(made.checkpoint)))
     assert len(found) == BASE.layers
     assert 0 < max(found) < 1e-5
 

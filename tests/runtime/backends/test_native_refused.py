@@ -9,12 +9,11 @@ from typing import Any
 
 import native_bundles
 import pytest
-from micro_checkpoint import VOCABULARY, export_variant
+from micro_checkpoint import VOCABULARY, exported_once
 from native_bundles import Export, Quantized, mixed, silent
 from tiny_bundle import rewrite_manifest
 
 from retnet_edge.errors import InputError
-from retnet_edge.export.export import export
 from retnet_edge.pipeline.build import build
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipes.schemes import BlockInt6, BlockInt8, Float32
@@ -46,17 +45,16 @@ def test_refused_recipes(
     assert not list(tmp_path.iterdir())
 
 
-def test_refused_graphs(exported: Export, tmp_path: Path) -> None:
+def test_refused_graphs(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     """Of the portable flavour, whose products are no MatMulNBits."""
-    checkpoint = exported("base").checkpoint
-    portable = export(checkpoint, tmp_path / "p.edge", flavour="portable", say=silent)
+    portable = exported_once(tmp_path_factory.getbasetemp(), "base", "portable").bundle
     with pytest.raises(InputError, match="the native backend"):
         quantize(portable, tmp_path / "q.edge", recipe="int8", native=True, say=silent)
     assert not (tmp_path / "q.edge").exists()
 
 
 def test_refused_models(exported: Export, tmp_path: Path) -> None:
-    other = export_variant("transformer", tmp_path / "t")
+    other = exported("transformer")
     with pytest.raises(InputError, match="runs RetNets, and this is a transformer"):
         quantize(other.bundle, tmp_path / "q.edge", recipe="int8", native=True, say=silent)
     assert not (tmp_path / "q.edge").exists()

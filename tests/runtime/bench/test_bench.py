@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 from conftest import Tiny
-from micro_checkpoint import VARIANTS, export_variant, write_variant
+from micro_checkpoint import VARIANTS, exported_once, write_variant
 from rich.console import Console
 
 from retnet_edge import cli
@@ -40,7 +40,7 @@ from retnet_edge.runtime.session.operators import OperatorTime
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_variant("base", tmp_path_factory.mktemp("exported")).bundle
+    return exported_once(tmp_path_factory.getbasetemp(), "base").bundle
 
 
 @pytest.fixture(scope="module")

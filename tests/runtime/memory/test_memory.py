@@ -1,4 +1,4 @@
-"""The slope, its interval, and the child process whose memory is measured."""
+"""The child process whose memory is measured."""
 
 from __future__ import annotations
 
@@ -9,73 +9,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.memory.memory import memory_supported, run_child, summarise_memory
-from retnet_edge.runtime.memory.slope import Slope, fit_slope
 
 linux = pytest.mark.skipif(not memory_supported(), reason="needs /proc/self/smaps_rollup")
-PAGE = 4096
-TOKENS = list(range(0, 20_000, 40))
-
-
-def fit(sizes: object) -> Slope:
-    return fit_slope(TOKENS, np.asarray(sizes).astype(np.int64).tolist())
-
-
-def test_a_constant_series_has_no_slope_and_no_doubt() -> None:
-    assert fit(np.full(len(TOKENS), 123_456_789_012)) == Slope(0.0, 0.0, 0.0)
-
-
-def test_an_exact_line_is_recovered() -> None:
-    slope = fit(7 * np.array(TOKENS) + 10**9)
-    assert (slope.bytes_per_token, slope.low, slope.high) == pytest.approx((7, 7, 7))
-
-
-def test_the_slope_is_that_of_least_squares() -> None:
-    sizes = np.random.default_rng(0).integers(10**6, size=len(TOKENS))
-    expected = np.polyfit(TOKENS, sizes, 1)[0]
-    assert fit(sizes).bytes_per_token == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("leak", [0, 8, 100])
-@pytest.mark.parametrize("seed", range(5))
-def test_a_leak_seen_through_pages_and_noise(leak: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    pages = np.floor(leak * np.array(TOKENS) / PAGE + rng.random())
-    noise = rng.random(len(TOKENS)) < 0.2  # a page comes and goes
-    slope = fit(PAGE * (pages + noise))
-    assert slope.low <= leak <= slope.high
-    assert (slope.low > 0) == (leak > 0)
-    assert slope.high - leak < 1 + 0.02 * leak
-
-
-def test_interval_covers_random_walks() -> None:
-    rng = np.random.default_rng(1)
-    walks = 1000 * rng.standard_normal((300, len(TOKENS))).cumsum(axis=1)
-    covered = [(s := fit(walk)).low <= 0 <= s.high for walk in walks]
-    assert 0.9 <= np.mean(covered) <= 0.99
-
-
-@pytest.mark.parametrize("at", [0.05, 0.3, 0.5, 0.9])
-def test_one_step_is_not_growth_but_ten_are(at: float) -> None:
-    x = np.arange(len(TOKENS)) / len(TOKENS)
-    one = fit(PAGE * (x > at))
-    assert one.low <= 0 < one.high < 1
-    ten = fit(PAGE * (x[:, None] > np.linspace(0.05, 0.95, 10)).sum(axis=1))
-    assert ten.low > 0
-
-
-@pytest.mark.parametrize(
-    ("tokens", "sizes"),
-    [(range(5), range(5)), (range(10), range(9)), ([0, 1, 2, 3, 4, 5, 6, 9], range(8))],
-)
-def test_series_that_cannot_be_fitted(tokens: range, sizes: range) -> None:
-    with pytest.raises(ValueError, match=r"samples|fit needs"):
-        fit_slope(list(tokens), list(sizes))
-
 
 CHILD = """
 import mmap, sys

@@ -7,10 +7,12 @@ import pytest
 from numpy_retnet import NetReference, NetSession, text
 from verification_samples import FLAT, LOOSE, TOLERANCE, memory_of
 
+from retnet_edge.runtime.bundle.manifest import Backend
 from retnet_edge.runtime.memory.memory import Memory
 from retnet_edge.runtime.memory.slope import Slope
+from retnet_edge.runtime.parity.golden import GoldenReplay
 from retnet_edge.runtime.parity.parity import Parity, measure_parity
-from retnet_edge.runtime.report.verdict import checks, judge
+from retnet_edge.runtime.report.verdict import BackendResult, Verdict, checks, judge, reasons_of
 
 replace = msgspec.structs.replace
 
@@ -50,6 +52,34 @@ def test_each_figure_fails_alone(parity: Parity, changes: dict[str, float], sent
 def test_the_bound_itself_is_allowed(parity: Parity) -> None:
     edge = replace(parity.figures, max_abs_logit_error=2e-4, mean_kl=5e-4, perplexity_ratio=1.001)
     assert judge(replace(parity, figures=edge), FLAT, TOLERANCE) == ()
+    edge = replace(edge, top1_agreement_without_ties=0.99, perplexity_ratio=1 / 1.001)
+    edge = replace(edge, relative_state_error=1e-4)
+    assert judge(replace(parity, figures=edge), FLAT, TOLERANCE) == ()
+
+
+def test_states(parity: Parity) -> None:
+    """Judged where the logit error is: to 1e-4 of their norm."""
+    figures = replace(parity.figures, relative_state_error=1.1e-4)
+    bad = replace(parity, figures=figures)
+    (reason,) = judge(bad, FLAT, TOLERANCE)
+    assert reason == "relative state error is 0.00011, at most 0.0001 is allowed"
+    assert judge(bad, FLAT, LOOSE) == ()
+
+
+def test_golden(parity: Parity) -> None:
+    """Each of the three figures fails alone; none is judged where the logit error is not."""
+    good = GoldenReplay(2e-4, 2e-4, 1e-4)
+    assert judge(replace(parity, golden=good), FLAT, TOLERANCE) == ()
+    name = "golden.npz: largest logit error"
+    for changes, sentence in (
+        ({"near_logit_error": 3e-4}, f"{name} is 0.0003, at most 0.0002 is allowed"),
+        ({"far_logit_error": 4e-4}, f"{name} at position 1,000,000 is 0.0004, at most 0.0002"),
+        ({"relative_state_error": 2e-4}, "golden.npz: relative state error is 0.0002, at most 0.0"),
+    ):
+        bad = replace(parity, golden=replace(good, **changes))
+        (reason,) = judge(bad, FLAT, TOLERANCE)
+        assert reason.startswith(sentence)
+        assert judge(bad, FLAT, LOOSE) == ()
 
 
 def test_without_a_logit_bound_every_disagreement_counts(parity: Parity) -> None:
@@ -83,6 +113,53 @@ def test_far_positions(parity: Parity) -> None:
     assert reason.startswith("largest logit error at position 1,000,000 after 10 tokens is 1")
     (reason,) = judge(with_far(mean_kl=0.01), FLAT, LOOSE)
     assert reason.startswith("mean KL at position 1,000,000 after 10 tokens is 0.01, at most 0.001")
+    (reason,) = judge(with_far(relative_state_error=2e-4), FLAT, TOLERANCE)
+    assert reason.startswith("relative state error at position 1,000,000 after 10 tokens is 0.0002")
+    assert judge(with_far(relative_state_error=1e-4), FLAT, TOLERANCE) == ()
+
+
+def test_every_later_place_is_held_to_the_first(parity: Parity) -> None:
+    """To twice its mean KL, where that is more than what the recipe allows; also the last one."""
+
+    def with_kl(first: float, last: float) -> Parity:
+        near, *rest, far = parity.places
+        near = replace(near, figures=replace(near.figures, mean_kl=first))
+        far = replace(far, figures=replace(far.figures, mean_kl=last))
+        return replace(parity, places=(near, *rest, far))
+
+    assert judge(with_kl(0.01, 0.02), FLAT, TOLERANCE) == ()
+    (reason,) = judge(with_kl(0.01, 0.021), FLAT, TOLERANCE)
+    assert reason.endswith("is 0.021, at most 0.02 is allowed")
+    assert judge(with_kl(0.01, 0.0), FLAT, TOLERANCE) == ()
+
+
+def result(backend: Backend, parity: Parity) -> BackendResult:
+    return BackendResult(backend, checks(parity, FLAT, TOLERANCE), parity, FLAT, None)
+
+
+def test_reasons_of_backends(parity: Parity) -> None:
+    """A reason names its backend where there are several; one left out is a reason."""
+    good = result("onnxruntime", parity)
+    bad = result("native", replace(parity, nonfinite_tokens=2))
+    sentence = "the logits of 2 of 300 positions are not finite"
+    assert (good.reasons, bad.reasons) == ((), (sentence,))
+    assert reasons_of([good], ["onnxruntime"]) == ()
+    assert reasons_of([bad], ["native"]) == (sentence,)
+    both: list[Backend] = ["onnxruntime", "native"]
+    assert reasons_of([good, bad], both) == (f"native: {sentence}",)
+    assert reasons_of([bad], both) == (f"native: {sentence}", "onnxruntime was not measured")
+
+
+def test_status_and_what_a_result_is_by_default(parity: Parity) -> None:
+    one = result("native", parity)
+    assert (one.operators, one.profiled_steps) == ((), 0)
+    good = Verdict((), (one,), (), None, {})
+    assert (good.verified, good.status) == (True, "verified")
+    bad = replace(good, reasons=("memory was not measured",))
+    assert (bad.verified, bad.status) == (False, "unverified")
+    for record in (good, one, one.checks[0]):
+        with pytest.raises(AttributeError, match="immutable"):
+            setattr(record, "reason", "none")  # noqa: B010 - what a checker would find
 
 
 def test_prefill(parity: Parity) -> None:

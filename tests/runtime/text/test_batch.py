@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Tiny
-from micro_checkpoint import VOCABULARY, export_variant, random_tokens
+from micro_checkpoint import VOCABULARY, exported_once, random_tokens
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
@@ -24,7 +24,7 @@ Logits = list[NDArray[np.float32]]
 
 @pytest.fixture(scope="module")
 def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_variant("z_n", tmp_path_factory.mktemp("fp32")).bundle
+    return exported_once(tmp_path_factory.getbasetemp(), "z_n").bundle
 
 
 @pytest.fixture(scope="module", params=["fp32", "int8"])

@@ -44,12 +44,41 @@ settings_of = st.builds(
         ("min_p", -0.1, "0 to 1"),
         ("min_p", 1.5, "0 to 1"),
         ("repetition_penalty", 0.0, "0.01 to 100"),
+        ("repetition_penalty", 0.0099, "0.01 to 100"),
+        ("repetition_penalty", 100.5, "0.01 to 100"),
         ("seed", -1, "0 or more"),
     ],
 )
 def test_ranges(setting: str, value: float, allowed: str) -> None:
     with pytest.raises(InputError, match=f"{setting} is {value}; allowed is {allowed}"):
         Sampling(**{setting: value})  # type: ignore[arg-type]
+
+
+def test_both_ends_of_a_range_are_allowed() -> None:
+    for penalty in (0.01, 100):
+        assert Sampling(repetition_penalty=penalty).repetition_penalty == penalty
+
+
+def test_defaults_are_those_of_the_documentation() -> None:
+    assert Sampling() == Sampling(0.8, 40, 0.95, 0.0, 1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (Sampling(), [270, 219, 219, 219, 247, 259, 219, 270]),
+        (Sampling(seed=1), [219, 211, 219, 211, 219, 219, 247, 219]),
+        (Sampling(top_k=0, top_p=1.0), [219, 219, 79, 47, 259, 270, 219, 247]),
+        (Sampling(1.5, top_k=0, top_p=0.9), [48, 270, 219, 219, 187, 149, 74, 233]),
+        (Sampling(2, top_k=300, top_p=1.0), [219, 87, 21, 7, 247, 270, 219, 232]),
+        (Sampling(top_k=0, min_p=0.05), [270, 219, 219, 219, 270, 247, 219, 270]),
+    ],
+)
+def test_a_seed_draws_the_same_in_every_version(settings: Sampling, expected: list[int]) -> None:
+    """So that a text can be told again by its seed: these draws are of 1 December 2026."""
+    logits = 3 * np.random.default_rng(0).standard_normal(300).astype(np.float32)
+    sampler = Sampler(settings)
+    assert [sampler.sample(logits) for _ in range(8)] == expected
 
 
 def reference(logits: Logits, settings: Sampling) -> dict[int, float]:
@@ -87,6 +116,9 @@ def test_top_p_1_keeps_what_is_too_unlikely_to_change_a_sum() -> None:
     ids, _ = _candidates(logits, settings)
     assert ids.tolist() == [0, 1, 2]
     assert list(reference(logits, settings)) == [0, 1, 2]
+    more = np.array([0.0, -90.0, -100.0, -110.0], dtype=np.float32)
+    ids, _ = _candidates(more, Sampling(temperature=1, top_k=3, top_p=1.0))
+    assert ids.tolist() == [0, 1, 2]
 
 
 @given(logits_of, settings_of)
@@ -135,6 +167,9 @@ def test_repetition_penalty() -> None:
     assert greedy.sample(logits, [0, 0, 1, 1]) == 0
     assert greedy.sample(np.array([-1.0, -1.1], dtype=np.float32), {0}) == 1
     assert logits.tolist() == pytest.approx([2.0, 1.5, -1.0, -1.1])
+    # small logits of either sign lose too
+    assert greedy.sample(np.array([0.6, 0.5], dtype=np.float32), {0}) == 1
+    assert greedy.sample(np.array([-0.5, -0.6], dtype=np.float32), {0}) == 1
 
 
 def test_logits_may_be_read_only_and_partly_impossible() -> None:
