@@ -160,6 +160,21 @@ def test_the_mended_hash_is_that_of_the_file(seeds: Path, tmp_path: Path) -> Non
     open_bundle(tmp_path / "case", ())
 
 
+def test_a_manifest_that_holds_its_own_hash_gets_another(seeds: Path, tmp_path: Path) -> None:
+    """Of its JSON with sorted keys and no white space, the hash itself left out."""
+    case = tmp_path / "case"
+    scene.lay(seeds / "bundle-old", case)
+    path = case / "model.edge" / "manifest.json"
+    record = json.loads(path.read_bytes())
+    path.unlink()
+    path.write_text(json.dumps({**record, "manifest_sha256": "0" * 64}, indent=3))
+    scene.mend(case, {"model.edge/manifest.json": path.read_bytes()})
+    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    found = json.loads(path.read_bytes())
+    assert found.pop("manifest_sha256") == hashlib.sha256(canonical.encode()).hexdigest()
+    assert found == record
+
+
 DAMAGED: dict[str, tuple[Path, Damage]] = {
     "json": (BUNDLE / "tokenizer.json", damage_json),
     "manifest": (BUNDLE / "manifest.json", damage_manifest),
