@@ -27,7 +27,7 @@ MUTATION := .mutation-tools
 PIP_LOG := $(VENV)/pip.log
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow fuzz fuzz-quick test-hf4 test-lm-eval test-optimum mutation lint rooms docs docs-blocks bench bench-peers constraints clean
+.PHONY: help setup demo test test-slow fuzz fuzz-quick test-hf4 test-lm-eval test-optimum mutation lint rooms docs docs-blocks bench bench-peers constraints clean mutation-native kill-test
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -69,8 +69,14 @@ test-lm-eval: $(LM_EVAL)/.installed  ## lm-eval on the shipped checkpoint, in a 
 test-optimum: $(OPTIMUM)/.installed  ## the optimum bridge on optimum-onnx 0.1, in a venv of its own
 	OMP_NUM_THREADS=1 $(OPTIMUM)/bin/python -m pytest --noconftest $(PYTEST_ARGS) tests/retnet_edge/integrations/test_optimum_*.py
 
+kill-test: $(STAMP)  ## kill -9, 200 times, in the commands that make things (some 20 minutes)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -s $(PYTEST_ARGS) tests/test_kill.py
+
 mutation: $(STAMP) $(MUTATION)  ## small faults put into the heart, one at a time: which do the tests miss? (an hour on two cores)
 	OMP_NUM_THREADS=1 PYTHONPATH='$(MUTATION)' $(PY) -W ignore::DeprecationWarning tests/mutation $(MUTATION_ARGS)
+
+mutation-native:  ## small faults put into the C, one at a time: which do its tests miss? (half an hour on two cores)
+	'$(PYTHON)' tests/mutation/native.py $(MUTATION_NATIVE_ARGS)
 
 lint: $(STAMP)  ## ruff, mypy, and the directions in which rooms may import each other
 	$(PY) -m ruff check .

@@ -25,5 +25,5 @@ def export_baseline(checkpoint: Checkpoint, folder: Path) -> Path:
     source = folder / "baseline"
     model = build_model(transformer_like(checkpoint.config))
     with new_folder(source) as written:
-        write_checkpoint(written, model, checkpoint.tokenizer)
+        write_checkpoint(written, model, checkpoint.tokenizer, special=checkpoint.special)
     return export(source, folder / "baseline.edge", say=lambda text: None)

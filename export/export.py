@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +35,7 @@ from retnet_edge.runtime.bundle.manifest import (
     Tolerance,
 )
 from retnet_edge.runtime.bundle.writer import write_manifest
-from retnet_edge.tokenizer import END_OF_TEXT, check_vocabulary
+from retnet_edge.tokenizer import check_vocabulary
 from retnet_edge.version import __version__
 
 BACKENDS: dict[str, Backend] = {"onnx": "onnxruntime", "executorch": "executorch"}
@@ -103,7 +102,7 @@ def write_bundle(
         graphs += _write_onnx(source, states, folder, say, flavour)
     if "executorch" in to:
         graphs += _write_executorch(source, states, folder, say)
-    shutil.copyfile(source.path / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+    source.tokenizer.save(str(folder / TOKENIZER_FILE))  # as loaded: it cuts no text off
     if isinstance(source.model, RetNet):
         with working("golden run of the float64 model", _parameters(source) / GOLDEN_A_SECOND):
             write_golden(Float64Reference(source), source.config.vocab_size, folder)
@@ -177,7 +176,13 @@ def _manifest(
         ),
         graphs=tuple(graphs),
         states=states,
-        tokenizer=TokenizerSpec(TOKENIZER_FILE, source.tokenizer.token_to_id(END_OF_TEXT)),
+        tokenizer=TokenizerSpec(
+            TOKENIZER_FILE,
+            source.special.end,
+            source.special.ends[1:],
+            source.special.begin,
+            source.special.padding,
+        ),
         quantization=Quantization("fp32"),
         tolerance=FP32_TOLERANCE,
         provenance=Provenance(

@@ -18,6 +18,8 @@ enum {
     TILE_TOKENS = 2,
 };
 
+#define TINY 1e-33f /* 32767 / TINY is finite */
+
 #define UNROLL _Pragma("GCC unroll 8")
 
 /* Of a block of a row. */

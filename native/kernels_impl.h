@@ -272,7 +272,8 @@ TARGET static inline int32_t NAME(round_codes)(const float *x, float inverse, in
 
 /* One token, x = scale * code, as the matrix asks for it: 16 bits and one scale where the weights
  * have 8 bits; 8 bits and a scale a block where they have 4, of every INT4_PER_VEC the even ones
- * first. What is not finite makes the scale, and so every product, not finite. */
+ * first. What is not finite makes the scale, and so every product, not finite; what is so small that
+ * the inverse of a scale would not be finite is 0. */
 TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *out, int token,
                                   void *scratch) {
     if (m->inputs < m->columns) {
@@ -291,7 +292,7 @@ TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *
     for (int b = 0; b < blocks; b++) {
         const float largest = m->bits == 8 ? of_all : NAME(absmax)(x + b * block, block);
         const float most = m->bits == 8 ? 32767.0f : 127.0f, scale = largest / most;
-        const float inverse = largest > 0 && scale < INFINITY ? most / largest : 0;
+        const float inverse = largest > TINY && scale < INFINITY ? most / largest : 0;
         int32_t total = 0;
         for (int i = b * block; i < (b + 1) * block; i += COLUMN_ALIGN) {
             int16_t codes[COLUMN_ALIGN] = {0};
@@ -339,9 +340,11 @@ TARGET static void NAME(rms_norm)(const float *x, const float *weight, int n, fl
     for (int i = 0; i < n; i++) y[i] = x[i] * factor * weight[i];
 }
 
-/* e^x to 2 ulp for x in [-87, 88], clamped outside: 2^k e^r with a polynomial for r (Cephes). */
+/* e^x to 2 ulp for x in [-87, 88], clamped outside, NaN to the lower end (what has to stay one
+ * meets it elsewhere too): 2^k e^r with a polynomial for r (Cephes). */
 TARGET static inline float NAME(exponential)(float x) {
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    x = x > -87.0f ? x : -87.0f;
+    x = x < 88.0f ? x : 88.0f;
     const float k = rintf(x * 1.44269504f);
     const float r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
     float p = 1.9875691500e-4f;

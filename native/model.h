@@ -1,5 +1,4 @@
-/* What the Python side fills in (runtime/backends/native/library.py has the same structures for
- * ctypes). */
+/* A model as the kernels see it: pointers to numbers that `check_plan` (check.c) has looked at. */
 #ifndef RETNET_MODEL_H
 #define RETNET_MODEL_H
 
@@ -25,7 +24,7 @@ typedef struct {
 
 /* frequencies: theta / (2 pi) of each pair of key channels, [key_dim / 2]. */
 typedef struct {
-    int32_t layer_count, d_model, heads, key_dim, value_dim, ffn_dim;
+    int32_t layer_count, d_model, heads, key_dim, value_dim, ffn_dim, vocab_size;
     int32_t gated, gelu, eps_z_n;
     float norm_eps, head_norm_eps;
     const float *final_norm;

@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 enum { SPIN_LIMIT = 2000, SPINS_BEFORE_YIELD = 2000 };
 
@@ -26,6 +27,7 @@ struct Pool {
     void *arg;
     atomic_int chunks;
     int workers;
+    pid_t process; /* that the threads are in */
     pthread_mutex_t mutex;
     pthread_cond_t wake;
     Worker each[];
@@ -97,7 +99,7 @@ Pool *pool_new(int threads) {
     size_t size = sizeof(Pool) + (size_t)workers * sizeof(Worker);
     Pool *pool = aligned_alloc(64, (size + 63) / 64 * 64);
     if (!pool) return NULL;
-    *pool = (Pool){.workers = 0};
+    *pool = (Pool){.workers = 0, .process = getpid()};
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
     for (; pool->workers < workers; pool->workers++) {
@@ -112,12 +114,19 @@ Pool *pool_new(int threads) {
 }
 
 void pool_free(Pool *pool) {
-    atomic_store(&pool->closing, 1);
-    wake_all(pool);
-    for (int i = 0; i < pool->workers; i++) pthread_join(pool->each[i].thread, NULL);
-    pthread_cond_destroy(&pool->wake);
-    pthread_mutex_destroy(&pool->mutex);
+    /* elsewhere there is no thread to wait for, and the mutex is as it was in the middle of things */
+    if (pool->process == getpid()) {
+        atomic_store(&pool->closing, 1);
+        wake_all(pool);
+        for (int i = 0; i < pool->workers; i++) pthread_join(pool->each[i].thread, NULL);
+        pthread_cond_destroy(&pool->wake);
+        pthread_mutex_destroy(&pool->mutex);
+    }
     free(pool);
+}
+
+void pool_enter(Pool *pool) {
+    if (pool->workers && pool->process != getpid()) pool->workers = 0;
 }
 
 void pool_run(Pool *pool, Task task, void *arg, int chunks) {

@@ -12,6 +12,11 @@ typedef struct Pool Pool;
 
 Pool *pool_new(int threads); /* the caller is one of them; NULL: out of memory or threads */
 void pool_free(Pool *pool);
-void pool_run(Pool *pool, Task task, void *arg, int chunks); /* returns when all are done */
+
+/* Before tasks follow: a process that was forked off has none of the threads, and does without. */
+void pool_enter(Pool *pool);
+
+/* Returns when all are done. One caller at a time: who shares a pool sees to that (retnet.c). */
+void pool_run(Pool *pool, Task task, void *arg, int chunks);
 
 #endif

@@ -2,9 +2,11 @@
 #include "retnet.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <time.h>
 
+#include "check.h"
 #include "kernels.h"
 #include "pool.h"
 
@@ -28,13 +30,14 @@ typedef struct {
 } Buffers;
 
 struct Engine {
+    atomic_int busy; /* a call is under way */
     Model model;
     const Kernels *kernels;
     Pool *pool;
     int widest;     /* the most columns or rows of a layer's matrix */
     Buffers single; /* of a step */
     char *scratch;  /* of each thread */
-    size_t scratch_bytes;
+    uint64_t scratch_bytes;
     double seconds[RETNET_STAGES];
     double stage_start; /* the end of the stage before */
 };
@@ -58,24 +61,30 @@ typedef struct {
 
 static int max_int(int a, int b) { return a > b ? a : b; }
 
-static size_t round_to_cache_line(size_t bytes) {
+static uint64_t round_to_cache_line(uint64_t bytes) {
     return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
 }
 
-/* Lay the buffers of a call out from `memory` on, each on a cache line; the bytes they take. */
-static size_t lay_out(const Engine *engine, size_t tokens, char *memory, Buffers *b) {
+/* `bytes`, a multiple of a cache line, on one; NULL where there are not so many. */
+static void *allocate(uint64_t bytes) {
+    return bytes > PTRDIFF_MAX ? NULL : aligned_alloc(CACHE_LINE, (size_t)bytes);
+}
+
+/* Lay the buffers of a call out from `memory` on, each on a cache line; the bytes they take. NULL:
+ * only count. */
+static uint64_t lay_out(const Engine *engine, uint64_t tokens, char *memory, Buffers *b) {
     const Model *m = &engine->model;
-    const size_t widest = (size_t)engine->widest;
-    size_t at = 0;
+    const uint64_t widest = (uint64_t)engine->widest;
+    uint64_t at = 0;
 #define ALLOCATE_FIELD(field, count)                        \
-    b->field = (void *)(memory + at);              \
+    b->field = memory ? (void *)(memory + at) : NULL;              \
     at += round_to_cache_line(tokens * (count) * sizeof *b->field)
-    ALLOCATE_FIELD(x, (size_t)m->d_model);
-    ALLOCATE_FIELD(normed, (size_t)m->d_model);
+    ALLOCATE_FIELD(x, (uint64_t)m->d_model);
+    ALLOCATE_FIELD(normed, (uint64_t)m->d_model);
     ALLOCATE_FIELD(projected, widest);
     ALLOCATE_FIELD(hidden, widest);
-    ALLOCATE_FIELD(cos_sin, (size_t)m->key_dim);
-    ALLOCATE_FIELD(eps, (size_t)m->heads);
+    ALLOCATE_FIELD(cos_sin, (uint64_t)m->key_dim);
+    ALLOCATE_FIELD(eps, (uint64_t)m->heads);
     ALLOCATE_FIELD(codes.codes, widest);
     ALLOCATE_FIELD(codes.sums, widest / COLUMN_ALIGN + 1 + BLOCK_ALIGN);
     ALLOCATE_FIELD(codes.scales, widest / COLUMN_ALIGN + 1 + BLOCK_ALIGN);
@@ -85,8 +94,8 @@ static size_t lay_out(const Engine *engine, size_t tokens, char *memory, Buffers
 }
 
 static int new_buffers(const Engine *engine, int tokens, Buffers *b) {
-    b->memory = aligned_alloc(CACHE_LINE, lay_out(engine, (size_t)tokens, NULL, b));
-    if (b->memory) lay_out(engine, (size_t)tokens, b->memory, b);
+    b->memory = allocate(lay_out(engine, (uint64_t)tokens, NULL, b));
+    if (b->memory) lay_out(engine, (uint64_t)tokens, b->memory, b);
     return b->memory != NULL;
 }
 
@@ -243,8 +252,9 @@ static void run_layer(Call *call) {
     end_stage(engine, RETNET_DOWN);
 }
 
-int retnet_run(Engine *engine, const int64_t *tokens, int count, int64_t position,
-               float *const *states, float *logits) {
+/* Feed tokens that were checked. 0, or 1: out of memory. */
+static int feed(Engine *engine, const int64_t *tokens, int count, int64_t position,
+                const Floats *states, float *logits) {
     const Model *m = &engine->model;
     Buffers many;
     const Buffers *b = &engine->single;
@@ -261,7 +271,7 @@ int retnet_run(Engine *engine, const int64_t *tokens, int count, int64_t positio
     Call call = {.engine = engine, .tokens = count, .b = b};
     for (int i = 0; i < m->layer_count; i++) {
         call.layer = &m->layers[i];
-        call.state = states[i];
+        call.state = states[i].data;
         run_layer(&call);
     }
     Activations last = b->codes;
@@ -275,44 +285,108 @@ int retnet_run(Engine *engine, const int64_t *tokens, int count, int64_t positio
     return 0;
 }
 
-Engine *retnet_new(const Model *model, int threads, const char *kernels) {
-    const Kernels *found = find_kernels(kernels);
-    Engine *engine = found ? calloc(1, sizeof *engine) : NULL;
-    if (!engine) return NULL;
-    engine->model = *model;
-    engine->kernels = found;
-    engine->widest = max_int(model->d_model, model->head.columns);
-    for (int i = 0; i < model->layer_count; i++) {
-        const Matrix *all[] = {&model->layers[i].qkvg, &model->layers[i].out,
-                               &model->layers[i].inner, &model->layers[i].down};
+static int is_buffer(const float *data, uint64_t count, uint64_t expected) {
+    return data && (uintptr_t)data % sizeof(float) == 0 && count == expected;
+}
+
+/* Is it a call that can be made? Looks only at what no call changes. */
+static int check_call(const Model *m, const int64_t *tokens, int64_t count, int64_t position,
+                      const Floats *states, int32_t state_count, const float *logits,
+                      uint64_t logit_count) {
+    const uint64_t state = (uint64_t)m->heads * (uint64_t)m->key_dim * (uint64_t)m->value_dim;
+    if (!tokens || count < 1 || count > RETNET_MOST_TOKENS) return RETNET_BAD_COUNT;
+    if (position < 0 || position > INT64_MAX - count) return RETNET_BAD_POSITION;
+    if (!states || state_count != m->layer_count) return RETNET_BAD_BUFFER;
+    for (int i = 0; i < state_count; i++)
+        if (!is_buffer(states[i].data, states[i].count, state)) return RETNET_BAD_BUFFER;
+    if (!is_buffer(logits, logit_count, (uint64_t)m->vocab_size)) return RETNET_BAD_BUFFER;
+    for (int64_t i = 0; i < count; i++)
+        if (tokens[i] < 0 || tokens[i] >= m->vocab_size) return RETNET_BAD_TOKEN;
+    return RETNET_OK;
+}
+
+/* 0 where another call is under way. */
+static int begin_call(Engine *engine) {
+    int free_before = 0;
+    return atomic_compare_exchange_strong(&engine->busy, &free_before, 1);
+}
+
+static void end_call(Engine *engine) { atomic_store(&engine->busy, 0); }
+
+int retnet_run(Engine *engine, const int64_t *tokens, int64_t count, int64_t position,
+               const Floats *states, int32_t state_count, float *logits, uint64_t logit_count) {
+    const int wrong = check_call(&engine->model, tokens, count, position, states, state_count,
+                                 logits, logit_count);
+    if (wrong) return wrong;
+    if (!begin_call(engine)) return RETNET_BUSY;
+    pool_enter(engine->pool);
+    const int failed = feed(engine, tokens, (int)count, position, states, logits);
+    end_call(engine);
+    return failed ? RETNET_NO_MEMORY : RETNET_OK;
+}
+
+/* The most columns or rows of a matrix whose products a call keeps. */
+static int widest_of(const Model *m) {
+    int widest = max_int(m->d_model, max_int(m->head.columns, m->embedding.columns));
+    for (int i = 0; i < m->layer_count; i++) {
+        const Matrix *all[] = {&m->layers[i].qkvg, &m->layers[i].out, &m->layers[i].inner,
+                               &m->layers[i].down};
         for (int j = 0; j < 4; j++)
-            engine->widest = max_int(engine->widest, max_int(all[j]->rows, all[j]->columns));
+            widest = max_int(widest, max_int(all[j]->rows, all[j]->columns));
     }
+    return widest;
+}
+
+int retnet_new(const ModelPlan *plan, int threads, const char *kernels, Engine **to, char *error,
+               size_t error_size) {
+    *to = NULL;
+    if (error && error_size) *error = 0;
+    if (threads < 1 || threads > RETNET_MOST_THREADS) return RETNET_BAD_THREADS;
+    const Kernels *found = find_kernels(kernels);
+    if (!found) return RETNET_NO_KERNELS;
+    Model model;
+    const int wrong = check_plan(plan, &model, error, error_size);
+    if (wrong) return wrong;
+    Engine *engine = calloc(1, sizeof *engine);
+    if (!engine) {
+        free_model(&model);
+        return RETNET_NO_MEMORY;
+    }
+    engine->model = model;
+    engine->kernels = found;
+    engine->widest = widest_of(&model);
     /* expanded rows of a chunk, with scales and levels of their blocks; or q and k of a head */
-    const size_t chunk = (size_t)PANEL_ROWS * engine->widest, blocks = chunk / COLUMN_ALIGN;
-    engine->scratch_bytes = chunk * sizeof(int16_t) +
-                            2 * (blocks + PANEL_ROWS * (BLOCK_ALIGN + 1)) * sizeof(float) +
-                            2 * sizeof(float) * (size_t)model->key_dim;
-    engine->scratch_bytes = round_to_cache_line(engine->scratch_bytes);
-    engine->scratch = aligned_alloc(CACHE_LINE, engine->scratch_bytes * (size_t)threads);
+    const uint64_t chunk = (uint64_t)PANEL_ROWS * (uint64_t)engine->widest;
+    const uint64_t blocks = chunk / COLUMN_ALIGN + PANEL_ROWS * (BLOCK_ALIGN + 1);
+    engine->scratch_bytes = round_to_cache_line(chunk * sizeof(int16_t) +
+                                                2 * blocks * sizeof(float) +
+                                                2 * sizeof(float) * (uint64_t)model.key_dim);
+    engine->scratch = allocate(engine->scratch_bytes * (uint64_t)threads);
     engine->pool = pool_new(threads);
     if (!new_buffers(engine, 1, &engine->single) || !engine->scratch || !engine->pool) {
         retnet_free(engine);
-        return NULL;
+        return RETNET_NO_MEMORY;
     }
-    return engine;
+    *to = engine;
+    return RETNET_OK;
 }
 
-void retnet_free(Engine *engine) {
-    if (!engine) return;
+int retnet_free(Engine *engine) {
+    if (!engine) return RETNET_OK;
+    if (!begin_call(engine)) return RETNET_BUSY;
     if (engine->pool) pool_free(engine->pool);
     free(engine->single.memory);
     free(engine->scratch);
+    free_model(&engine->model);
     free(engine);
+    return RETNET_OK;
 }
 
 const char *retnet_kernels(const Engine *engine) { return engine->kernels->name; }
 
-void retnet_seconds(const Engine *engine, double seconds[RETNET_STAGES]) {
+int retnet_seconds(Engine *engine, double seconds[RETNET_STAGES]) {
+    if (!begin_call(engine)) return RETNET_BUSY;
     for (int i = 0; i < RETNET_STAGES; i++) seconds[i] = engine->seconds[i];
+    end_call(engine);
+    return RETNET_OK;
 }

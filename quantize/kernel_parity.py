@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from retnet_edge.errors import InputError
 from retnet_edge.quantize.calibration.instrumented import Array, InstrumentedGraph, step_feeds
 from retnet_edge.quantize.graphs.block_tensors import blocks_of, constant, unpacked
 from retnet_edge.quantize.numerics.fake_quantized import (
@@ -156,9 +157,10 @@ def _static_formula(scale: Array, zero: Array, codes: Array, scales: Array) -> _
 
 def _made_by(node: ir.Node, index: int) -> ir.Node:
     """The node that makes an input."""
-    value = node.inputs[index]
+    value = node.inputs[index] if index < len(node.inputs) else None
     producer = None if value is None else value.producer()
-    assert producer is not None
+    if producer is None:
+        raise _unknown(node)
     return producer
 
 
@@ -171,8 +173,16 @@ def _reads_codes(node: ir.Node) -> bool:
 
 def _reader(node: ir.Node) -> ir.Node:
     """The one node that reads the first output of `node`."""
-    (usage,) = node.outputs[0].uses()
-    return usage.node
+    usages = tuple(node.outputs[0].uses())
+    if len(usages) != 1:
+        raise _unknown(node)
+    return usages[0].node
+
+
+def _unknown(node: ir.Node) -> InputError:
+    return InputError(
+        f"the step graph's {node.op_type} {node.name!r} stands in no product that a scheme makes"
+    )
 
 
 class MatMulNBits(OpRun):

@@ -90,8 +90,12 @@ def _plan(model: ir.Model, config: RetNetConfig) -> Plan:
     gathers = [n for n in model.graph if n.op_type == "GatherBlockQuantized"]
     if len(gathers) != 1:
         raise InputError("the native backend takes an embedding in blocks of 4 or 8 bits")
-    assert len(products) == _PRODUCTS * config.layers + 1, len(products)
-    assert len(norms) == _NORMS * config.layers + 1, len(norms)
+    wanted = (_PRODUCTS * config.layers + 1, _NORMS * config.layers + 1)
+    if (len(products), len(norms)) != wanted:
+        raise InputError(
+            f"the native backend reads {wanted[0]} products and {wanted[1]} norms off the step "
+            f"graph of {config.layers} layers; this one has {len(products)} and {len(norms)}"
+        )
     matrices = [_product(node) for node in products]
     layers = []
     for i in range(config.layers):
@@ -120,12 +124,20 @@ def _norm_weight(node: ir.Node) -> ir.Value | None:
 
 
 def _bits(node: ir.Node) -> int:
-    return node.attributes["bits"].as_int()
+    return _number(node, "bits")
+
+
+def _number(node: ir.Node, name: str) -> int:
+    """An attribute. Raises InputError where the node does not say it."""
+    attribute = node.attributes.get(name)
+    if attribute is None or attribute.type != ir.AttributeType.INT:
+        raise InputError(f"the step graph's {node.op_type} {node.name!r} does not say its {name}")
+    return attribute.as_int()
 
 
 def _product(node: ir.Node) -> PlannedMatrix:
     """What a MatMulNBits multiplies with."""
-    return _matrix(node, node.attributes["N"].as_int(), node.attributes["K"].as_int())
+    return _matrix(node, _number(node, "N"), _number(node, "K"))
 
 
 def _lookup(node: ir.Node, config: RetNetConfig) -> PlannedMatrix:
@@ -138,12 +150,17 @@ def _matrix(node: ir.Node, rows: int, inputs: int) -> PlannedMatrix:
     constants = [
         constant for value in node.inputs if value is not None and (constant := _constant(value))
     ]
+    if len(constants) not in (2, 3):
+        raise InputError(
+            f"the native backend cannot multiply with {_weight_name(node)}: codes and scales, and "
+            "zero points if any, have to be constants"
+        )
     codes, scales, *zeros = constants
     return PlannedMatrix(
         rows=rows,
         inputs=inputs,
         bits=cast(Bits, _bits(node)),
-        block=node.attributes["block_size"].as_int(),
+        block=_number(node, "block_size"),
         codes=_data(codes),
         scales=_data(scales),
         scale_dtype="float16" if scales.dtype == ir.DataType.FLOAT16 else "float32",

@@ -11,12 +11,11 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from retnet_edge.atomic import new_folder
 from retnet_edge.data.contexts import calibration_contexts
 from retnet_edge.errors import InputError
-from retnet_edge.lowering.onnx_files import graph_spec, save_models
+from retnet_edge.lowering.onnx_files import check_finite, graph_spec, save_models
 from retnet_edge.progress import progress
 from retnet_edge.quantize.calibration.activations import input_rms
 from retnet_edge.quantize.calibration.statistics import (
@@ -68,23 +67,33 @@ def quantize(
     calibration: str | Path | None = None,
     state: StateScheme = "float32",
     native: bool = False,
+    text_field: str = "text",
     say: Callable[[str], None] = print,
 ) -> Path:
     """Apply `recipe` to an fp32 bundle, into a new bundle at `out`; `bundle` is only read.
 
     A name stands for the recipe of that name of each backend in the bundle, or, where it ends in
     .toml, for a file (`recipes/toml_file.py`). checkpoint: what the bundle was made from, which
-    ExecuTorch programs need. calibration: text for the recipes that are calibrated on it. state:
-    what states are rounded to between calls, where the recipe does not say. native: plan the
-    weights of the ONNX graphs for the native backend too. Raises InputError for a
-    bundle that does not open or is quantized already, an unknown recipe or one that a graph cannot
-    take, a matrix that a rule names and no pass can quantize, a rule that names no matrix, and an
-    `out` that exists.
+    ExecuTorch programs need. calibration: text for the recipes that are calibrated on it, which in
+    a table stands in `text_field`. state: what states are rounded to between calls, where the
+    recipe does not say. native: plan the weights of the ONNX graphs for the native backend too.
+    Raises InputError for a bundle that does not open or is quantized already, an unknown recipe or
+    one that a graph cannot take, a matrix that a rule names and no pass can quantize, a rule that
+    names no matrix, and an `out` that exists.
     """
     source, out = Bundle.open(bundle), Path(out)
     recipes = recipes_for(recipe, source.manifest.backends, state)
     with new_folder(out) as folder:
-        write_quantized(source, recipes, folder, say, checkpoint, calibration, native=native)
+        write_quantized(
+            source,
+            recipes,
+            folder,
+            say,
+            checkpoint,
+            calibration,
+            native=native,
+            text_field=text_field,
+        )
     return out
 
 
@@ -97,6 +106,7 @@ def write_quantized(
     calibration: str | Path | None = None,
     *,
     native: bool = False,
+    text_field: str = "text",
 ) -> None:
     """Write every file of the quantized bundle into an existing folder."""
     manifest = source.manifest
@@ -104,6 +114,9 @@ def write_quantized(
     for recipe in recipes.values():
         check_graphs(recipe, manifest)
     check_unquantized(source)
+    for graph in manifest.graphs:
+        if graph.backend == "onnxruntime":  # before text is written with them
+            check_finite(ir.load(source.file(graph.file)), str(source.file(graph.file)))
     graphs: list[GraphSpec] = []
     applied: list[QuantizedTensor] = []
     for backend, recipe in recipes.items():
@@ -111,9 +124,13 @@ def write_quantized(
         if backend == "executorch":
             from retnet_edge.quantize.executorch.graph import write_quantized_programs
 
-            written = write_quantized_programs(source, checkpoint, recipe, folder, say, calibration)
+            written = write_quantized_programs(
+                source, checkpoint, recipe, folder, say, calibration, text_field
+            )
         else:
-            written = _write_quantized_onnx(source, recipe, folder, say, calibration, native=native)
+            written = _write_quantized_onnx(
+                source, recipe, folder, say, calibration, text_field, native=native
+            )
             states = state_specs(manifest.states, recipe.state)
         graphs += written[0]
         applied += written[1]
@@ -173,7 +190,8 @@ def _write_quantized_onnx(
     recipe: Recipe,
     folder: Path,
     say: Callable[[str], None],
-    calibration: str | Path | None = None,
+    calibration: str | Path | None,
+    text_field: str,
     *,
     native: bool = False,
 ) -> tuple[list[GraphSpec], list[QuantizedTensor]]:
@@ -181,7 +199,7 @@ def _write_quantized_onnx(
     grams: dict[str, NDArray[np.float64]] = {}
     samples: dict[str, ActivationStatistics] = {}
     if recipe.uses_gptq or recipe.uses_samples:
-        contexts = contexts_of(source, calibration, say)
+        contexts = contexts_of(source, calibration, say, text_field)
         grams = input_grams(source, recipe.gptq_of, contexts)
         samples = input_samples(source, recipe.sampled, contexts)
     rounded: dict[str, BlockQuantized] = {}
@@ -209,14 +227,24 @@ def _write_quantized_onnx(
 
 
 def contexts_of(
-    source: Bundle, calibration: str | Path | None, say: Callable[[str], None]
+    source: Bundle,
+    calibration: str | Path | None,
+    say: Callable[[str], None],
+    text_field: str = "text",
 ) -> NDArray[np.int64]:
-    """Contexts [B, T] of the calibration text, or of text that the model writes."""
+    """Contexts [B, T] of the calibration text, or of text that the model writes.
+
+    Raises InputError for a text that is too short or cannot be read.
+    """
     if calibration is None:
         say("calibrating on text that the model writes itself")
         return sampled_contexts(source)
-    tokenizer = Tokenizer.from_file(str(source.file(source.manifest.tokenizer.file)))
-    contexts = calibration_contexts(tokenizer, Path(calibration))
+    contexts = calibration_contexts(
+        source.tokenizer(),
+        Path(calibration),
+        text_field,
+        end=source.manifest.tokenizer.end_of_text,
+    )
     say(f"calibrating on {contexts.size:,} tokens of {calibration}")
     return contexts
 

@@ -28,7 +28,6 @@ from retnet_edge.quantize.calibration.activations import input_rms
 from retnet_edge.quantize.calibration.instrumented import InstrumentedGraph
 from retnet_edge.quantize.calibration.statistics import input_grams
 from retnet_edge.quantize.graphs.edit import weight_matrices
-from retnet_edge.quantize.numerics.rounding import scale_type
 from retnet_edge.quantize.quantize import apply_recipe, check_unquantized, contexts_of
 from retnet_edge.quantize.recipes.built_in import (
     EMBEDDING_AND_HEAD,
@@ -97,6 +96,9 @@ class Budget(msgspec.Struct, frozen=True):
         return self.amount * (elements if self.unit == "bits" else 8)
 
 
+_SCALE_BITS = 32
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A weight matrix [outputs, inputs]."""
@@ -118,8 +120,7 @@ class Matrix:
         """Of codes, scales and zero points."""
         blocks = self.shape[0] * -(-self.shape[1] // scheme.block)
         zeros = 0 if scheme.symmetric else scheme.bits
-        scale = np.finfo(scale_type(scheme.bits)).bits
-        return blocks * (scheme.block * scheme.bits + scale + zeros)
+        return blocks * (scheme.block * scheme.bits + _SCALE_BITS + zeros)
 
 
 class Sensitivity(msgspec.Struct, frozen=True):
@@ -137,14 +138,15 @@ def search(
     *,
     budget: str,
     calibration: str | Path | None = None,
+    text_field: str = "text",
     say: Callable[[str], None] = print,
 ) -> Path:
     """Find a mixed recipe for an fp32 bundle of ONNX graphs, and write it to the file `recipe`.
 
-    budget: see `Budget.parse`. calibration: text to measure on (None: the model writes it). What is
-    measured goes to `recipe` with .cache.jsonl behind it, from which an interrupted search goes on.
-    Raises InputError for a bad budget, a name that does not end in .toml or exists, and a bundle
-    that is quantized or has programs of another backend.
+    budget: see `Budget.parse`. calibration: text to measure on (None: the model writes it), in
+    `text_field` of a table. What is measured goes to `recipe` with .cache.jsonl behind it, from
+    which an interrupted search goes on. Raises InputError for a bad budget, a name that does not
+    end in .toml or exists, and a bundle that is quantized or has programs of another backend.
     """
     allowed, recipe, source = Budget.parse(budget), Path(recipe), Bundle.open(bundle)
     if recipe.suffix != ".toml" or not recipe.absolute().parent.is_dir():
@@ -154,7 +156,7 @@ def search(
     if source.manifest.backends != ("onnxruntime",):
         raise InputError(f"{source.path}: a search needs a bundle with ONNX graphs alone")
     check_unquantized(source)
-    contexts = contexts_of(source, calibration, say)
+    contexts = contexts_of(source, calibration, say, text_field)
     cache = recipe.with_name(f"{recipe.name}.cache.jsonl")
     found = search_mixed_precision(source, contexts, allowed, cache, recipe.stem, say)
     replace_file(recipe, recipe_toml(found).encode())

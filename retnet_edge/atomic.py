@@ -1,20 +1,34 @@
-"""Files and folders written whole or not at all: built beside their target, synced, renamed."""
+"""Files and folders written whole or not at all: built beside their target, synced, renamed.
+
+Until it is whole, one is called `.<name>.<8 hex digits>.partial`, and who writes it holds a lock on
+it (flock), which the system takes away when the process ends, however it does. So what killed runs
+left can be told from what a live one is writing: the next run of the same target removes it.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
+import stat
+import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from retnet_edge.errors import DISK_FULL, InputError, is_disk_full
 
-PARTIAL = ".{name}.{token}.partial"
-"""Name of a file or folder until it is whole; token: 8 hex digits."""
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing that was left is removed
+    fcntl = None  # type: ignore[assignment]
+
+_PARTIAL = ".{name}.{token}.partial"
+_ANY_PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
+_FOLDER_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def check_target(target: Path) -> None:
@@ -30,29 +44,81 @@ def new_folder(target: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `target` when the block ends well.
 
     The folder is hidden and lies beside `target`. On an exception, Ctrl-C included, it is removed
-    and nothing is left; a second Ctrl-C does not stop that. Raises InputError where `target` exists
-    already, where the folder that it is to lie in does not, and where the disk is full.
+    and nothing is left; a second Ctrl-C does not stop that. What killed runs left of the same
+    target is removed first. Raises InputError where `target` exists already, where the folder that
+    it is to lie in does not, and where the disk is full.
     """
     check_target(target)
-    staging = target.parent / PARTIAL.format(name=target.name, token=secrets.token_hex(4))
-    try:
-        staging.mkdir()
+    with work_folder(target) as staging:
         yield staging
-        _sync_tree(staging)
-        staging.rename(target)
-        _sync(target.parent)
+        publish(staging, target)
+
+
+@contextmanager
+def work_folder(target: Path, mode: int = 0o777) -> Iterator[Path]:
+    """A hidden folder beside `target` that lasts as long as the block, unless it was published.
+
+    A second Ctrl-C does not stop its removal. What killed runs left of the same target is removed
+    first. Raises InputError where the disk is full.
+    """
+    remove_leftovers(target)
+    try:
+        folder, lock = _claimed(target, lambda path: path.mkdir(mode))
+    except OSError as error:
+        if is_disk_full(error):
+            raise InputError(f"{target}: {DISK_FULL} in {target.parent}") from error
+        raise
+    try:
+        yield folder
     except BaseException as error:
-        with _no_signals():
-            written = _bytes_in(staging)
-            shutil.rmtree(staging, ignore_errors=True)
         if isinstance(error, Exception) and is_disk_full(error):
             raise InputError(
-                f"{target}: {DISK_FULL} in {target.parent}: needs more than the {written} bytes "
-                "that fitted; nothing was written"
+                f"{target}: {DISK_FULL} in {target.parent}: needs more than the "
+                f"{_bytes_in(folder)} bytes that fitted; nothing was written"
             ) from error
-        if isinstance(error, OSError) and target.exists():
+        raise
+    finally:
+        with _no_signals():
+            shutil.rmtree(folder, ignore_errors=True)
+            _unlock(lock)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder in the system's place for temporary ones, which this user alone can read.
+
+    As `work_folder`, so that what killed runs left there is removed by the next.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    with work_folder(Path(tempfile.gettempdir()) / f"retnet-edge-{user}", 0o700) as folder:
+        yield folder
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Sync a folder to the disk and give it its name. Raises InputError where `target` exists."""
+    _sync_tree(folder)
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if target.exists():
             raise InputError(f"{target} exists already: it was made meanwhile") from error
         raise
+    _sync(target.parent)
+
+
+def replace_folder(folder: Path, target: Path) -> None:
+    """Sync a folder and put it in the place of `target`, a folder, a file or nothing.
+
+    What stands there is renamed to a partial name and then removed, so that a process that is
+    killed leaves the old one, the new one or none, and never a part of one.
+    """
+    _sync_tree(folder)
+    if target.is_symlink() or target.exists():
+        old = target.with_name(_PARTIAL.format(name=target.name, token=secrets.token_hex(4)))
+        target.rename(old)
+    folder.rename(target)
+    _sync(target.parent)
+    remove_leftovers(target)
 
 
 def remove_folder(path: Path) -> None:
@@ -61,9 +127,27 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, sync, and rename: a reader sees the old file or the new."""
-    beside = path.with_name(PARTIAL.format(name=path.name, token=secrets.token_hex(4)))
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed runs left beside `target`; what a live process holds stays."""
+    for path in _partials(target.parent):
+        if (named := _ANY_PARTIAL.fullmatch(path.name)) and named[1] == target.name:
+            _remove_if_left(path)
+
+
+def remove_leftovers_in(folder: Path) -> None:
+    """The same for every target below `folder`."""
+    for inner, _, _ in os.walk(folder):
+        for path in _partials(Path(inner)):
+            _remove_if_left(path)
+
+
+def replace_file(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write `content` beside `path`, sync, and rename: a reader sees the old file or the new.
+
+    What killed runs left of the same file is removed first.
+    """
+    remove_leftovers(path)
+    beside, lock = _claimed(path, lambda new: new.touch(mode, exist_ok=False))
     try:
         with beside.open("wb") as file:
             file.write(content)
@@ -74,6 +158,73 @@ def replace_file(path: Path, content: bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+    finally:
+        _unlock(lock)
+
+
+def _partials(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as found:
+            return [Path(entry.path) for entry in found if _ANY_PARTIAL.fullmatch(entry.name)]
+    except OSError:  # whoever writes there will say so
+        return []
+
+
+def _claimed(target: Path, make: Callable[[Path], None]) -> tuple[Path, int | None]:
+    """A new path with a partial name of `target` that `make` made, and the lock that holds it.
+
+    Until it is locked, another process may take it for a leftover: one that is gone is made anew.
+    """
+    while True:
+        path = target.with_name(_PARTIAL.format(name=target.name, token=secrets.token_hex(4)))
+        make(path)
+        if fcntl is None:
+            return path, None
+        try:
+            lock = os.open(path, _FOLDER_FLAGS)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # who holds it removes it
+            os.close(lock)
+            continue
+        except OSError:  # a file system without locks, where nobody removes anything either
+            return path, lock
+        if _is_at(lock, path):
+            return path, lock
+        os.close(lock)
+
+
+def _remove_if_left(path: Path) -> None:
+    """Remove a partial file or folder of ours that no process holds."""
+    if fcntl is None:
+        return
+    with suppress(OSError):
+        lock = os.open(path, _FOLDER_FLAGS)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mode = os.fstat(lock).st_mode
+            if os.fstat(lock).st_uid != os.geteuid() or not _is_at(lock, path):
+                return
+            if stat.S_ISDIR(mode):
+                shutil.rmtree(path, ignore_errors=True)
+            elif stat.S_ISREG(mode):
+                path.unlink()
+        finally:
+            os.close(lock)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
 
 
 def _sync_tree(folder: Path) -> None:

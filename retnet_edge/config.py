@@ -24,6 +24,8 @@ TRANSFORMERS_KEYS = frozenset(
 """Keys of config.json that are transformers' and say nothing about what a model computes."""
 
 Dim = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Layers = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+Heads = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 Epsilon = Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)]
 
 
@@ -55,8 +57,8 @@ class _Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     vocab_size: Dim
     d_model: Dim
-    layers: Annotated[int, msgspec.Meta(ge=1, le=1024)]
-    heads: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+    layers: Layers
+    heads: Heads
     key_head_dim: Dim
     ffn_dim: Dim
     norm_eps: Epsilon = 1e-6
@@ -198,6 +200,15 @@ def encode_checkpoint_config(config: ModelConfig) -> bytes:
     fields = msgspec.to_builtins(config)
     fields = {"type": fields.pop("type"), "model_type": MODEL_TYPE, **fields}
     return msgspec.json.format(msgspec.json.encode(fields), indent=2) + b"\n"
+
+
+def checked_config(config: RetNetConfig, where: str | Path) -> RetNetConfig:
+    """The configuration itself. Raises InputError naming the first field that is out of its range,
+    which code that makes one is not asked about."""
+    try:
+        return msgspec.convert(msgspec.to_builtins(config), RetNetConfig)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def decode_config(raw: bytes, where: str | Path) -> ModelConfig:

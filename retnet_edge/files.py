@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import msgspec
 
@@ -56,16 +57,57 @@ def regular_file(root: Path, name: str, where: str | Path) -> Path:
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{where}: the file {name!r} is missing from the bundle") from None
         if stat.S_ISLNK(mode):
-            raise InputError(f"{path} is a symlink: a bundle holds regular files only")
+            raise InputError(
+                f"{path} is a symlink: a bundle holds regular files only. The cache of the Hugging "
+                "Face hub is made of links: download it with local_dir= "
+                "(hf download OWNER/NAME --local-dir FOLDER), which makes files"
+            )
     if not stat.S_ISREG(mode):
         raise InputError(f"{path} is not a regular file: a bundle holds regular files only")
     return path
 
 
+def open_regular(path: Path, *, links: bool = False) -> BinaryIO:
+    """`path` opened for reading, unbuffered, where it is a regular file; links: or leads to one.
+
+    Never waits, as opening a FIFO would, and never reads from a device. Raises InputError where it
+    is anything else than a regular file, and OSError where it cannot be opened.
+    """
+    if not links and path.is_symlink():
+        raise InputError(f"{path} is a symlink: a bundle holds regular files only")
+    # Windows knows none of them but the binary one
+    named = ("O_NONBLOCK", "O_BINARY", "O_CLOEXEC") + (() if links else ("O_NOFOLLOW",))
+    flags = os.O_RDONLY
+    for name in named:
+        flags |= getattr(os, name, 0)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path} is not a regular file")
+    return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def read_regular(path: Path, most: int, what: str) -> bytes:
+    """The content of a regular file of at most `most` bytes; what: "a manifest", for the sentence.
+
+    Raises InputError where it is larger, and as `open_regular` does.
+    """
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise InputError(f"{path} has {size} bytes; {what} has at most {most}")
+        content = bytearray()
+        while len(content) <= most and (chunk := file.read(_CHUNK)):
+            content += chunk
+    return bytes(content[: most + 1])
+
+
 def file_entry(path: Path, advance: Callable[[int], None] = lambda n: None) -> FileEntry:
-    """Size in bytes and SHA-256 of a file, read in chunks of 1 MiB; advance(n): n more bytes."""
+    """Size in bytes and SHA-256 of a file, read in chunks of 1 MiB; advance(n): n more bytes.
+
+    Raises InputError where it is not a regular file.
+    """
     digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
+    with open_regular(path, links=True) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             size += len(chunk)

@@ -2,45 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from retnet_edge.errors import InputError
+from retnet_edge.tokenizing.special_tokens import END_OF_TEXT
+from retnet_edge.tokenizing.texts import without_limits
 
-END_OF_TEXT = "<|endoftext|>"
+__all__ = [
+    "END_OF_TEXT",
+    "SMALLEST_VOCABULARY",
+    "check_vocabulary",
+    "load_tokenizer",
+    "train_tokenizer",
+    "used_vocabulary",
+]
+
 SMALLEST_VOCABULARY = 257
 
 _VOCABULARY_PADDING = 128
-
-
-def read_documents(path: Path) -> Iterator[str]:
-    """Documents of a text file: what stands between lines that hold only `<|endoftext|>`.
-
-    Raises InputError where the file is missing, empty or not UTF-8.
-    """
-    lines: list[str] = []
-    found = False
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                if line.strip() == END_OF_TEXT:
-                    if text := "".join(lines).strip():
-                        found = True
-                        yield text
-                    lines = []
-                else:
-                    lines.append(line)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start} of a block)") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    if text := "".join(lines).strip():
-        found = True
-        yield text
-    if not found:
-        raise InputError(f"{path}: holds no text")
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -68,9 +50,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise InputError(f"{path}: no such tokenizer file")
     try:
-        return Tokenizer.from_file(str(path))
+        return without_limits(Tokenizer.from_file(str(path)))
     except Exception as error:  # the library raises a bare Exception
         raise InputError(f"{path}: not a tokenizer file: {error}") from error
+
+
+def used_vocabulary(tokenizer: Tokenizer) -> int:
+    """How many rows an embedding needs: the largest id and one, whatever ids are left out."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocabulary: int, path: Path) -> None:
@@ -78,11 +65,10 @@ def check_vocabulary(tokenizer: Tokenizer, vocabulary: int, path: Path) -> None:
 
     Raises InputError naming `path`, the tokenizer's file.
     """
-    size = tokenizer.get_vocab_size()
-    padded = -(-size // _VOCABULARY_PADDING) * _VOCABULARY_PADDING
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if not (0 < size <= vocabulary <= padded and largest < vocabulary):
+    size, used = tokenizer.get_vocab_size(), used_vocabulary(tokenizer)
+    padded = -(-used // _VOCABULARY_PADDING) * _VOCABULARY_PADDING
+    if not 0 < used <= vocabulary <= padded:
         raise InputError(
             f"{path} does not match the vocabulary: the tokenizer has {size} tokens (largest id "
-            f"{largest}) and the model {vocabulary}, where {size} to {padded} are allowed"
+            f"{used - 1}) and the model {vocabulary}, where {used} to {padded} are allowed"
         )

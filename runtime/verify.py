@@ -30,6 +30,7 @@ from retnet_edge.runtime.parity.replay import Replayed
 from retnet_edge.runtime.report.card import model_card
 from retnet_edge.runtime.report.page import render_report
 from retnet_edge.runtime.report.verdict import BackendResult, Check, Verdict, checks, reasons_of
+from retnet_edge.runtime.session.threads import check_threads
 
 REPORTS = "reports"
 REPORT_FILE = f"{REPORTS}/report.html"
@@ -72,6 +73,7 @@ def verify(
     Raises InputError for a bundle that does not open or run, for a golden.npz that does not hold
     what it should, and for contexts that do not fit.
     """
+    check_threads(threads)
     bundle = Bundle.open(bundle_path)
     has = bundle.manifest.backends
     chosen = has if backend is None else (choose_backend(bundle, backend),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 from collections.abc import Iterator
@@ -27,6 +28,14 @@ settings.register_profile(
 )
 settings.register_profile("explore", settings.get_profile("ci"), derandomize=False)
 settings.load_profile("ci")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `prepare` keeps its secret, for the processes that tests start, too."""
+    folder = tmp_path_factory.mktemp("state_home")
+    os.environ["XDG_STATE_HOME"] = str(folder)
+    return folder
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from retnet_edge.data.contexts import text_contexts
 from retnet_edge.integrations.optimum.recipes import nearest_recipe, quantize_step
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.runtime.bundle.bundle import Bundle
@@ -59,11 +60,10 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512, help="tokens each (default: 512)")
     args = parser.parse_args()
     bundle = Bundle.open(args.bundle)
-    ids = bundle.tokenizer().encode(args.text.read_text()).ids
-    count = args.rows * (args.length + 1)
-    if len(ids) < count:
-        parser.error(f"{args.text} has {len(ids)} tokens; {count} are needed")
-    rows = np.array(ids[:count]).reshape(args.rows, -1)
+    length = args.length + 1
+    rows = np.stack(text_contexts(bundle.tokenizer(), args.text, args.rows * length, length))
+    if len(rows) < args.rows:
+        parser.error(f"{args.text} has {len(rows)} contexts; {args.rows} are needed")
     with tempfile.TemporaryDirectory() as folder:
         own = quantize(args.bundle, Path(folder) / "own.edge", recipe="int8-dynamic")
         step = bundle.file(bundle.manifest.graph("step").file)

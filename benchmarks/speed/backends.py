@@ -26,6 +26,7 @@ import torch
 from tokenizers import Tokenizer
 
 from benchmarks.speed.steps import in_turns
+from retnet_edge.data.sources import find_sources, read_texts
 from retnet_edge.export.export import export
 from retnet_edge.model.checkpoint import build_model, load_checkpoint, write_checkpoint
 from retnet_edge.presets import preset
@@ -37,7 +38,7 @@ from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Backend
 from retnet_edge.runtime.session.protocol import Session
-from retnet_edge.tokenizer import read_documents, train_tokenizer
+from retnet_edge.tokenizer import train_tokenizer
 
 BACKENDS: dict[str, Backend] = {"onnx": "onnxruntime", "executorch": "executorch"}
 COLUMNS = (
@@ -83,7 +84,8 @@ def random_checkpoint(name: str, text: Path, folder: Path) -> Path:
     if (out / "config.json").is_file():
         return out
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer: Tokenizer = train_tokenizer(read_documents(text), VOCABULARY)
+    documents = read_texts(find_sources([text]), "text")
+    tokenizer: Tokenizer = train_tokenizer(documents, VOCABULARY)
     missing = VOCABULARY - tokenizer.get_vocab_size()
     tokenizer.add_tokens([f"<|unused-{index}|>" for index in range(missing)])
     torch.manual_seed(0)

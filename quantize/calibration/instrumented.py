@@ -14,6 +14,7 @@ from retnet_edge.quantize.graphs.edit import matmul_inputs
 from retnet_edge.runtime.backends.ort.options import has_int16_activations, plain_options
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.session.protocol import state_shape
+from retnet_edge.runtime.session.threads import check_threads
 
 Array = NDArray[Any]
 
@@ -26,8 +27,11 @@ class InstrumentedGraph:
     ) -> None:
         """`model` is the bundle's step graph, loaded; `values` of it become outputs.
 
-        threads: 0 is one a core.
+        threads: 0 is one a core. Raises InputError for a number that is no other than that and
+        not 1 to `MOST_THREADS`.
         """
+        if threads:
+            check_threads(threads)
         known = {id(value) for value in model.graph.outputs}
         model.graph.outputs.extend(v for v in dict.fromkeys(values) if id(v) not in known)
         self._states = bundle.manifest.states

@@ -35,9 +35,12 @@ class LinearStatistics:
     outputs: tuple[float, float] = (0.0, 0.0)
 
 
-def calibration_text(tokenizer: Tokenizer, path: Path) -> list[Tensor]:
+def calibration_text(
+    tokenizer: Tokenizer, path: Path, field: str = "text", *, end: int | None = None
+) -> list[Tensor]:
     """The contexts of `calibration_contexts`, [1, T] each."""
-    return [torch.from_numpy(ids)[None] for ids in calibration_contexts(tokenizer, path)]
+    contexts = calibration_contexts(tokenizer, path, field, end=end)
+    return [torch.from_numpy(ids)[None] for ids in contexts]
 
 
 def collect_statistics(

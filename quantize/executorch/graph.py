@@ -49,11 +49,12 @@ def write_quantized_programs(
     folder: Path,
     say: Callable[[str], None],
     calibration: str | Path | None = None,
+    text_field: str = "text",
 ) -> tuple[list[GraphSpec], list[QuantizedTensor]]:
     """Lower the programs of `source` again from its checkpoint, quantized, into `folder`.
 
-    calibration: text, for a recipe that needs it. Raises InputError where no checkpoint is given or
-    it is not the one of the bundle, and for text that is too short.
+    calibration: text, for a recipe that needs it (a table's: its `text_field`). Raises InputError
+    where no checkpoint is given or it is not the one of the bundle, and for text that is too short.
     """
     if checkpoint is None:
         raise InputError(
@@ -66,7 +67,9 @@ def write_quantized_programs(
     model = loaded.model.eval()
     statistics: dict[str, LinearStatistics] = {}
     if recipe.calibrated and calibration is not None:
-        contexts = calibration_text(loaded.tokenizer, Path(calibration))
+        contexts = calibration_text(
+            loaded.tokenizer, Path(calibration), text_field, end=loaded.special.end
+        )
         say(f"calibrating on {sum(ids.numel() for ids in contexts):,} tokens of {calibration}")
         statistics = _observe(model, recipe, contexts)
     rounded = _round_groups(model, recipe, statistics)

@@ -1,8 +1,9 @@
 """Matrices in blocks as a quantized graph holds them: read from its constants, and put back.
 
-Below 8 bits, scales are stored in float16 and cast to float32, which ONNX Runtime does once, when
-it loads the graph. Kernels read 8, 4 or 2 bits. A matrix of 6 is two of theirs, which share their
-scales:
+Scales are constants of float32, which the kernels take: behind a Cast, where a host does not fold
+it, MatMulNBits would pack its weights without them, and all of its outputs were 0. (Bundles of some
+older versions have float16 and a Cast below 8 bits.) Kernels read 8, 4 or 2 bits. A matrix of 6 is
+two of theirs, which share their scales:
 
     q = 4 q4 + q2,   (q - z) · s = (q4 - z4) · 4s + (q2 - z2) · 4s / 4
 """
@@ -89,8 +90,27 @@ def unpacked(
     return BlockQuantized(unpack(codes, bits), scales, zeros, bits)
 
 
+def fold_scales(model: ir.Model) -> None:
+    """Store scales of 16 bits, which older versions cast to float32 in the graph, as float32."""
+    for node in list(model.graph):
+        value = node.inputs[0] if node.op_type == "Cast" else None
+        if value is None or value.const_value is None:
+            continue
+        if not (value.name or "").endswith((SCALES, GATHER_SCALES)):
+            continue
+        whole = value.const_value.numpy().astype(np.float32)
+        value.const_value = ir.tensor(whole, name=value.name)
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+        ir.convenience.replace_all_uses_with(node.outputs[0], value)
+        model.graph.remove(node, safe=True)
+
+
 def write_blocks(model: ir.Model, matrices: Mapping[str, BlockQuantized]) -> None:
-    """Put codes and scales in the place of those in the graph; zeros stay as they are."""
+    """Put codes and scales in the place of those in the graph; zeros stay as they are.
+
+    Scales are float32 then, as `fold_scales` makes them.
+    """
+    fold_scales(model)
     for name, blocks in matrices.items():
         for part, codes, _ in kernel_parts(blocks):
             _set(model, name + codes, pack(part.codes, part.bits))
@@ -100,7 +120,7 @@ def write_blocks(model: ir.Model, matrices: Mapping[str, BlockQuantized]) -> Non
 
 
 def constant(node: ir.Node, index: int) -> NDArray[Any]:
-    """The array that an input of a node is, or that is cast to it from a smaller type."""
+    """The array that an input of a node is, or that an older version casts to it from float16."""
     value = node.inputs[index]
     assert value is not None
     cast = value.producer()

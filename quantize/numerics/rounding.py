@@ -26,8 +26,8 @@ Floats = NDArray[np.float32]
 class BlockQuantized:
     """W in blocks: codes uint8 [N, ⌈K/block⌉, block], a float32 scale and a uint8 zero for each.
 
-    Below 8 bits, scales are values of float16 (`scale_type`). Padding of a last block that is not
-    full has the code of its zero.
+    Below 8 bits, scales are values of float16 (`stored_scales`). Padding of a last block that is
+    not full has the code of its zero.
     """
 
     codes: Codes
@@ -47,17 +47,15 @@ class BlockQuantized:
         return np.ascontiguousarray(whole.reshape(len(whole), -1)[:, :inputs])
 
 
-def scale_type(bits: int) -> type[np.floating]:
-    """What a file holds scales in: float32 would be up to a quarter of all its bits below 8."""
-    return np.float32 if bits == 8 else np.float16
-
-
 def stored_scales(scales: NDArray[np.floating], bits: int) -> NDArray[np.float64]:
-    """The nearest scales that a file can hold."""
-    kind = scale_type(bits)
-    if kind is np.float16:
-        scales = np.clip(scales, *FLOAT16_SCALE_RANGE)
-    return scales.astype(kind).astype(np.float64)
+    """The nearest scales of the grid that the number of bits has: float32, and float16 below 8.
+
+    They are stored in float32, which kernels take; the native backend and other formats may keep
+    the ones of float16 in 16 bits.
+    """
+    if bits == 8:
+        return scales.astype(np.float32).astype(np.float64)
+    return np.clip(scales, *FLOAT16_SCALE_RANGE).astype(np.float16).astype(np.float64)
 
 
 def symmetric_zero_point(bits: int) -> int:

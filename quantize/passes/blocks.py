@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
 from retnet_edge.quantize.graphs.block_tensors import GATHER_SCALES, SCALES, kernel_parts
-from retnet_edge.quantize.graphs.edit import Weight, add_initializer, cast_to_float32, replace
+from retnet_edge.quantize.graphs.edit import Weight, add_initializer, replace
 from retnet_edge.quantize.numerics.gptq import gptq_blocks
 from retnet_edge.quantize.numerics.rounding import (
+    FLOAT16_SCALE_RANGE,
     BlockQuantized,
     Codes,
     Floats,
     pack,
     round_blocks,
-    scale_type,
 )
 from retnet_edge.quantize.passes.outliers import split_outliers
 from retnet_edge.quantize.recipes.schemes import BlockInt
@@ -31,12 +31,24 @@ INT8_COMPUTE = 4  # MatMulNBits' accuracy_level; without it 8-bit weights run 70
 def quantize_weight(
     weight: Weight, scheme: BlockInt, gram: NDArray[np.floating] | None
 ) -> BlockQuantized:
-    """Codes and scales of a matrix; gram: second moments of its inputs, which GPTQ needs."""
+    """Codes and scales of a matrix; gram: second moments of its inputs, which GPTQ needs.
+
+    Raises InputError, naming the matrix, where a scale is larger than float16 can hold.
+    """
     matrix, symmetric = weight.matrix(), scheme.symmetric
     if not scheme.gptq:
-        return round_blocks(matrix, scheme.block, scheme.bits, symmetric=symmetric)
-    assert gram is not None
-    return gptq_blocks(matrix, gram, scheme.block, scheme.bits, symmetric=symmetric)
+        blocks = round_blocks(matrix, scheme.block, scheme.bits, symmetric=symmetric)
+    else:
+        assert gram is not None
+        blocks = gptq_blocks(matrix, gram, scheme.block, scheme.bits, symmetric=symmetric)
+    largest = FLOAT16_SCALE_RANGE[1]
+    if scheme.bits < 8 and blocks.scales.max(initial=0.0) >= largest:
+        raise InputError(
+            f"{weight.name} holds {float(np.abs(matrix).max()):g}: the scale of a block of "
+            f"{scheme.bits} bits would be above {largest:g}, more than float16 can hold; give it 8 "
+            "bits or float32"
+        )
+    return blocks
 
 
 def apply_blocks(
@@ -115,7 +127,7 @@ class _Stored:
 
 def _multiplied(model: ir.Model, x: ir.Value | None, stored: _Stored) -> list[ir.Node]:
     """The nodes that multiply `x` with a matrix; the last one has the result."""
-    scales = _float32_scales(model, stored, SCALES, stored.scales)
+    scales = add_initializer(model, stored.name + SCALES, stored.scales)
     outputs, inputs = stored.shape
 
     def product(x: ir.Value | None, bits: int, codes: ir.Value, zeros: ir.Value | None) -> ir.Node:
@@ -142,7 +154,7 @@ def _multiplied(model: ir.Model, x: ir.Value | None, stored: _Stored) -> list[ir
 def _gathered(model: ir.Model, gather: ir.Node, stored: _Stored) -> list[ir.Node]:
     """The nodes that take the rows that `gather` takes; the last one has the result."""
     # the same scales with the rank of the codes, which this operator asks for
-    scales = _float32_scales(model, stored, GATHER_SCALES, stored.scales[..., None])
+    scales = add_initializer(model, stored.name + GATHER_SCALES, stored.scales[..., None])
     _, count, block = stored.blocks.codes.shape
 
     def rows(bits: int, codes: ir.Value, _: ir.Value | None) -> ir.Node:
@@ -164,14 +176,6 @@ def _gathered(model: ir.Model, gather: ir.Node, stored: _Stored) -> list[ir.Node
     if count * block != inputs:
         nodes.append(_shortened(model, nodes[-1].outputs[0], inputs))
     return nodes
-
-
-def _float32_scales(model: ir.Model, stored: _Stored, end: str, scales: Floats) -> ir.Value:
-    name = stored.name + end
-    constant = add_initializer(model, name, scales.astype(scale_type(stored.blocks.bits)))
-    if constant.dtype == ir.DataType.FLOAT:
-        return constant
-    return cast_to_float32(model, constant, f"{name}.float32")
 
 
 def _quarter(model: ir.Model) -> ir.Value:

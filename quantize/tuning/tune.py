@@ -13,7 +13,6 @@ kernels round activations to is left out: it is 1/40 of what 4-bit weights chang
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from retnet_edge.atomic import check_target, new_folder
+from retnet_edge.atomic import check_target, new_folder, temporary_folder
 from retnet_edge.data.dataset import Shards
 from retnet_edge.data.shards import write_shards
 from retnet_edge.data.sources import check_readable
 from retnet_edge.errors import CheckFailed, InputError
-from retnet_edge.lowering.onnx_files import graph_spec, save_models
+from retnet_edge.lowering.onnx_files import check_finite, graph_spec, save_models
 from retnet_edge.model.checkpoint import TOKENIZER_FILE, load_checkpoint
 from retnet_edge.progress import progress
 from retnet_edge.quantize.graphs.block_tensors import read_blocks, write_blocks
@@ -92,6 +91,8 @@ def tune(
     source.check_made_from(loaded.path, loaded.weights_sha256())
     graphs = [graph for graph in source.manifest.graphs if graph.backend == "onnxruntime"]
     models = {graph.file: ir.load(source.file(graph.file)) for graph in graphs}
+    for file, model in models.items():
+        check_finite(model, str(source.file(file)))
     blocks = read_blocks(next(iter(models.values())))
     if not blocks:
         raise InputError(
@@ -99,10 +100,11 @@ def tune(
             "int8, int4 and recipes of int8-block and int4-block can be tuned"
         )
     with new_folder(out) as folder:
-        with tempfile.TemporaryDirectory(prefix="retnet-edge-") as shards:
+        with temporary_folder() as shards:
             tokenizer = load_tokenizer(loaded.path / TOKENIZER_FILE)
+            end = loaded.special.end
             text = Shards(
-                write_shards(paths, tokenizer, Path(shards) / "tune", text_field=text_field)
+                write_shards(paths, tokenizer, shards / "tune", text_field=text_field, end=end)
             )
             tuned = train_blocks(loaded.model.to(device), blocks, text, options, say)
         for model in models.values():

@@ -20,6 +20,7 @@ import click
 from retnet_edge.cli.say import say
 from retnet_edge.errors import DISK_FULL, CheckFailed, InputError, ReportedElsewhere, is_disk_full
 from retnet_edge.quiet import VARIABLE, Quiet
+from retnet_edge.runtime.session.threads import check_thread_variables
 from retnet_edge.version import __version__
 
 PROGRAM = "retnet-edge"
@@ -114,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = list(sys.argv[1:] if arguments is None else arguments)
         # Not cli.main(): click would turn Ctrl-C and broken pipes into statuses of its own.
         with cli.make_context(PROGRAM, args) as context, quiet:
+            check_thread_variables()
             cli.invoke(context)
         sys.stdout.flush()
         return 0

@@ -58,9 +58,7 @@ def prepare(bundle: Path) -> None:
 @click.option(
     "--depth", type=INTEGER_LIST, default="0", show_default=True, help="Tokens seen before."
 )
-@click.option(
-    "--threads", type=INTEGER_LIST, default="", help="[default: chosen for this machine]."
-)
+@click.option("--threads", type=INTEGER_LIST, default="", help="1 to 256 each [default: chosen].")
 @click.option(
     "--batch", type=INTEGER_LIST, default="1", show_default=True, help="Sequences a step."
 )

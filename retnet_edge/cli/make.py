@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from retnet_edge.cli.say import say
 from retnet_edge.errors import CheckFailed, InputError
 from retnet_edge.runtime.bundle.manifest import Backend
+from retnet_edge.runtime.session.threads import MOST_THREADS
 
 if TYPE_CHECKING:
     from retnet_edge.pipeline.verify import Verdicts
@@ -34,6 +35,12 @@ _native = click.option(
     is_flag=True,
     help="Plan the weights of the ONNX graphs for the native backend too.",
 )
+_text_field = click.option(
+    "--text-field",
+    default="text",
+    show_default=True,
+    help="Where the text stands in JSON lines or a table.",
+)
 _TO = "onnx, executorch, or both with a comma between."
 
 
@@ -41,7 +48,7 @@ def _verification(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that verify and build share."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON."),
-        click.option("--threads", type=click.IntRange(min=1), help="Computing threads."),
+        click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="Computing threads."),
         click.option(
             "--baseline/--no-baseline",
             default=True,
@@ -55,6 +62,7 @@ def _verification(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--context", type=click.IntRange(min=2), default=2048, show_default=True),
         click.option("--tokens", type=click.IntRange(min=2), default=24_576, show_default=True),
+        _text_field,
         click.option("--text", type=_PATH, required=True, help="Held-out text to replay."),
     ):
         command = option(command)
@@ -92,6 +100,7 @@ def export(checkpoint: Path, out: Path, to: str, flavour: Literal["ort", "portab
 )
 @click.option("--checkpoint", type=_PATH, help="What BUNDLE was made from; ExecuTorch needs it.")
 @click.option("--calibration", type=_PATH, help=_CALIBRATION)
+@_text_field
 @_state
 @_native
 @click.option(
@@ -123,8 +132,8 @@ def quantize(
         from retnet_edge.quantize.search import search
 
         check_target(out)
-        calibration = options["calibration"]
-        search(bundle, found, budget=budget, calibration=calibration, say=say)
+        text = {name: options[name] for name in ("calibration", "text_field")}
+        search(bundle, found, budget=budget, say=say, **text)
         options["recipe"] = str(found)
     run(bundle, out, say=say, **options)
     click.echo(f"wrote {out}")

@@ -31,11 +31,17 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--stop", multiple=True, help="End before this text (may be given again).")
 @click.option(
+    "--control-tokens/--no-control-tokens",
+    default=True,
+    show_default=True,
+    help="Names such as <|endoftext|> in what is fed are the tokens, not text.",
+)
+@click.option(
     "--state",
     type=click.Path(path_type=Path),
     help="Go on from this state file if it is there, and leave the new state in it.",
 )
-@click.option("--threads", type=int, help="Computing threads [default: for this machine].")
+@click.option("--threads", type=int, help="Computing threads, 1 to 256 [default: chosen].")
 @click.option(
     "--backend",
     type=click.Choice(get_args(Backend)),
@@ -53,6 +59,7 @@ def generate(
     repetition_penalty: float,
     seed: int,
     stop: tuple[str, ...],
+    control_tokens: bool,
     state: Path | None,
     threads: int | None,
     backend: str | None,
@@ -100,7 +107,8 @@ def generate(
             max_tokens=max_tokens,
             sampling=sampling,
             stop=stop,
-            end_of_text=opened.manifest.tokenizer.end_of_text,
+            end_of_text=opened.manifest.tokenizer.ends,
+            control_tokens=control_tokens,
             on_prefill=_feeding(),
         )
         if state is not None:

@@ -22,7 +22,7 @@ _PATH = click.Path(path_type=Path)
     type=_PATH,
     required=True,
     multiple=True,
-    help="Text, .jsonl, .jsonl.gz or .parquet file, or a folder of `datasets` (repeatable).",
+    help="Text, JSON lines or Parquet file, or a folder of `datasets` (repeatable).",
 )
 @click.option("--valid", type=_PATH, required=True, help="Held-out text, in any of these forms.")
 @click.option("--text-field", default="text", show_default=True, help="Column with the text.")
@@ -49,7 +49,9 @@ _PATH = click.Path(path_type=Path)
 @click.option("--batch", type=int, default=32, show_default=True, help="Sequences a step.")
 @click.option("--seq-len", type=int, default=2048, show_default=True, help="Tokens a sequence.")
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Peak learning rate.")
-@click.option("--warmup", type=int, default=375, show_default=True, help="Steps of warm-up.")
+@click.option(
+    "--warmup", type=int, help="Steps of warm-up [default: 375, at most a tenth of --steps]."
+)
 @click.option("--final-lr-ratio", type=float, default=0.1, show_default=True, help="Of --lr.")
 @click.option("--weight-decay", type=float, default=0.1, show_default=True)
 @click.option("--clip", type=float, default=2.0, show_default=True, help="Gradient norm.")

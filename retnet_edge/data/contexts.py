@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from retnet_edge.data.sources import find_sources, read_texts
 from retnet_edge.errors import InputError
-from retnet_edge.tokenizer import END_OF_TEXT, read_documents
+from retnet_edge.tokenizer import END_OF_TEXT
+from retnet_edge.tokenizing.texts import TextEncoder
 
 CONTEXT = 2048
 CONTEXTS = 12
@@ -18,18 +20,28 @@ READ_TOKENS = 2**21  # of a longer calibration text, the beginning
 
 
 def text_contexts(
-    tokenizer: Tokenizer, path: Path, tokens: int, context: int
+    tokenizer: Tokenizer,
+    path: Path,
+    tokens: int,
+    context: int,
+    field: str = "text",
+    *,
+    end: int | None = None,
 ) -> list[NDArray[np.int64]]:
     """The first `tokens` tokens of a text, documents joined, in contexts of `context` tokens.
 
-    A shorter last piece is left out. Raises InputError where there is not one whole context.
+    `path` is anything that training reads (`sources.py`), `field` the column of a table. end:
+    the id after each document, None: `<|endoftext|>` where the tokenizer has it. A shorter
+    last piece is left out. Raises InputError where there is not one whole context, and for what
+    cannot be read.
     """
     if context < 2 or tokens < context:
         raise InputError(f"{tokens} tokens in contexts of {context}: give 2 <= context <= tokens")
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    end = tokenizer.token_to_id(END_OF_TEXT) if end is None else end
     ids: list[int] = []
-    for document in read_documents(path):
-        ids += [*tokenizer.encode(document).ids, *([] if end is None else [end])]
+    encode = TextEncoder(tokenizer, () if end is None else (tokenizer.id_to_token(end),))
+    for document in read_texts(find_sources([path]), field):
+        ids += [*encode(document), *([] if end is None else [end])]
         if len(ids) >= tokens:
             break
     whole = min(len(ids), tokens) // context
@@ -38,14 +50,17 @@ def text_contexts(
     return list(np.array(ids[: whole * context], dtype=np.int64).reshape(whole, context))
 
 
-def calibration_contexts(tokenizer: Tokenizer, path: Path) -> NDArray[np.int64]:
+def calibration_contexts(
+    tokenizer: Tokenizer, path: Path, field: str = "text", *, end: int | None = None
+) -> NDArray[np.int64]:
     """Twelve contexts of 2,048 tokens [B, T], spread evenly over a text; fewer of a short text.
 
-    Of a text with fewer than 2,048 tokens, contexts of 256. Raises InputError for fewer than 256.
+    Of a text with fewer than 2,048 tokens, contexts of 256. end: see `text_contexts`. Raises
+    InputError for fewer than 256.
     """
     try:
-        contexts = text_contexts(tokenizer, path, READ_TOKENS, CONTEXT)
+        contexts = text_contexts(tokenizer, path, READ_TOKENS, CONTEXT, field, end=end)
     except InputError:
-        contexts = text_contexts(tokenizer, path, READ_TOKENS, MIN_TOKENS)
+        contexts = text_contexts(tokenizer, path, READ_TOKENS, MIN_TOKENS, field, end=end)
     every = max(1, len(contexts) // CONTEXTS)
     return np.stack(contexts[::every][:CONTEXTS])

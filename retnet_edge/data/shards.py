@@ -8,7 +8,6 @@ its place and renamed when whole.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,16 +17,23 @@ import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
-from retnet_edge.atomic import new_folder
+from retnet_edge.atomic import (
+    remove_folder,
+    remove_leftovers,
+    replace_folder,
+    work_folder,
+)
 from retnet_edge.data.encoding import Encoded, encode_groups
 from retnet_edge.data.sources import Kind, Source, find_sources, read_source
 from retnet_edge.errors import InputError
 from retnet_edge.files import file_entry
 from retnet_edge.progress import hashing, progress
-from retnet_edge.tokenizer import END_OF_TEXT
+from retnet_edge.tokenizer import END_OF_TEXT, used_vocabulary
+from retnet_edge.tokenizing.texts import whole
 
 MANIFEST_FILE = "manifest.json"
 SHARD_TOKENS = 1 << 27  # 256 MiB of uint16
+MOST_WORKERS = 256  # processes
 GROUP_CHARACTERS = 1 << 19  # of text given to a process at once: about 0.2 s of work
 
 Dtype = Literal["uint16", "uint32"]
@@ -59,7 +65,8 @@ class ShardFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ShardManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """manifest.json: what was tokenized, with what, and the shards in order.
 
-    `sha256` is of the rest of the manifest, encoded with `sha256` empty.
+    `sha256` is of the rest of the manifest, encoded with `sha256` empty. end_of_text: the id after
+    each document, where that is not `<|endoftext|>`.
     """
 
     schema: Literal[1]
@@ -68,6 +75,7 @@ class ShardManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sources: tuple[SourceFile, ...]
     shards: tuple[ShardFile, ...]
     sha256: str = ""
+    end_of_text: int | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def tokens(self) -> int:
@@ -131,32 +139,40 @@ def write_shards(
     workers: int = 1,
     shard_tokens: int = SHARD_TOKENS,
     replace: bool = True,
+    end: int | None = None,
 ) -> Path:
     """Tokenize `paths` into `folder`, or keep what is there if it was made from the same inputs.
 
     The shards do not depend on `workers`: with 1 this process tokenizes, on the threads of the
     tokenizers library; with more, that many processes do, on one thread each (a script then calls
     this under `if __name__ == "__main__"`). Without `replace`, whole shards of other inputs are not
-    replaced but refused. Returns `folder`. Raises InputError for sources that cannot be read or
-    hold no text, and where a process died; what was in `folder` then stays.
+    replaced but refused. end: the id after each document, None: `<|endoftext|>`. Returns `folder`.
+    Raises InputError for sources that cannot be read or hold no text, for a tokenizer without an
+    end of text, and where a process died; what was in `folder` then stays.
     """
-    if workers < 1:
-        raise InputError(f"{workers} workers: give at least 1")
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    if not 1 <= workers <= MOST_WORKERS:
+        raise InputError(f"{workers} workers: give at least 1 and at most {MOST_WORKERS}")
+    tokenizer = whole(tokenizer)
+    usual = tokenizer.token_to_id(END_OF_TEXT)
+    end = usual if end is None else end
     if end is None:
-        raise InputError(f"the tokenizer has no {END_OF_TEXT} token")
+        raise InputError(
+            f"the tokenizer has no {END_OF_TEXT} token, and no generation_config.json or "
+            "tokenizer_config.json beside it names another that ends a text"
+        )
     sources = find_sources(paths)
     total = sum(source.size() for source in sources)
     with hashing("hash the text", total) as advance:
         described = tuple(_described(source, text_field, advance) for source in sources)
-    largest = max(tokenizer.get_vocab().values())  # ids may have holes
     wanted = ShardManifest(
         schema=1,
-        dtype="uint16" if largest < 1 << 16 else "uint32",
+        dtype="uint16" if used_vocabulary(tokenizer) <= 1 << 16 else "uint32",
         tokenizer_sha256=hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
         sources=described,
         shards=(),
+        end_of_text=msgspec.UNSET if end == usual else end,
     )
+    remove_leftovers(folder)
     if folder.exists():
         try:
             found = read_manifest(folder, check_hashes=True)
@@ -174,7 +190,7 @@ def write_shards(
         _whole_folder(folder) as staging,
         progress(f"tokenize {folder.name} (bytes read)", total) as advance,
         closing(_groups(sources, text_field, advance)) as groups,
-        closing(encode_groups(groups, tokenizer, wanted.dtype, workers)) as encoded,
+        closing(encode_groups(groups, tokenizer, wanted.dtype, workers, end)) as encoded,
         ShardWriter(staging, wanted, shard_tokens) as writer,
     ):
         for some in encoded:
@@ -253,6 +269,7 @@ def _described(source: Source, text_field: str, advance: Callable[[int], None]) 
 def _same_inputs(found: ShardManifest, wanted: ShardManifest) -> bool:
     return (
         found.tokenizer_sha256 == wanted.tokenizer_sha256
+        and found.end_of_text == wanted.end_of_text
         and len(found.sources) == len(wanted.sources)
         and all(map(SourceFile.same_text, found.sources, wanted.sources))
     )
@@ -283,15 +300,10 @@ def _groups(
 def _whole_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill that replaces `folder` when the block ends well, and else is removed.
 
-    What earlier, killed processes left is removed first. One killed while `folder` is replaced
-    leaves it without some of its files, which `read_manifest` sees.
+    What earlier, killed processes left is removed first.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f"{folder.name}.new")
-    for left_over in (beside, *folder.parent.glob(f".{beside.name}.*.partial")):
-        shutil.rmtree(left_over, ignore_errors=True)
-    with new_folder(beside) as staging:
+    remove_folder(folder.with_name(f"{folder.name}.new"))  # what older versions left
+    with work_folder(folder) as staging:
         yield staging
-    if folder.exists():
-        shutil.rmtree(folder)
-    beside.rename(folder)
+        replace_folder(staging, folder)

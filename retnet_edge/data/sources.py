@@ -1,4 +1,6 @@
-"""Documents out of what `--data` names: text, JSON lines, Parquet, a folder of `datasets`.
+"""Documents out of what a command names: text, JSON lines, Parquet, a folder of `datasets`.
+
+Every command that reads text reads it here: train, tune, verify, build, quantize, its search.
 
 Files are read as streams: at any time one document, or one batch of rows, is in memory. The rows of
 a table are documents as they stand; those without any text are left out, as they are in text files.
@@ -6,20 +8,16 @@ a table are documents as they stand; those without any text are left out, as the
 
 from __future__ import annotations
 
-import gzip
-import importlib
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from retnet_edge.data.kinds import Kind, import_pyarrow, kind_of
+from retnet_edge.data.lines import json_rows, prose
 from retnet_edge.errors import InputError
 from retnet_edge.files import file_entry
-from retnet_edge.tokenizer import read_documents
-
-Kind = Literal["text", "jsonl", "jsonl.gz", "parquet", "arrow"]
 
 STATE_FILE = "state.json"
 SPLITS_FILE = "dataset_dict.json"
@@ -40,7 +38,12 @@ class Source(NamedTuple):
     @property
     def has_fields(self) -> bool:
         """Whether --text-field says where the text is."""
-        return self.kind != "text"
+        return not self.kind.startswith("text")
+
+    @property
+    def packing(self) -> str:
+        """What the file is packed by: "gz", "zst", or "" where it is not."""
+        return self.kind.partition(".")[2]
 
     def size(self) -> int:
         """Bytes. Raises InputError where the file cannot be read."""
@@ -95,20 +98,14 @@ def read_source(source: Source, field: str) -> Iterator[Document]:
     Raises InputError, naming the file and the line or row, for what cannot be read or is no text,
     and where there is no text at all, except in one file of a dataset's several.
     """
-    readers = {
-        "text": lambda source, _: _text(source),
-        "jsonl": _json_lines,
-        "jsonl.gz": _json_lines,
-        "parquet": _parquet,
-        "arrow": _arrow,
-    }
     found = False
-    for document in readers[source.kind](source, field):
+    for document in _documents(source, field):
         if document.text.strip():
             found = True
             yield document
     if not found and source.kind != "arrow":
-        raise InputError(f"{source.path}: holds no text in {field!r}")
+        where = f" in {field!r}" if source.has_fields else ""
+        raise InputError(f"{source.path}: holds no text{where}")
 
 
 def read_texts(sources: Iterable[Source], field: str) -> Iterator[str]:
@@ -129,9 +126,7 @@ def _sources(path: Path) -> list[Source]:
         return _dataset(path)
     if not path.exists():
         raise InputError(f"{path}: cannot be read: No such file or directory")
-    name = path.name.lower()
-    kinds: tuple[Kind, ...] = ("jsonl", "jsonl.gz", "parquet")
-    return [Source(path, next((k for k in kinds if name.endswith("." + k)), "text"), path.name)]
+    return [Source(path, kind_of(path), path.name)]
 
 
 def _dataset(folder: Path) -> list[Source]:
@@ -165,40 +160,19 @@ def _decoded(path: Path, kind: type[T]) -> T:
         raise InputError(f"{path}: not a file of a saved dataset: {error}") from error
 
 
-def _text(source: Source) -> Iterator[Document]:
-    position = 0
-    for text in read_documents(source.path):
-        position += len(text.encode())
-        yield Document(text, position)
-
-
-def _json_lines(source: Source, field: str) -> Iterator[Document]:
-    """One JSON object a line; lines that hold only white space are left out."""
-    row: Any = msgspec.defstruct("Row", [("text", str)], rename={"text": field})
-    decoder = msgspec.json.Decoder(row)
-    packed, number = source.kind == "jsonl.gz", 0
-    try:
-        with source.path.open("rb") as raw:
-            lines: Iterable[bytes] = gzip.GzipFile(fileobj=raw) if packed else raw
-            for number, line in enumerate(lines, 1):  # noqa: B007 - the errors name it
-                if line.strip():
-                    yield Document(decoder.decode(line).text, raw.tell())
-    except UnicodeDecodeError as error:
-        raise InputError(f"{source.path}: line {number}: not UTF-8 text") from error
-    except msgspec.ValidationError as error:
-        raise InputError(
-            f"{source.path}: line {number}: {error} (--text-field names the field with the text)"
-        ) from error
-    except msgspec.DecodeError as error:
-        raise InputError(f"{source.path}: line {number}: {error}") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{source.path}: after line {number}: not whole gzip: {error}") from error
-    except OSError as error:
-        raise InputError(f"{source.path}: cannot be read: {error.strerror}") from error
+def _documents(source: Source, field: str) -> Iterator[Document]:
+    if source.kind == "parquet":
+        yield from _parquet(source, field)
+    elif source.kind == "arrow":
+        yield from _arrow(source, field)
+    elif source.has_fields:
+        yield from map(Document._make, json_rows(source.path, source.packing, field))
+    else:
+        yield from map(Document._make, prose(source.path, source.packing))
 
 
 def _parquet(source: Source, field: str) -> Iterator[Document]:
-    pyarrow, parquet = _pyarrow(source, "pyarrow"), _pyarrow(source, "pyarrow.parquet")
+    pyarrow, parquet = import_pyarrow(source.path, "pyarrow", "pyarrow.parquet")
     size, first = source.size(), 0
     try:
         # not buffered ahead: that would be a row group, which may be the whole file
@@ -215,7 +189,7 @@ def _parquet(source: Source, field: str) -> Iterator[Document]:
 
 def _arrow(source: Source, field: str) -> Iterator[Document]:
     """An Arrow IPC stream, which is what `datasets` writes."""
-    pyarrow, ipc = _pyarrow(source, "pyarrow"), _pyarrow(source, "pyarrow.ipc")
+    pyarrow, ipc = import_pyarrow(source.path, "pyarrow", "pyarrow.ipc")
     first = 0
     try:
         with source.path.open("rb") as raw:
@@ -255,15 +229,6 @@ def _strings(source: Source, column: Any, first: int, field: str) -> Iterator[st
                 f"{source.path}: row {first + row}: {field!r} is {found}, not a string"
             )
         yield value
-
-
-def _pyarrow(source: Source, module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(
-            f"{source.path}: reading it needs pyarrow: pip install 'retnet-edge[data]'"
-        ) from error
 
 
 def _one_line(error: Exception) -> str:

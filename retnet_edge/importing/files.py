@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from retnet_edge.errors import InputError
+from retnet_edge.model.checkpoint import plain_names
 from retnet_edge.progress import hashing, working
 
 CONFIG_FILE = "config.json"
@@ -25,6 +27,22 @@ _SAFETENSORS = ".safetensors"
 _PICKLES = (".bin", ".pt", ".pth")
 _NOT_THE_MODEL = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
 BYTES_A_SECOND = 1e9  # of weights that are read, roughly
+# What a file that is no checkpoint makes torch's reader of pickles raise: it trusts their order.
+_UNREADABLE = (
+    SafetensorError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    ImportError,
+    MemoryError,
+    struct.error,
+)
 _WRAPPERS = ("model", "state_dict", "module")
 
 
@@ -32,9 +50,11 @@ class SourceWeights:
     """The tensors of a checkpoint, taken one by one; what is left at the end is unknown."""
 
     def __init__(self, where: Path, tensors: dict[str, Tensor]) -> None:
-        """Hold `tensors`, read from `where`."""
+        """Hold `tensors`, read from `where`, under names without wrappers (`plain_names`)."""
         self.where = where
-        self._tensors = dict(tensors)
+        self._tensors = {
+            ours: tensors[theirs] for ours, theirs in plain_names(tensors, where).items()
+        }
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -52,6 +72,10 @@ class SourceWeights:
         if name not in self._tensors:
             raise InputError(f"{self.where}: lacks the weight {name}")
         tensor = self._tensors.pop(name)
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise InputError(
+                f"{self.where}: {name} is no plain tensor with its numbers in the file"
+            )
         found = list(tensor.shape)
         fits = len(found) == len(shape) and all(
             wanted in (None, length) for wanted, length in zip(shape, found, strict=True)
@@ -109,7 +133,7 @@ def read_fields(folder: Path) -> dict[str, Any]:
         fields = msgspec.json.decode(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise InputError(f"{path}: holds no JSON object")
@@ -159,7 +183,7 @@ def _weights_file(folder: Path) -> Path:
 def _shards(index: Path) -> Sequence[Path]:
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{index}: not an index of weights files: {error!r}") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
@@ -170,6 +194,8 @@ def _shards(index: Path) -> Sequence[Path]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    if path.is_file() and path.stat().st_size == 0:
+        raise InputError(f"{path}: is empty")
     try:
         if path.suffix == _SAFETENSORS:
             return load_file(path)
@@ -178,16 +204,25 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"{path}: not a file of weights only; save the model's state_dict() by itself"
         ) from error
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+    except _UNREADABLE as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise InputError(f"{path}: cannot be read: {reason}") from error
     for wrapper in _WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]
     if not isinstance(found, dict) or not found:
         raise InputError(f"{path}: holds no weights by name")
     for name, value in found.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(name, str) or not isinstance(value, Tensor):
             raise InputError(
-                f"{path}: {name} is no tensor; save the model's state_dict() by itself"
+                f"{path}: {name!r} is not the name of a tensor; save the model's state_dict() by "
+                "itself"
             )
+        if not value.is_meta and value.layout == torch.strided and _is_spread(value):
+            raise InputError(f"{path}: {name} has more numbers than the file holds of it")
     return found
+
+
+def _is_spread(tensor: Tensor) -> bool:
+    """Whether places of the tensor share numbers, so that a small file makes a large one."""
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()

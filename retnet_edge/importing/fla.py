@@ -6,13 +6,21 @@ head norm has a scale [value head dim]. Heads that share keys and values are wri
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import torch
 from torch import Tensor
 
-from retnet_edge.config import RetNetConfig, gammas_eq8, thetas_rope
+from retnet_edge.config import (
+    Dim,
+    Epsilon,
+    Heads,
+    Layers,
+    RetNetConfig,
+    gammas_eq8,
+    thetas_rope,
+)
 from retnet_edge.errors import InputError
 from retnet_edge.importing.files import SourceWeights
 from retnet_edge.importing.layout import (
@@ -24,26 +32,29 @@ from retnet_edge.importing.layout import (
     typed_fields,
 )
 
+Ratio = Annotated[float, msgspec.Meta(gt=0, le=1024)]
+WholeRatio = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+
 _HEAD_NORMS = ("attn.g_norm_swish_gate.weight", "attn.g_norm.weight")  # fuse_norm, or not
 
 
 class FlaFields(msgspec.Struct, frozen=True):
     """What decides the computation, with fla's defaults (`configuration_retnet.py`)."""
 
-    hidden_size: int = 2048
-    expand_k: float = 1.0
-    expand_v: float = 2.0
-    hidden_ratio: int | None = 2
-    intermediate_size: int | None = None
-    num_hidden_layers: int = 24
-    num_heads: int = 8
-    num_kv_heads: int | None = None
+    hidden_size: Dim = 2048
+    expand_k: Ratio = 1.0
+    expand_v: Ratio = 2.0
+    hidden_ratio: WholeRatio | None = 2
+    intermediate_size: Dim | None = None
+    num_hidden_layers: Layers = 24
+    num_heads: Heads = 8
+    num_kv_heads: Heads | None = None
     feature_map: str | None = None
     hidden_act: str = "swish"
     use_short_conv: bool = False
     use_output_gate: bool = True
     elementwise_affine: bool | None = True
-    norm_eps: float = 1e-6
+    norm_eps: Epsilon = 1e-6
     attn: dict[str, Any] | None = None
     tie_word_embeddings: bool = False
     attnres_block_size: int | None = None

@@ -5,6 +5,7 @@ Letters: H heads, K key head dim, D d_model, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -55,7 +56,7 @@ def require_fields(where: str, fields: msgspec.Struct, **wanted: Any) -> None:
 
 def exact_quotient(where: str, name: str, value: float, parts: int) -> int:
     """`value` / `parts`. Raises InputError where that is no positive whole number."""
-    width = int(value)
+    width = int(value) if math.isfinite(value) else 0
     if width != value or width <= 0 or parts <= 0 or width % parts:
         raise InputError(f"{where}: {name} is {value}, which {parts} heads do not divide")
     return width // parts

@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 
 from retnet_edge.config import (
+    Dim,
+    Epsilon,
+    Heads,
+    Layers,
     RetNetConfig,
     gammas_eq8,
     gammas_log_linear,
@@ -39,16 +43,16 @@ _BEFORE_SEPTEMBER_2023 = "retention.q_proj.bias"
 class TorchscaleFields(msgspec.Struct, frozen=True):
     """What decides the computation, with torchscale's defaults (`architecture/config.py`)."""
 
-    decoder_embed_dim: int = 768
-    decoder_value_embed_dim: int = 1280
-    decoder_retention_heads: int = 3
-    decoder_ffn_embed_dim: int = 1280
-    decoder_layers: int = 12
+    decoder_embed_dim: Dim = 768
+    decoder_value_embed_dim: Dim = 1280
+    decoder_retention_heads: Heads = 3
+    decoder_ffn_embed_dim: Dim = 1280
+    decoder_layers: Layers = 12
     decoder_normalize_before: bool = True
     activation_fn: str = "gelu"
     layernorm_embedding: bool = False
     no_scale_embedding: bool = True
-    layernorm_eps: float = 1e-6
+    layernorm_eps: Epsilon = 1e-6
     share_decoder_input_output_embed: bool = False
     deepnorm: bool = False
     multiway: bool = False
@@ -58,16 +62,16 @@ class TorchscaleFields(msgspec.Struct, frozen=True):
 class SyncdothFields(msgspec.Struct, frozen=True):
     """The same in syncdoth/RetNet's words (`configuration_retnet.py`)."""
 
-    decoder_embed_dim: int = 768
-    decoder_value_embed_dim: int = 1280
-    decoder_retention_heads: int = 3
-    decoder_ffn_embed_dim: int = 1280
-    decoder_layers: int = 12
+    decoder_embed_dim: Dim = 768
+    decoder_value_embed_dim: Dim = 1280
+    decoder_retention_heads: Heads = 3
+    decoder_ffn_embed_dim: Dim = 1280
+    decoder_layers: Layers = 12
     decoder_normalize_before: bool = True
     activation_fn: str = "gelu"
     layernorm_embedding: bool = False
     no_scale_embedding: bool = True
-    layernorm_eps: float = 1e-6
+    layernorm_eps: Epsilon = 1e-6
     tie_word_embeddings: bool = False
     deepnorm: bool = False
     use_glu: bool = True

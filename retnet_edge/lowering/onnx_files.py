@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
+from retnet_edge.errors import InputError
 from retnet_edge.lowering.in_place import updates_in_place
 from retnet_edge.progress import hashing
 from retnet_edge.runtime.bundle.manifest import Dtype, GraphSpec, TensorSpec
@@ -20,6 +22,7 @@ _FUSED = "com.microsoft.LinearAttention"
 _PORTABLE_SET = 18
 ALIGNMENT = 4096  # of a tensor in the weights file, so that it can be mapped by itself
 
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _DTYPES: dict[ir.DataType, Dtype] = {
     ir.DataType.FLOAT: "float32",
     ir.DataType.FLOAT16: "float16",
@@ -33,8 +36,11 @@ def save_models(models: Mapping[str, ir.Model], folder: Path) -> None:
     """Write each model as `folder/<name>`, all their weights once into `folder/weights.bin`.
 
     Tensors of equal bytes share their place in the file, across graphs too. Every graph passes
-    the ONNX checker with shape inference, else its error is raised.
+    the ONNX checker with shape inference, else its error is raised. Raises InputError as
+    `check_finite` does.
     """
+    for file_name, model in models.items():
+        check_finite(model, file_name)
     places: dict[bytes, int] = {}
     sizes = [
         value.const_value.nbytes
@@ -71,6 +77,18 @@ def save_models(models: Mapping[str, ir.Model], folder: Path) -> None:
     for file_name, model in models.items():
         ir.save(model, folder / file_name)
         onnx.checker.check_model(str(folder / file_name), full_check=True)
+
+
+def check_finite(model: ir.Model, where: str) -> None:
+    """Raises InputError, naming `where` and the constant, for a NaN or an infinity in a graph.
+
+    Single numbers may be infinite: a graph can mask with one.
+    """
+    for name, value in model.graph.initializers.items():
+        if value.dtype in _FLOATS and value.const_value is not None:
+            array = value.const_value.numpy()
+            if array.ndim and not np.isfinite(array).all():
+                raise InputError(f"{where}: {name} holds a value that is not finite")
 
 
 def graph_spec(file: str, kind: Literal["step", "prefill"], model: ir.Model) -> GraphSpec:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from retnet_edge.atomic import check_target, remove_folder
+from retnet_edge.atomic import check_target, publish, remove_folder, work_folder
 from retnet_edge.config import RetNetConfig
 from retnet_edge.data.contexts import text_contexts
 from retnet_edge.errors import InputError
@@ -17,6 +16,7 @@ from retnet_edge.quantize.quantize import check_recipes, quantize
 from retnet_edge.quantize.recipes.schemes import StateScheme
 from retnet_edge.quantize.recipes.toml_file import recipes_for
 from retnet_edge.runtime.report.verdict import Verdict
+from retnet_edge.runtime.session.threads import check_threads
 
 FP32 = "fp32"
 
@@ -31,6 +31,7 @@ def build(
     calibration: str | Path | None = None,
     state: StateScheme = "float32",
     native: bool = False,
+    text_field: str = "text",
     tokens: int = 24_576,
     context: int = 2048,
     memory_steps: int | None = None,
@@ -41,12 +42,15 @@ def build(
     """Make the bundle `out` from a checkpoint with `recipe` ("fp32": none) and verify it on `text`.
 
     `to`: keys of `export.BACKENDS`; each is verified. calibration, state, native: see `quantize`.
+    text_field: where the texts of both stand, if they are tables.
 
-    The bundle stays when a figure is out of tolerance, and its manifest says unverified; when
-    verification is interrupted or cannot be done, nothing is left. Raises InputError for bad input,
-    before any work is done where that can be.
+    What is made lies in a hidden folder beside `out` until it is verified, the fp32 bundle too. It
+    becomes `out` as well when a figure is out of tolerance, and its manifest says unverified; when
+    verification is interrupted, killed or cannot be done, nothing is at `out`. Raises
+    InputError for bad input, before any work is done where that can be.
     """
     checkpoint, out = Path(checkpoint), Path(out)
+    check_threads(threads)
     check_backends(to)
     if recipe == FP32 and state != "float32":
         raise InputError(f"--state {state} needs a recipe; fp32 leaves everything as it is")
@@ -59,27 +63,30 @@ def build(
     source = load_checkpoint(checkpoint)
     if not isinstance(source.config, RetNetConfig):
         raise InputError(f"{checkpoint}: build verifies what it makes, which needs a RetNet")
-    text_contexts(source.tokenizer, Path(text), tokens, context)
-    if recipe == FP32:
-        export(checkpoint, out, to=to, say=say)
-    else:
-        with tempfile.TemporaryDirectory(prefix="retnet-edge-") as folder:
-            exported = export(checkpoint, Path(folder) / "fp32.edge", to=to, say=say)
+    text_contexts(source.tokenizer, Path(text), tokens, context, text_field, end=source.special.end)
+    with work_folder(out) as folder:
+        made = folder / out.name  # the name that reports give it
+        if recipe == FP32:
+            export(checkpoint, made, to=to, say=say)
+        else:
+            exported = export(checkpoint, folder / "fp32.edge", to=to, say=say)
             quantize(
                 exported,
-                out,
+                made,
                 recipe=recipe,
                 checkpoint=checkpoint,
                 calibration=calibration,
                 state=state,
                 native=native,
+                text_field=text_field,
                 say=say,
             )
-    try:
-        return verify(
-            out,
+            remove_folder(exported)
+        verdict = verify(
+            made,
             checkpoint=checkpoint,
             text=text,
+            text_field=text_field,
             tokens=tokens,
             context=context,
             memory_steps=memory_steps,
@@ -87,6 +94,5 @@ def build(
             threads=threads,
             say=say,
         )
-    except BaseException:
-        remove_folder(out)
-        raise
+        publish(made, out)
+    return verdict

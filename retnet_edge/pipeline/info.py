@@ -14,6 +14,7 @@ from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, GraphSpec
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+_NO_DIGEST = "none: made by an older version, so a changed manifest is not noticed"
 _HEADER_BYTES = 100 << 20  # safetensors' own limit
 
 Facts = dict[str, dict[str, Any]]
@@ -47,6 +48,7 @@ def _bundle(path: Path) -> Facts:
         "bundle": {
             "path": str(path),
             "bytes on disk": bundle.bytes_on_disk,
+            "manifest sha256": manifest.manifest_sha256 or _NO_DIGEST,
             "verification": verification.status,
             **({"reasons": list(verification.reasons)} if verification.reasons else {}),
         },

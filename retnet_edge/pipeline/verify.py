@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from retnet_edge.atomic import temporary_folder
 from retnet_edge.data.contexts import text_contexts
 from retnet_edge.errors import InputError
 from retnet_edge.export.baseline import export_baseline
@@ -31,7 +31,7 @@ from retnet_edge.runtime.parity.parity import BlockError
 from retnet_edge.runtime.parity.replay import replay
 from retnet_edge.runtime.report.page import column_name, labels
 from retnet_edge.runtime.report.verdict import Check, Verdict
-from retnet_edge.runtime.session.threads import physical_cores
+from retnet_edge.runtime.session.threads import check_threads, physical_cores
 from retnet_edge.runtime.verify import compare_backend_pairs, measure_baseline
 from retnet_edge.runtime.verify import verify as verify_bundle
 
@@ -58,6 +58,7 @@ def verify(
     *,
     checkpoint: str | Path,
     text: str | Path,
+    text_field: str = "text",
     tokens: int = 24_576,
     context: int = 2048,
     memory_steps: int | None = None,
@@ -68,16 +69,18 @@ def verify(
 ) -> Verdict:
     """Replay held-out `text` through `bundle` and `checkpoint` (in float64), and measure memory.
 
-    `tokens` of the text, in contexts of `context`; `memory_steps` steps in a process of its own
-    (None: as many as the interval needs), which runs beside the replay; with `baseline`, beside a
-    Transformer of the same size. All backends of the bundle, or only `backend`. Reports and the
-    verdict go into the bundle. Raises InputError where the bundle was not made from the checkpoint,
-    that is not a RetNet's, or the text is shorter than one context.
+    text: anything that training reads, a table's in `text_field`; `tokens` of it, in contexts of
+    `context`; `memory_steps` steps in a process of its own (None: as many as the interval needs),
+    which runs beside the replay; with `baseline`, beside a Transformer of the same size. All
+    backends of the bundle, or only `backend`. Reports and the verdict go into the bundle. Raises
+    InputError where the bundle was not made from the checkpoint, that is not a RetNet's, or the
+    text is shorter than one context.
     """
     verdicts = verify_all(
         [bundle],
         checkpoint=checkpoint,
         text=text,
+        text_field=text_field,
         tokens=tokens,
         context=context,
         memory_steps=memory_steps,
@@ -94,6 +97,7 @@ def verify_all(
     *,
     checkpoint: str | Path,
     text: str | Path,
+    text_field: str = "text",
     tokens: int = 24_576,
     context: int = 2048,
     memory_steps: int | None = None,
@@ -107,6 +111,7 @@ def verify_all(
 
     Raises what `verify` does, and InputError for a bundle that is named twice.
     """
+    check_threads(threads)
     source = load_checkpoint(checkpoint)
     opened: dict[str, Bundle] = {}
     for path in bundles:
@@ -123,20 +128,22 @@ def verify_all(
         chosen = has if backend is None else (choose_backend(bundle, backend),)
         columns += [(column_name(called[name], one), bundle, one) for one in chosen]
     reference = Float64Reference(source)
-    contexts = text_contexts(source.tokenizer, Path(text), tokens, context)
+    contexts = text_contexts(
+        source.tokenizer, Path(text), tokens, context, text_field, end=source.special.end
+    )
     length = sum(map(len, contexts))
     say(f"replaying {length:,} tokens of {text}")
     text_bytes = _bytes(source.tokenizer, contexts)
     verdicts = {}
     measured = memory_steps != 0 and memory_supported()
-    with tempfile.TemporaryDirectory(prefix="retnet-edge-") as folder, SideBySide() as beside:
+    with temporary_folder() as folder, SideBySide() as beside:
         units = len(columns) * (length + (steps_at_first(memory_steps) if measured else 0))
         with progress("verify", units) as advance:
             runs = [
                 beside.measure(of.path, memory_steps, backend=one, advance=advance)
                 for _, of, one in (columns if measured else ())
             ]
-            growing = _baseline(source, Path(folder), say) if baseline and measured else None
+            growing = _baseline(source, folder, say) if baseline and measured else None
             grown = None if growing is None else measure_baseline(growing, memory_steps, beside)
             # a core is the steps'; two threads of torch on it would wait for each other
             with reference.on_threads(max(1, physical_cores() - 1)):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
+
+from retnet_edge.atomic import replace_file
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -20,9 +21,7 @@ class MetricsLog:
         self._path = out / METRICS_FILE
         if self._path.exists():
             kept = [row for row in read_metrics(self._path) if row["step"] <= from_step]
-            partial = self._path.with_suffix(".partial")
-            partial.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in kept))
-            os.replace(partial, self._path)
+            replace_file(self._path, b"".join(msgspec.json.encode(row) + b"\n" for row in kept))
         self._file = self._path.open("ab")
         self._board: Any = None
         if tensorboard:

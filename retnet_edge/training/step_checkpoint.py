@@ -24,7 +24,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import msgspec
 import torch.distributed as dist
@@ -56,6 +56,22 @@ _KNOWN = {
 }
 
 
+# What unpickling raises where a pickle is none, or asks for what is not known.
+_NO_TABLE = (
+    pickle.UnpicklingError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    ImportError,
+    MemoryError,
+)
+
+
 class Progress(NamedTuple):
     """Steps done, and how many of them were skipped because something was not finite."""
 
@@ -64,10 +80,10 @@ class Progress(NamedTuple):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A step checkpoint's `manifest.json`."""
+    """A step checkpoint's `manifest.json`; `step` is the number in its folder's name."""
 
-    step: int
-    skipped: int
+    step: Annotated[int, msgspec.Meta(ge=1, lt=10**8)]
+    skipped: Annotated[int, msgspec.Meta(ge=0, lt=10**8)]
     files: dict[str, FileEntry]
 
 
@@ -133,8 +149,13 @@ class StepCheckpoints:
         Raises InputError where torch cannot read it, or where it lacks a tensor.
         """
         manifest = _decode_manifest(path)
+        reader = _Reader(path)
         try:
-            load({STATE: state}, storage_reader=_Reader(path), process_group=self._group)
+            reader.read_metadata()  # torch prints where it failed in this, whoever catches it
+        except _NO_TABLE as error:
+            raise InputError(f"{path / METADATA_FILE}: cannot be read: {error}") from error
+        try:
+            load({STATE: state}, storage_reader=reader, process_group=self._group)
         except CheckpointException as error:
             cause = _cause(error)
             raise InputError(f"{path}: cannot be read: {cause}") from cause
@@ -177,7 +198,7 @@ class StepCheckpoints:
             raise RuntimeError(f"{staging}: could not be written: {cause}") from cause
 
     def _take_its_place(self, staging: Path, step: int) -> None:
-        target = self._folder / f"step-{step:08d}"
+        target = self._folder / _name(step)
         for path in self._all():  # at this step or past it: damaged, and passed over on resuming
             if path.name >= target.name:
                 shutil.rmtree(path)
@@ -214,11 +235,21 @@ def read_manifest(path: Path) -> Manifest:
 def _decode_manifest(path: Path) -> Manifest:
     file = path / MANIFEST_FILE
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Manifest)
+        manifest = msgspec.json.decode(file.read_bytes(), type=Manifest)
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not the manifest of a step checkpoint: {error}") from error
+    if path.name != _name(manifest.step) or manifest.skipped > manifest.step:
+        raise InputError(
+            f"{file}: says step {manifest.step}, of which {manifest.skipped} were skipped; in "
+            f"{path.name} it is that step, and at most as many were"
+        )
+    return manifest
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _cause(error: CheckpointException) -> BaseException:

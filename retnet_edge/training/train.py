@@ -12,6 +12,7 @@ import msgspec
 import torch
 from tokenizers import Tokenizer
 
+from retnet_edge.atomic import replace_file
 from retnet_edge.config import ModelConfig, RetNetConfig, decode_config, transformer_like
 from retnet_edge.data.dataset import Shards
 from retnet_edge.data.shards import write_shards
@@ -21,9 +22,16 @@ from retnet_edge.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, load_chec
 from retnet_edge.presets import preset
 from retnet_edge.progress import working
 from retnet_edge.tokenizer import (
+    END_OF_TEXT,
     SMALLEST_VOCABULARY,
     load_tokenizer,
     train_tokenizer,
+    used_vocabulary,
+)
+from retnet_edge.tokenizing.special_tokens import (
+    SpecialTokens,
+    find_special_tokens,
+    write_special_tokens,
 )
 from retnet_edge.training.distributed import World, processes
 from retnet_edge.training.evaluate import Evaluation
@@ -140,7 +148,8 @@ def _prepare(
     with _removed_on_bad_input(out):
         bpe = _tokenizer(out, find_sources(sources), text_field, tokenizer, vocab_size, say)
         if started is None:
-            config = _config(model, architecture, bpe.get_vocab_size())
+            config = _config(model, architecture, used_vocabulary(bpe))
+        end = find_special_tokens(out, bpe).end
         train_shard, valid_shard = (
             Shards(
                 write_shards(
@@ -150,6 +159,7 @@ def _prepare(
                     text_field=text_field,
                     workers=workers,
                     replace=not (out / RUN_FILE).exists(),
+                    end=end,
                 )
             )
             for folder, paths in ((TRAIN_SHARDS, sources), (VALID_SHARDS, [valid]))
@@ -209,16 +219,18 @@ def _tokenizer(
     """
     path = out / TOKENIZER_FILE
     if not (out / RUN_FILE).exists():
-        partial = path.with_suffix(".partial")
         if given is not None:
-            load_tokenizer(Path(given))
-            shutil.copyfile(given, partial)
+            bpe = load_tokenizer(Path(given))
+            special = find_special_tokens(Path(given).parent, bpe, say)
+            content = Path(given).read_bytes()
         else:
             seconds = sum(source.size() for source in sources) / BPE_BYTES_A_SECOND
             with working(f"training a byte-level BPE of {vocab_size} tokens", seconds, say):
                 bpe = train_tokenizer(read_texts(sources, text_field), vocab_size)
-            bpe.save(str(partial))
-        partial.replace(path)
+            special = SpecialTokens(ends=(bpe.token_to_id(END_OF_TEXT),))
+            content = bpe.to_str(pretty=True).encode()
+        write_special_tokens(out, special, bpe)
+        replace_file(path, content)
     return load_tokenizer(path)
 
 

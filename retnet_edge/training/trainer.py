@@ -34,7 +34,8 @@ from retnet_edge.model.checkpoint import (
 )
 from retnet_edge.model.retnet import CHUNK, Form, RetentionMode, RetNet
 from retnet_edge.progress import about
-from retnet_edge.tokenizer import END_OF_TEXT, load_tokenizer
+from retnet_edge.tokenizer import load_tokenizer
+from retnet_edge.tokenizing.special_tokens import SpecialTokens, find_special_tokens
 from retnet_edge.training.distributed import World, gather_weights, shard
 from retnet_edge.training.evaluate import Evaluation, evaluate
 from retnet_edge.training.metrics import MetricsLog
@@ -44,6 +45,7 @@ from retnet_edge.training.schedule import warmup_cosine
 from retnet_edge.training.step_checkpoint import Progress, StepCheckpoints
 
 RUN_FILE = "run.json"
+PAPERS_WARMUP = 375
 COMPILE_SECONDS = 60.0  # of one block, which all others share, roughly
 MAX_SKIPPED_IN_A_ROW = 10
 
@@ -55,10 +57,10 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     int8_aware: weight of the KL terms of `quantization_aware.py`; above 0 the weights stay on the
     int8 grid. init_sha256: of the weights that the run starts from, "" for fresh ones. chunk:
-    tokens of a chunk in the chunkwise form. recompute: activations inside blocks are computed again
-    in the backward pass, for less memory. kept_activations: share of them that compiled blocks
-    keep, the compiler choosing which to compute again. separate_documents: no token sees the
-    document before its own.
+    tokens of a chunk in the chunkwise form. warmup: steps, None: see `warmup_steps`. recompute:
+    activations inside blocks are computed again in the backward pass, for less memory.
+    kept_activations: share of them that compiled blocks keep, the compiler choosing which to
+    compute again. separate_documents: no token sees the document before its own.
     """
 
     steps: Positive
@@ -66,7 +68,7 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     seq_len: Positive
     lr: Annotated[float, msgspec.Meta(gt=0)] = 1e-3
     final_lr_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
-    warmup: Annotated[int, msgspec.Meta(ge=0)] = 375
+    warmup: Annotated[int, msgspec.Meta(ge=0)] | None = None
     weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.1
     betas: tuple[float, float] = (0.9, 0.98)
     clip: Annotated[float, msgspec.Meta(gt=0)] = 2.0
@@ -80,6 +82,13 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     precision: Literal["float32", "bfloat16"] = "float32"
     int8_aware: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     init_sha256: str = ""
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of warm-up: 375, the paper's, but no more than a tenth of the run by default."""
+        if self.warmup is not None:
+            return self.warmup
+        return min(PAPERS_WARMUP, self.steps // 10)
 
     def __post_init__(self) -> None:
         """Raises InputError for options that cannot be combined."""
@@ -126,7 +135,7 @@ def learning_rate(options: TrainOptions, step: int) -> float:
         options.lr,
         step,
         steps=options.steps,
-        warmup=options.warmup,
+        warmup=options.warmup_steps,
         final_ratio=options.final_lr_ratio,
     )
 
@@ -168,9 +177,12 @@ def fit(
     the number of processes, CheckFailed where the loss is not finite.
     """
     world = World(device) if world is None else world
-    world.once(lambda: _open_run(out, Run(options, config), world))
+    options = world.once(lambda: _open_run(out, Run(options, config), world)).options
     say = say if world.first else lambda text: None
+    if said := _about_warmup(options):
+        say(said)
     tokenizer = load_tokenizer(out / TOKENIZER_FILE)
+    special = find_special_tokens(out, tokenizer)
     torch.manual_seed(options.seed)
     model = build(config, dropout=options.dropout)
     if initial is not None:
@@ -185,11 +197,13 @@ def fit(
     # taken once: after an evaluation FSDP's root module shows gathered copies instead
     parameters = dict(model.named_parameters())
     optimizer = make_optimizer(parameters, options)
-    losses_of = _loss_function(model, options, tokenizer, world, compile_model)
+    losses_of = _loss_function(model, options, special.end, world, compile_model)
     if compile_model:
         say(about("compiling in the first step, which takes longer", COMPILE_SECONDS))
     checkpoints = StepCheckpoints(out / "steps", group=world.files, first=world.first)
-    start, skipped_before = _resume(checkpoints, optimizer.training_state(), world, say)
+    start, skipped_before = _resume(
+        checkpoints, optimizer.training_state(), options.steps, world, say
+    )
     skips = SkippedBatches(skipped_before, say, late=optimizer.fused)
     log = MetricsLog(out, from_step=start, tensorboard=tensorboard) if world.first else None
 
@@ -272,14 +286,14 @@ def fit(
             ):
                 parameter.copy_(rounded)
     weights = gather_weights(parameters, world)
-    world.once(lambda: _write_result(out / "checkpoint", model, tokenizer, weights))
+    world.once(lambda: _write_result(out / "checkpoint", model, tokenizer, special, weights))
     return validate()
 
 
 def _loss_function(
     model: LanguageModel,
     options: TrainOptions,
-    tokenizer: Tokenizer,
+    end_of_text: int | None,
     world: World,
     compile_model: bool,
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -290,7 +304,7 @@ def _loss_function(
         return lambda tokens: aware.losses(tokens, **form)
 
     mode = RetentionMode(options.form, options.chunk, options.recompute, world.context)
-    end = tokenizer.token_to_id(END_OF_TEXT) if options.separate_documents else None
+    end = end_of_text if options.separate_documents else None
     if compile_model:
         for block in model.blocks:  # one graph for all of them: the whole model takes minutes
             if world.size == 1:
@@ -307,10 +321,23 @@ def _loss_function(
     return losses
 
 
-def _open_run(out: Path, run: Run, world: World) -> None:
+def _about_warmup(options: TrainOptions) -> str:
+    """What a warm-up makes of the learning rate that one would not expect, "" for nothing."""
+    steps = options.warmup_steps
+    if options.warmup is None and steps < PAPERS_WARMUP:
+        return f"warm-up of {steps} steps, a tenth of the run ({PAPERS_WARMUP} of longer ones)"
+    if steps > options.steps:
+        peak = options.steps / steps
+        return f"a warm-up of {steps} steps ends after the run: at {peak:.0%} of --lr"
+    return ""
+
+
+def _open_run(out: Path, run: Run, world: World) -> Run:
     """Write run.json, or check that the run in `out` is the same one and not complete.
 
-    Raises InputError also for what `check_shares` refuses.
+    Returns the run as it was begun: an older version wrote down its default warm-up, of 375 steps
+    in any run, and a run goes on as it began. Raises InputError also for what `check_shares`
+    refuses.
     """
     check_shares(run.config, run.options, world)
     path = out / RUN_FILE
@@ -319,6 +346,9 @@ def _open_run(out: Path, run: Run, world: World) -> None:
             found = msgspec.json.decode(path.read_bytes(), type=Run)
         except msgspec.DecodeError as error:
             raise InputError(f"{path}: not the description of a run: {error}") from error
+        if run.options.warmup is None:
+            begun = msgspec.structs.replace(run.options, warmup=found.options.warmup)
+            run = msgspec.structs.replace(run, options=begun)
         if found != run:
             raise InputError(
                 f"{path}: the run was begun with other options; resume with the same ones or give "
@@ -328,25 +358,33 @@ def _open_run(out: Path, run: Run, world: World) -> None:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n")
     if (out / "checkpoint").exists():
         raise InputError(f"{out / 'checkpoint'}: the run is complete; give another --out")
+    return run
 
 
 def _resume(
     checkpoints: StepCheckpoints,
     state: dict[str, Tensor],
+    steps: int,
     world: World,
     say: Callable[[str], None],
 ) -> Progress:
-    """Load the newest checkpoint that is whole, if there is any."""
+    """Load the newest checkpoint that is whole, if there is any, of a run of `steps`."""
     newest = world.once(lambda: checkpoints.newest(say))
     if newest is None:
         return Progress(0, 0)
     progress = checkpoints.load(newest, state)
+    if progress.step >= steps:
+        raise InputError(f"{newest}: is of step {progress.step}; the run has {steps}")
     say(f"resuming from {newest}")
     return progress
 
 
 def _write_result(
-    target: Path, model: LanguageModel, tokenizer: Tokenizer, weights: dict[str, Tensor]
+    target: Path,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    special: SpecialTokens,
+    weights: dict[str, Tensor],
 ) -> None:
     with new_folder(target) as folder:
-        write_checkpoint(folder, model, tokenizer, weights=weights)
+        write_checkpoint(folder, model, tokenizer, weights=weights, special=special)

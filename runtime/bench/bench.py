@@ -21,7 +21,7 @@ from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Backend
 from retnet_edge.runtime.memory.memory import child_output, memory_supported
 from retnet_edge.runtime.session.machine import processor
-from retnet_edge.runtime.session.threads import default_threads, physical_cores
+from retnet_edge.runtime.session.threads import check_threads, default_threads, physical_cores
 
 _T = TypeVar("_T")
 DISTURBING_CORES = 0.1
@@ -52,8 +52,8 @@ def bench(
     and memory another one, on the first number of threads.
 
     Raises InputError for a bundle that does not open or run, for a length or a depth that is
-    negative, for threads, batch or repetitions below 1, for a bundle that cannot run a batch, and
-    where nothing is asked for.
+    negative, for batch or repetitions below 1, threads that are not 1 to 256, for a bundle that
+    cannot run a batch, and where nothing is asked for.
     """
     opened = Bundle.open(bundle)
     chosen = choose_backend(opened, backend)
@@ -61,7 +61,6 @@ def bench(
         ("prompt", prompt, 1),
         ("generate", generate, 1),
         ("depth", depth, 0),
-        ("threads", threads, 1),
         ("batch", batch, 1),
         ("repetitions", [repetitions], 1),
     ):
@@ -74,6 +73,8 @@ def bench(
             tests += [BenchCase("generate", tokens, start, rows) for rows in dict.fromkeys(batch)]
     if not tests:
         raise InputError("nothing to measure: give a prompt or a generate length, and a depth")
+    for count in threads:
+        check_threads(count)
     if chosen != "onnxruntime" and set(batch) != {1}:
         raise InputError(f"batch is {max(batch)}; {chosen} runs one sequence")
     counts = list(dict.fromkeys(threads)) or [default_threads()]

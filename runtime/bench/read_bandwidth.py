@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from retnet_edge.runtime.session.threads import check_threads
+
 READ_BYTES = 256 << 20  # several times a last-level cache
 
 
@@ -17,7 +19,8 @@ class ReadBandwidth:
     """
 
     def __init__(self, threads: int, size: int = READ_BYTES) -> None:
-        """Allocate and touch `size` bytes."""
+        """Allocate and touch `size` bytes. Raises InputError for threads that are not 1 to 256."""
+        check_threads(threads)
         array = np.ones(size // 4, dtype=np.float32)
         self._size = array.nbytes
         self._parts = np.array_split(array, threads)

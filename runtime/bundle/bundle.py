@@ -10,15 +10,24 @@ from pathlib import Path
 import tokenizers
 
 from retnet_edge.errors import InputError
-from retnet_edge.files import check_name, file_entry, regular_file
+from retnet_edge.files import check_name, file_entry, read_regular, regular_file
 from retnet_edge.progress import hashing
 from retnet_edge.runtime.bundle.contract import check_contract
 from retnet_edge.runtime.bundle.external_data import external_data
-from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, GraphSpec, Manifest, decode
-from retnet_edge.tokenizer import check_vocabulary
+from retnet_edge.runtime.bundle.manifest import (
+    MANIFEST_FILE,
+    GraphSpec,
+    Manifest,
+    decode,
+    model_digest,
+)
+from retnet_edge.tokenizer import check_vocabulary, load_tokenizer
 
-_MANIFEST_BYTES = 16 << 20
-_TOKENIZER_BYTES = 256 << 20
+_MANIFEST_BYTES = 4 << 20
+# A file with holes can be of any size. The most that is ever written are two ExecuTorch programs in
+# float32 beside the weights of two ONNX graphs; reports and a tokenizer come on top.
+_BYTES_A_PARAMETER = 32
+_BYTES_BESIDE = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,9 @@ class Bundle:
     def open(cls, path: str | Path) -> Bundle:
         """Check everything that can be checked without a backend, and return the bundle.
 
-        In this order: the manifest's schema, file names, links, sizes and SHA-256 of every listed
-        file, the graphs' external data, the step contract, the tokenizer. Raises InputError, one
+        In this order: the manifest's schema and its own SHA-256, file names, links, sizes and
+        SHA-256 of every listed file, the graphs' fields and external data, the step contract, the
+        tokenizer. Raises InputError, one
         sentence that names the file, the value and what is allowed, at the first thing wrong.
         """
         path = Path(path)
@@ -44,9 +54,7 @@ class Bundle:
         if not where.exists():
             raise InputError(f"{path} is not a bundle: it has no {MANIFEST_FILE}")
         regular_file(path, MANIFEST_FILE, path)
-        if (size := where.stat().st_size) > _MANIFEST_BYTES:
-            raise InputError(f"{where} has {size} bytes; a manifest has at most {_MANIFEST_BYTES}")
-        manifest = decode(where.read_bytes(), str(where))
+        manifest = decode(read_regular(where, _MANIFEST_BYTES, "a manifest"), str(where))
         _check_references(manifest, where)
         _check_files(path, manifest, where)
         for graph in manifest.graphs:
@@ -56,14 +64,39 @@ class Bundle:
         bundle = cls(path, manifest)
         tokenizer, where = bundle.tokenizer(), bundle.file(manifest.tokenizer.file)
         check_vocabulary(tokenizer, manifest.model.vocab_size, where)
-        end = manifest.tokenizer.end_of_text
-        if end is not None and tokenizer.id_to_token(end) is None:
-            raise InputError(f"{where} has no token {end}, which the manifest names as end_of_text")
+        named = manifest.tokenizer
+        for name, ids in (
+            ("end_of_text", (named.end_of_text,)),
+            ("other_ends", named.other_ends),
+            ("begin_of_text", (named.begin_of_text,)),
+            ("padding", (named.padding,)),
+        ):
+            for token in ids:
+                if token is not None and tokenizer.id_to_token(token) is None:
+                    raise InputError(
+                        f"{where} has no token {token}, which the manifest names as {name}"
+                    )
         return bundle
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of what the bundle computes: graphs, weights, tokenizer; not reports."""
+        """SHA-256 (hex) of what the bundle computes, not of its reports.
+
+        Of graphs, weights and tokenizer, and of the model's config, states and schemes.
+        """
+        files = self._files_fingerprint
+        return hashlib.sha256(f"{files} {model_digest(self.manifest)}\n".encode()).hexdigest()
+
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """Whether a state file's fingerprint is that of this bundle.
+
+        One that an older version wrote covers the files only, and holds for as long as they are the
+        same.
+        """
+        return fingerprint in (self.fingerprint, self._files_fingerprint)
+
+    @property
+    def _files_fingerprint(self) -> str:
         manifest = self.manifest
         names = {manifest.tokenizer.file}
         for graph in manifest.graphs:
@@ -86,13 +119,7 @@ class Bundle:
 
     def tokenizer(self) -> tokenizers.Tokenizer:
         """The tokenizer, freshly loaded. Raises InputError where its file does not parse."""
-        path = self.file(self.manifest.tokenizer.file)
-        if (size := path.stat().st_size) > _TOKENIZER_BYTES:
-            raise InputError(f"{path} has {size} bytes; a tokenizer has at most {_TOKENIZER_BYTES}")
-        try:
-            return tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise InputError(f"{path} is not a tokenizer: {error}") from error
+        return load_tokenizer(self.file(self.manifest.tokenizer.file))
 
     @property
     def bytes_on_disk(self) -> int:
@@ -117,6 +144,12 @@ def _check_references(manifest: Manifest, where: Path) -> None:
 
 def _check_files(root: Path, manifest: Manifest, where: Path) -> None:
     """Sizes first (cheap), then hashes."""
+    total = sum(entry.size for entry in manifest.files.values())
+    if total > (most := manifest.model.parameters * _BYTES_A_PARAMETER + _BYTES_BESIDE):
+        raise InputError(
+            f"{where}: its files take {total} bytes; a bundle of {manifest.model.parameters} "
+            f"parameters takes at most {most}"
+        )
     paths = {name: regular_file(root, name, where) for name in manifest.files}
     for name, entry in manifest.files.items():
         if (size := paths[name].stat().st_size) != entry.size:

@@ -1,8 +1,8 @@
 """Which external data an ONNX graph asks for, read from its bytes without onnx or a backend.
 
-A walker over protobuf's wire format that knows only the messages on the way to a TensorProto:
-nested graphs of attributes, functions, training graphs and sparse tensors included. Every other
-field is skipped by its length, so weights stored inside the graph are not read.
+A walker over protobuf's wire format that knows the messages of onnx.proto, nested graphs of
+attributes, functions, training graphs and sparse tensors included, and counts them. Bytes and texts
+are skipped by their length, so weights stored inside the graph are not read.
 """
 
 from __future__ import annotations
@@ -13,25 +13,80 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retnet_edge.errors import InputError
+from retnet_edge.files import open_regular
 
-# Field number -> message type, for the fields of onnx.proto that lead to a tensor.
+# Field number -> message type: all messages of onnx.proto, so that what a parser will build out of
+# a graph is counted before one sees it.
+_ENTRY, _TYPE, _META = "Entry", "Type", {16: "Entry"}
 _CHILDREN: dict[str, dict[int, str]] = {
-    "Model": {7: "Graph", 20: "Training", 25: "Function"},
-    "Training": {1: "Graph", 2: "Graph"},
-    "Function": {7: "Node", 11: "Attribute"},
-    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
-    "Node": {5: "Attribute"},
+    "Model": {7: "Graph", 8: "OperatorSet", 14: _ENTRY, 20: "Training", 25: "Function"},
+    "OperatorSet": {},
+    "Training": {1: "Graph", 2: "Graph", 3: _ENTRY, 4: _ENTRY},
+    "Function": {
+        7: "Node",
+        9: "OperatorSet",
+        11: "Attribute",
+        12: "ValueInfo",
+        14: _ENTRY,
+    },
+    "Graph": {
+        1: "Node",
+        5: "Tensor",
+        11: "ValueInfo",
+        12: "ValueInfo",
+        13: "ValueInfo",
+        14: "TensorAnnotation",
+        15: "SparseTensor",
+        **_META,
+    },
+    "Node": {5: "Attribute", 9: _ENTRY},
     "Attribute": {
         5: "Tensor",
         6: "Graph",
         10: "Tensor",
         11: "Graph",
+        14: _TYPE,
+        15: _TYPE,
         22: "SparseTensor",
         23: "SparseTensor",
     },
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
-    "Tensor": {},
+    "Tensor": {3: "Segment", 13: _ENTRY, **_META},
+    "Segment": {},
+    "ValueInfo": {2: _TYPE, 4: _ENTRY},
+    "TensorAnnotation": {2: _ENTRY},
+    _ENTRY: {},
+    _TYPE: {
+        1: "TensorType",
+        4: "ElementType",
+        5: "MapType",
+        8: "TensorType",
+        9: "ElementType",
+    },
+    "TensorType": {2: "Shape"},
+    "ElementType": {1: _TYPE},
+    "MapType": {2: _TYPE},
+    "Shape": {1: "Dimension"},
+    "Dimension": {},
 }
+# Fields that are bytes, text or numbers as wide as in the file: a parser keeps them as they are.
+# Every other one, an integer a byte at the worst, counts as that many fields.
+_FLAT: dict[str, frozenset[int]] = {
+    "Model": frozenset({2, 3, 4, 6}),
+    "OperatorSet": frozenset({1}),
+    "Function": frozenset({1, 4, 5, 6, 8, 10, 13}),
+    "Graph": frozenset({2, 10}),
+    "Node": frozenset({1, 2, 3, 4, 6, 7, 8}),
+    "Attribute": frozenset({1, 4, 7, 9, 13, 21}),
+    "Tensor": frozenset({4, 6, 8, 9, 10, 12}),
+    "ValueInfo": frozenset({1, 3}),
+    "TensorAnnotation": frozenset({1}),
+    _ENTRY: frozenset({1, 2}),
+    _TYPE: frozenset({6}),
+    "Dimension": frozenset({2, 3}),
+}
+_MOST_FIELDS = 1_000_000
+_MOST_MESSAGES = 150_000
 _MODEL_GRAPH = 7
 _TENSOR_NAME = 8
 _TENSOR_EXTERNAL_DATA = 13
@@ -62,37 +117,58 @@ class _GarbledError(ValueError):
 def external_data(path: Path) -> tuple[ExternalData, ...]:
     """Every distinct external tensor of the ONNX graph at `path`, in the order of the file.
 
-    Raises InputError where the file is truncated, is not an ONNX graph, or nests messages deeper
-    than 100.
+    Raises InputError where the file is truncated, is not an ONNX graph, nests messages deeper than
+    100, or has more fields or messages than a graph of a bundle can need: parsers take a hundred
+    times as much memory for an empty one as the file does.
     """
+    scan = _Scan()
     try:
         with (
-            path.open("rb") as file,
+            open_regular(path) as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer,
         ):
-            fields = list(_fields(buffer, 0, len(buffer)))
-            if not any(number == _MODEL_GRAPH for number, *_ in fields):
-                raise _GarbledError("it holds no graph")
-            return tuple(dict.fromkeys(_walk(buffer, 0, len(buffer), "Model", 0)))
+            found = tuple(dict.fromkeys(scan.walk(buffer, 0, len(buffer), "Model", 0)))
+    except InputError:
+        raise
     except ValueError as error:  # mmap refuses an empty file with a ValueError
         raise InputError(f"{path} is truncated or not an ONNX graph: {error}") from error
+    if not scan.has_graph:
+        raise InputError(f"{path} is truncated or not an ONNX graph: it holds no graph")
+    return found
 
 
-def _walk(buffer: _Buffer, start: int, end: int, kind: str, depth: int) -> Iterator[ExternalData]:
-    """External tensors of the message of type `kind` in buffer[start:end]."""
-    if depth > _MAX_DEPTH:
-        raise _GarbledError(f"messages are nested deeper than {_MAX_DEPTH}")
-    if kind == "Tensor":
-        yield from _tensor(buffer, start, end)
-        return
-    children = _CHILDREN[kind]
-    for number, wire, first, last in _fields(buffer, start, end):
-        child = children.get(number)
-        if child is None:
-            continue
-        if wire != _BYTES:
-            raise _GarbledError(f"field {number} of a {kind} has wire type {wire} at byte {first}")
-        yield from _walk(buffer, first, last, child, depth + 1)
+class _Scan:
+    """One walk over a file, and how much it has seen."""
+
+    def __init__(self) -> None:
+        self.fields = self.messages = 0
+        self.has_graph = False
+
+    def walk(
+        self, buffer: _Buffer, start: int, end: int, kind: str, depth: int
+    ) -> Iterator[ExternalData]:
+        """External tensors of the message of type `kind` in buffer[start:end]."""
+        if depth > _MAX_DEPTH:
+            raise _GarbledError(f"messages are nested deeper than {_MAX_DEPTH}")
+        self.messages += 1
+        children, flat = _CHILDREN[kind], _FLAT.get(kind, frozenset())
+        for number, wire, first, last in _fields(buffer, start, end):
+            child = children.get(number)
+            self.fields += 1 if wire != _BYTES or child or number in flat else 1 + last - first
+            if self.fields > _MOST_FIELDS or self.messages > _MOST_MESSAGES:
+                raise _GarbledError(
+                    f"it has more than {_MOST_MESSAGES} messages or {_MOST_FIELDS} fields"
+                )
+            if child is None:
+                continue
+            if wire != _BYTES:
+                raise _GarbledError(
+                    f"field {number} of a {kind} has wire type {wire} at byte {first}"
+                )
+            self.has_graph |= kind == "Model" and number == _MODEL_GRAPH
+            yield from self.walk(buffer, first, last, child, depth + 1)
+        if kind == "Tensor":
+            yield from _tensor(buffer, start, end)
 
 
 def _tensor(buffer: _Buffer, start: int, end: int) -> Iterator[ExternalData]:

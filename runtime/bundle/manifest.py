@@ -6,6 +6,8 @@ is written down a second time anywhere else.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,8 +17,13 @@ from retnet_edge.files import FileEntry, Sha256
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+DIGEST_FIELD = "manifest_sha256"
+_DEPTH = 32
+_TOO_DEEP = f"its values are nested deeper than {_DEPTH}"
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+Version = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Dtype = Literal["float32", "float16", "int64", "int8", "uint8"]
 
@@ -44,8 +51,8 @@ class Delegation(_Frozen, frozen=True):
     operator run outside.
     """
 
-    subgraphs: Annotated[int, msgspec.Meta(ge=0)]
-    delegated: Annotated[int, msgspec.Meta(ge=0)]
+    subgraphs: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+    delegated: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
     rest: dict[str, Count]
 
     @property
@@ -75,9 +82,9 @@ class GraphSpec(_Frozen, frozen=True):
     inputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=1024)]
     outputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=1024)]
     external_data: tuple[Name, ...]
-    operator_sets: dict[str, int]
+    operator_sets: dict[str, Version]
     delegation: Delegation | None = None
-    planned_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    planned_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**40)] | None = None
     operators: tuple[Name, ...] = ()
     needs: str | None = None
     serves_step: bool = False
@@ -147,11 +154,25 @@ class ModelSpec(_Frozen, frozen=True):
     config: dict[str, Any]
 
 
-class TokenizerSpec(_Frozen, frozen=True):
-    """The tokenizer's file and the id that ends a document (None: the model has none)."""
+class TokenizerSpec(_Frozen, frozen=True, omit_defaults=True):
+    """The tokenizer's file and the ids that stand for no text.
+
+    end_of_text: the id that ends a document (None: the model has none). Fields with a default are
+    written where they have another value: other_ends are further ids at which generation ends,
+    begin_of_text what a text begins with, padding what fills up a batch (None: nothing does).
+    """
 
     file: Name
-    end_of_text: int | None
+    end_of_text: TokenId | None
+    other_ends: Annotated[tuple[TokenId, ...], msgspec.Meta(max_length=1024)] = ()
+    begin_of_text: TokenId | None = None
+    padding: TokenId | None = None
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Every id at which generation ends."""
+        first = () if self.end_of_text is None else (self.end_of_text,)
+        return (*first, *self.other_ends)
 
 
 class Provenance(_Frozen, frozen=True):
@@ -176,6 +197,8 @@ class Manifest(_Frozen, frozen=True):
     """The whole manifest (`manifest.json`).
 
     tolerances: of a backend that is held to other figures than `tolerance`.
+    manifest_sha256: `digest` of the manifest itself; None in bundles of older versions, of which a
+    changed digit cannot be told.
     """
 
     schema_version: int
@@ -189,6 +212,7 @@ class Manifest(_Frozen, frozen=True):
     verification: Verification
     files: Annotated[dict[str, FileEntry], msgspec.Meta(max_length=256)]
     tolerances: dict[Backend, Tolerance] = {}
+    manifest_sha256: Sha256 | None = None
 
     @property
     def backends(self) -> tuple[Backend, ...]:
@@ -225,20 +249,109 @@ class Manifest(_Frozen, frozen=True):
         return sum(state.bytes_at(position) for state in self.states)
 
 
+def with_digest(manifest: Manifest) -> Manifest:
+    """The manifest with its `manifest_sha256` made anew."""
+    record = json.loads(msgspec.json.encode(manifest))
+    return msgspec.structs.replace(manifest, manifest_sha256=digest(record))
+
+
 def encode(manifest: Manifest) -> bytes:
-    """The manifest as indented JSON, ending in a newline."""
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    """The manifest as indented JSON, ending in a newline, with its digest."""
+    return msgspec.json.format(msgspec.json.encode(with_digest(manifest)), indent=2) + b"\n"
+
+
+def digest(record: dict[str, Any]) -> str:
+    """SHA-256 (hex) of a manifest as parsed JSON, its own `manifest_sha256` left out.
+
+    Of what stands in the file and not of what a version of the schema makes of it: UTF-8, keys
+    sorted, no white space, numbers in their shortest form (`json.dumps` of Python).
+    """
+    rest = {name: value for name, value in record.items() if name != DIGEST_FIELD}
+    return _canonical_sha256(rest)
+
+
+def model_digest(manifest: Manifest) -> str:
+    """SHA-256 (hex) of what the manifest, beside its files, says about what is computed.
+
+    The model's kind, vocabulary and config (decays, angles, eps), the states, and the scheme of
+    every quantized matrix.
+    """
+    model, quantization = manifest.model, manifest.quantization
+    return _canonical_sha256(
+        {
+            "kind": model.kind,
+            "vocab_size": model.vocab_size,
+            "config": model.config,
+            "states": [[s.input, s.output, s.dtype, list(s.shape)] for s in manifest.states],
+            "schemes": [[t.weight, t.scheme] for t in quantization.tensors],
+        }
+    )
+
+
+def _canonical_sha256(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def decode(raw: bytes, where: str) -> Manifest:
-    """Parse and validate. Raises InputError naming `where`, the offending field and the rule."""
+    """Parse and validate, the digest included.
+
+    Raises InputError naming `where`, the offending field and the rule.
+    """
     try:
-        version = msgspec.json.decode(raw, type=dict[str, Any]).get("schema_version")
+        text = raw.decode()
+        version = msgspec.json.decode(text, type=dict[str, Any]).get("schema_version")
         if version != SCHEMA_VERSION:
             raise InputError(
                 f"{where}: schema_version is {version!r}, this version of retnet-edge reads "
                 f"{SCHEMA_VERSION}"
             )
-        return msgspec.json.decode(raw, type=Manifest)
-    except msgspec.DecodeError as error:
-        raise InputError(f"{where}: not a valid manifest: {error}") from error
+        manifest = msgspec.json.decode(text, type=Manifest)
+        record = json.loads(text, object_pairs_hook=_unique_keys)
+        _check_depth(record)
+    except RecursionError:  # of a parser, long before ours is asked
+        raise InputError(f"{where}: not a valid manifest: {_TOO_DEEP}") from None
+    except (msgspec.DecodeError, ValueError) as error:
+        raise _not_valid(where, error) from error
+    if manifest.manifest_sha256 not in (None, found := digest(record)):
+        raise InputError(
+            f"{where} was changed since it was written: its SHA-256 is {found}; its "
+            f"{DIGEST_FIELD} says {manifest.manifest_sha256}"
+        )
+    return manifest
+
+
+def _not_valid(where: str, error: ValueError) -> InputError:
+    if isinstance(error, InputError):
+        return error
+    if isinstance(error, UnicodeDecodeError):
+        return InputError(
+            f"{where}: not a valid manifest: byte {error.object[error.start]:#04x} at byte "
+            f"{error.start} is not UTF-8"
+        )
+    return InputError(f"{where}: not a valid manifest: {error}")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two equal keys, every reader would pick its own."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return found
+
+
+def _check_depth(record: dict[str, Any]) -> None:
+    """Everything that walks the record later may do so by recursion."""
+    level: list[Any] = [record]
+    for _ in range(_DEPTH):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return
+    raise ValueError(_TOO_DEEP)

@@ -20,10 +20,15 @@ MAX_CODE = 126.5
 _Arrays = Sequence[NDArray[Any]]
 
 
+def value_specs(specs: Sequence[StateSpec]) -> list[StateSpec]:
+    """The states that are values; scales are none."""
+    scales = {i + n for i, spec in enumerate(specs) if spec.dtype == "int8" for n in (1, 2)}
+    return [spec for i, spec in enumerate(specs) if i not in scales]
+
+
 def value_shapes(specs: Sequence[StateSpec]) -> list[tuple[int | str, ...]]:
     """The shape of the values of each state; scales are none."""
-    scales = {i + n for i, spec in enumerate(specs) if spec.dtype == "int8" for n in (1, 2)}
-    return [spec.shape for i, spec in enumerate(specs) if i not in scales]
+    return [spec.shape for spec in value_specs(specs)]
 
 
 def state_values(states: _Arrays) -> list[NDArray[np.float64]]:

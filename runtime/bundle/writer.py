@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from retnet_edge.atomic import PARTIAL, replace_file
+from retnet_edge.atomic import remove_leftovers_in, replace_file
 from retnet_edge.errors import InputError
 from retnet_edge.files import file_entry, regular_file
 from retnet_edge.progress import hashing
 from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, Manifest, encode
+from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, Manifest, encode, with_digest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -21,9 +21,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     What a killed `replace_file` left is removed first. Returns the manifest as written. Raises
     InputError for a symlink, or a file whose name a bundle may not hold.
     """
-    for left_over in folder.rglob(PARTIAL.format(name="*", token="????????")):
-        if not left_over.is_dir():
-            left_over.unlink()
+    remove_leftovers_in(folder)
     files = {}
     named = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
     total = sum(path.lstat().st_size for path in named.values())
@@ -31,7 +29,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
         for name, path in named.items():
             if name != MANIFEST_FILE and (path.is_symlink() or not path.is_dir()):
                 files[name] = file_entry(regular_file(folder, name, folder), advance)
-    manifest = msgspec.structs.replace(manifest, files=files)
+    manifest = with_digest(msgspec.structs.replace(manifest, files=files))
     replace_file(folder / MANIFEST_FILE, encode(manifest))
     return manifest
 

@@ -23,6 +23,7 @@ import numpy as np
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.memory.child import ROLLUP, MemorySamples
 from retnet_edge.runtime.memory.slope import MIN_SAMPLES, Slope, fit_slope
+from retnet_edge.runtime.session.threads import check_threads
 
 SAMPLES = 500
 FIRST_STEPS, MORE_STEPS = 20_000, 40_000
@@ -132,6 +133,7 @@ def measure_memory(
     Raises InputError where the system is not Linux, where `steps` gives fewer than 8 samples, and
     where the child could not run the bundle or was killed.
     """
+    check_threads(threads)
     if steps is None:
         run = partial(
             measure_memory,

@@ -2,7 +2,9 @@
 
 Sequences join and leave between steps. Their states lie in the first rows of arrays [capacity, …]
 that are allocated once; a sequence that leaves is replaced by the last one. Rows never mix: every
-operator of the graph works on a row by itself, and a row is overwritten when it is given away.
+operator of the graph works on a row by itself, and a row is overwritten when it is given away. No
+bit depends on what the other rows hold; how many there are, and which one a sequence has, decide
+which of a kernel's loops it meets, and so the last bits (docs/how-to/run.md).
 """
 
 from __future__ import annotations

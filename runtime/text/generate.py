@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import tokenizers
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.session.protocol import Session
 from retnet_edge.runtime.text.sampling import Sampler, Sampling
+from retnet_edge.tokenizing.texts import prompt_ids
 
 PREFILL_CHUNK = 1024
 """Tokens of a prompt between two reports of progress: whole spans of every backend's prefill."""
@@ -26,16 +27,22 @@ def generate(
     max_tokens: int,
     sampling: Sampling,
     stop: Sequence[str] = (),
-    end_of_text: int | None = None,
+    end_of_text: int | Collection[int] | None = None,
+    control_tokens: bool = True,
     on_prefill: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[str]:
     """Continue `prompt` from the session's state; yields pieces of text as they are settled.
 
-    Ends after `max_tokens` tokens, at the token `end_of_text`, or where one of the strings `stop`
-    is complete (none of its text is yielded). When the iterator is exhausted, the session has seen
-    the prompt and every generated token but end_of_text, so a later call goes on from there.
-    on_prefill(done, total): called while the prompt is fed, after every PREFILL_CHUNK of its
-    tokens.
+    Ends after `max_tokens` tokens, at a token of `end_of_text`, or where one of the strings `stop`
+    is complete (none of its text is yielded). A stop string that is the name of a special token,
+    such as `</s>`, which is no text, stands for the token: an end of text as well. When the
+    iterator is exhausted, the session has seen the prompt and every generated token but that end,
+    so a later call goes on from there. Ids without a token (padding of the vocabulary) are not
+    drawn.
+    control_tokens: whether the name of a control token, such as `<|endoftext|>`, stands for the
+    token in a prompt, which lets a prompt be written in a model's own chat format. False for text
+    that somebody else wrote: there it is text. on_prefill(done, total): called while the prompt is
+    fed, after every PREFILL_CHUNK of its tokens.
 
     Raises InputError, before anything is fed, where the prompt has no tokens, max_tokens is below
     1 or a stop string is empty.
@@ -45,10 +52,30 @@ def generate(
     if "" in stop:
         raise InputError("a stop string is empty; it needs at least one character")
     # A text begins once: what a tokenizer adds at its start does not belong in the middle.
-    ids = tokenizer.encode(prompt, add_special_tokens=session.position == 0).ids
+    begins = session.position == 0
+    ids = prompt_ids(tokenizer, prompt, begins=begins, control_tokens=control_tokens)
     if not ids:
         raise InputError(f"the prompt {prompt!r} has 0 tokens; at least one is needed")
-    return _stream(session, tokenizer, ids, max_tokens, sampling, stop, end_of_text, on_prefill)
+    ends = _ends(tokenizer, stop, end_of_text)
+    return _stream(session, tokenizer, ids, max_tokens, sampling, stop, ends, on_prefill)
+
+
+def _ends(
+    tokenizer: tokenizers.Tokenizer, stop: Sequence[str], end_of_text: int | Collection[int] | None
+) -> frozenset[int]:
+    """The tokens that end a text, those among them that a stop string names."""
+    added = tokenizer.get_added_tokens_decoder().items()
+    named = {token for token, known in added if known.special and known.content in stop}
+    given = [end_of_text] if isinstance(end_of_text, int) else end_of_text or ()
+    return frozenset(named.union(given))
+
+
+def _drawable(tokenizer: tokenizers.Tokenizer, rows: int) -> int:
+    """How many ids, of a vocabulary of `rows`, can be tokens; those after them are padding."""
+    count = rows
+    while count and tokenizer.id_to_token(count - 1) is None:
+        count -= 1
+    return count or rows
 
 
 def _stream(
@@ -58,7 +85,7 @@ def _stream(
     max_tokens: int,
     sampling: Sampling,
     stop: Sequence[str],
-    end_of_text: int | None,
+    ends: Collection[int],
     on_prefill: Callable[[int, int], None],
 ) -> Iterator[str]:
     sampler = Sampler(sampling)
@@ -68,9 +95,10 @@ def _stream(
     for start in range(0, len(prompt), PREFILL_CHUNK):
         logits = session.prefill(prompt[start : start + PREFILL_CHUNK])
         on_prefill(min(start + PREFILL_CHUNK, len(prompt)), len(prompt))
+    tokens = _drawable(tokenizer, len(logits))
     for _ in range(max_tokens):
-        token = sampler.sample(logits, seen)
-        if token == end_of_text:
+        token = sampler.sample(logits[:tokens], seen)
+        if token in ends:
             break
         seen.add(token)
         if piece := stops.push(text.push(token)):

@@ -57,12 +57,15 @@ class Model:
         repetition_penalty: float = 1.0,
         seed: int = 0,
         stop: Sequence[str] = (),
+        control_tokens: bool = True,
     ) -> Iterator[str]:
         """Continue the text so far, and `prompt`, by at most `max_tokens` tokens.
 
         Yields pieces of text as they are settled, and ends at the bundle's end of text or before
         one of the strings `stop`. Run it to its end: the state has then seen the prompt and the
-        text, and the next call goes on from there. The other options are those of `Sampling`.
+        text, and the next call goes on from there. control_tokens: whether the name of a control
+        token in the prompt stands for the token; False for text that somebody else wrote. The other
+        options are those of `Sampling`.
 
         Raises InputError, before anything is fed, for a prompt without tokens, max_tokens below 1,
         an empty stop string and a sampling option out of its range.
@@ -82,7 +85,8 @@ class Model:
             max_tokens=max_tokens,
             sampling=sampling,
             stop=stop,
-            end_of_text=self.bundle.manifest.tokenizer.end_of_text,
+            end_of_text=self.bundle.manifest.tokenizer.ends,
+            control_tokens=control_tokens,
         )
 
     def reset(self) -> None:

@@ -125,7 +125,7 @@ def load_snapshot(path: str | Path, bundle: Bundle) -> Snapshot:
                 f"{path}: state files of version {header.version} are not known; this version of "
                 f"retnet-edge reads {_VERSION}"
             )
-        if header.bundle != bundle.fingerprint:
+        if not bundle.has_fingerprint(header.bundle):
             raise InputError(f"{path} is a state of another bundle than {bundle.path}")
         shapes = [state_shape(spec, header.position) for spec in bundle.manifest.states]
         sizes = [

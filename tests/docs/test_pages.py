@@ -97,7 +97,7 @@ def test_links_and_paths_lead_somewhere(path: Path) -> None:
 def test_a_name_that_is_said_to_be_in_a_file_is_in_it() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
     rows = re.findall(r"^\| … .* \| `([\w/.]+)` \| `(\w+)` \|$", text, re.MULTILINE)
-    assert len(rows) == 30
+    assert len(rows) >= 30
     said = [(name, file) for file, name in rows] + NAME_IN_FILE.findall(text)
     for name, file in said:
         last = name.rpartition(".")[2]

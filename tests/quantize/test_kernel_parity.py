@@ -8,6 +8,7 @@ from typing import Any
 import micro_quantized
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from micro_checkpoint import Exported
 from micro_quantized import (
@@ -23,6 +24,7 @@ from micro_quantized import (
 )
 from numpy.typing import NDArray
 
+from retnet_edge.errors import InputError
 from retnet_edge.model.checkpoint import load_checkpoint
 from retnet_edge.quantize import kernel_parity
 from retnet_edge.quantize.kernel_parity import measure_kernel_parity
@@ -198,3 +200,13 @@ def test_a_mixed_recipe(exported: dict[str, Exported], tmp_path: Path) -> None:
     whole = open_session(Bundle.open(source), threads=1)
     small = open_session(bundle, threads=1)
     assert 1e-4 < distance(run_steps(small, TOKENS), run_steps(whole, TOKENS)) < 0.1
+
+
+def test_a_product_that_no_scheme_makes() -> None:
+    """Its codes come straight from an input, and nobody reads what it gives."""
+    x, w = (ir.Value(name=name, type=ir.TensorType(ir.DataType.UINT8)) for name in ("x", "w"))
+    node = ir.node("MatMulInteger", [x, w], name="odd")
+    node.outputs[0].name = "y"
+    graph = ir.Graph([x, w], node.outputs, nodes=[node], opset_imports={"": 21})
+    with pytest.raises(InputError, match="MatMulInteger 'odd' stands in no product"):
+        kernel_parity._products(ir.Model(graph, ir_version=10))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -124,11 +125,19 @@ def test_bits_are_those_of_the_file(exported: Exported, tmp_path: Path, text: Pa
 
 
 def test_an_interrupted_search_goes_on(exported: Exported, tmp_path: Path, text: Path) -> None:
+    """Or another one on the same text in rows."""
     recipe, cache = tmp_path / "r.toml", tmp_path / "r.toml.cache.jsonl"
 
-    def run() -> list[str]:
+    def run(text: Path = text, text_field: str = "text") -> list[str]:
         said: list[str] = []
-        search(exported.bundle, recipe, budget="12.5", calibration=text, say=said.append)
+        search(
+            exported.bundle,
+            recipe,
+            budget="12.5",
+            calibration=text,
+            text_field=text_field,
+            say=said.append,
+        )
         return said
 
     whole = run()
@@ -142,7 +151,9 @@ def test_an_interrupted_search_goes_on(exported: Exported, tmp_path: Path, text:
     assert recipe.read_text() == found
     assert sorted(cache.read_bytes().split()) == sorted(lines.split())
     recipe.unlink()
-    assert any(line.startswith("44 of 44 measurements are in") for line in run())
+    rows = tmp_path / "rows.ndjson"
+    rows.write_text(json.dumps({"body": TEXT.strip()}))
+    assert any(line.startswith("44 of 44 measurements are in") for line in run(rows, "body"))
     assert recipe.read_text() == found
 
 

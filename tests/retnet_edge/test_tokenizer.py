@@ -1,4 +1,4 @@
-"""Documents and the byte-level tokenizer: every text comes back byte for byte."""
+"""The byte-level tokenizer: every text comes back byte for byte."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from retnet_edge.tokenizer import (
     END_OF_TEXT,
     SMALLEST_VOCABULARY,
     load_tokenizer,
-    read_documents,
     train_tokenizer,
 )
 
@@ -27,43 +26,6 @@ TEXT = [
 @pytest.fixture(scope="module")
 def bpe() -> Tokenizer:
     return train_tokenizer(TEXT, 300)
-
-
-def test_documents_are_split_at_lines_of_end_of_text(tmp_path: Path) -> None:
-    path = tmp_path / "text.txt"
-    path.write_text(
-        f"{END_OF_TEXT}\none\nstill one\n{END_OF_TEXT}\n\n  {END_OF_TEXT}  \n"
-        f"two says {END_OF_TEXT} inside a line\n{END_OF_TEXT}\nthree, no newline at its end",
-        encoding="utf-8",
-    )
-    assert list(read_documents(path)) == [
-        "one\nstill one",
-        f"two says {END_OF_TEXT} inside a line",
-        "three, no newline at its end",
-    ]
-
-
-@pytest.mark.parametrize("content", [b"", b"   \n\n", f"{END_OF_TEXT}\n{END_OF_TEXT}\n".encode()])
-def test_a_file_without_text(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "empty.txt"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"empty\.txt: holds no text"):
-        list(read_documents(path))
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"fine\n" * 10_000 + b"\xc3("])
-def test_a_file_that_is_not_utf8(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "latin.txt"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"latin\.txt: not UTF-8") as caught:
-        list(read_documents(path))
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.txt", tmp_path):
-        with pytest.raises(InputError, match=f"{path}: cannot be read"):
-            list(read_documents(path))
 
 
 @settings(max_examples=150)

@@ -24,6 +24,7 @@ from retnet_edge.integrations.transformers.config import RetNetEdgeConfig
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.session.protocol import Session, State
+from retnet_edge.tokenizing.special_tokens import SpecialTokens, generation_fields
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ class RetNetEdgeORTForCausalLM(GenerationMixin):
             name_or_path=str(bundle.path),
             **{k: v for k, v in bundle.manifest.model.config.items() if k != "model_type"},
         )
-        self.generation_config = GenerationConfig(
-            eos_token_id=bundle.manifest.tokenizer.end_of_text
-        )
+        named = bundle.manifest.tokenizer
+        special = SpecialTokens(ends=named.ends, begin=named.begin_of_text, padding=named.padding)
+        self.generation_config = GenerationConfig(**generation_fields(special))
         self.device = torch.device("cpu")
         self.dtype = torch.float32
         self._session = session

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
+from transformers.utils import cached_file
 
 from retnet_edge.config import (
     MODEL_TYPE,
@@ -14,7 +16,10 @@ from retnet_edge.config import (
     encode_checkpoint_config,
 )
 from retnet_edge.errors import InputError
-from retnet_edge.tokenizer import END_OF_TEXT
+from retnet_edge.tokenizing.special_tokens import GENERATION_FILE, find_special_tokens
+from retnet_edge.tokenizing.texts import without_limits
+
+TOKENIZER_FILE = "tokenizer.json"
 
 
 class RetNetEdgeConfig(PretrainedConfig):
@@ -77,8 +82,30 @@ class RetNetEdgeTokenizer(PreTrainedTokenizerFast):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """`<|endoftext|>` ends a text, where the vocabulary has it and no other token is named."""
+        """The tokens that begin, end and pad a text are those that the checkpoint's files name.
+
+        Where they name no end, `<|endoftext|>` is it, if the vocabulary has it.
+        """
         tokenizer = super().from_pretrained(*args, **kwargs)
-        if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():
-            tokenizer.eos_token = END_OF_TEXT
+        without_limits(tokenizer.backend_tokenizer)
+        folder = _folder(*args, **kwargs)
+        special = find_special_tokens(folder, tokenizer.backend_tokenizer)
+        for name, token in (
+            ("eos_token", special.end),
+            ("bos_token", special.begin),
+            ("pad_token", special.padding),
+        ):
+            if getattr(tokenizer, name) is None and token is not None:
+                setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token))
         return tokenizer
+
+
+def _folder(name: Any, **kwargs: Any) -> Path:
+    """Where a checkpoint's small files are: the directory, or what the hub's cache holds of it."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder / (kwargs.get("subfolder") or "")
+    names = ("cache_dir", "revision", "token", "local_files_only", "subfolder", "force_download")
+    hub = {key: kwargs[key] for key in names if kwargs.get(key) is not None}
+    cached_file(name, GENERATION_FILE, _raise_exceptions_for_missing_entries=False, **hub)
+    return Path(cached_file(name, TOKENIZER_FILE, **hub)).parent

@@ -21,9 +21,13 @@ from retnet_edge.integrations.transformers.state import RetNetCache, features, m
 from retnet_edge.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, read_weights
 from retnet_edge.model.retnet import MultiScaleRetention, RetNet
 from retnet_edge.model.rotary import frequencies
-from retnet_edge.tokenizer import END_OF_TEXT, load_tokenizer
+from retnet_edge.tokenizer import load_tokenizer
+from retnet_edge.tokenizing.special_tokens import (
+    GENERATION_FILE,
+    find_special_tokens,
+    generation_fields,
+)
 
-GENERATION_FILE = "generation_config.json"
 PREFIX = "retnet."
 HEAD, EMBEDDING = f"{PREFIX}head.weight", f"{PREFIX}embedding.weight"
 REFUSED = ("inputs_embeds", "position_ids", "output_attentions", "output_hidden_states")
@@ -83,8 +87,10 @@ class RetNetEdgeForCausalLM(PreTrainedModel, GenerationMixin):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         if model.generation_config.eos_token_id is None and (folder / TOKENIZER_FILE).is_file():
-            end = load_tokenizer(folder / TOKENIZER_FILE).token_to_id(END_OF_TEXT)
-            model.generation_config.eos_token_id = end
+            special = find_special_tokens(folder, load_tokenizer(folder / TOKENIZER_FILE))
+            for name, token in generation_fields(special).items():
+                if getattr(model.generation_config, name, None) is None:
+                    setattr(model.generation_config, name, token)
         return loaded
 
     def save_pretrained(

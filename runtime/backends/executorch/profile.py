@@ -8,7 +8,6 @@ than one counts as nothing, and its time is in the last entry, with the calls' o
 from __future__ import annotations
 
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from retnet_edge.atomic import temporary_folder
 from retnet_edge.errors import InputError
 from retnet_edge.quiet import hushed
 from retnet_edge.runtime.backends.executorch.program import load_program, save_trace, set_threads
@@ -43,8 +43,8 @@ def profile_steps(bundle: Bundle, *, steps: int, threads: int | None) -> list[Op
     for position in range(WARMUP + steps):
         token = torch.tensor([[int(rng.integers(bundle.manifest.model.vocab_size))]])
         _, *states = method((token, torch.tensor([position]), *states), clone_outputs=True)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "step.etdp"
+    with temporary_folder() as folder:
+        path = folder / "step.etdp"
         save_trace(program, path)
         return by_operator(_events(path), skip=WARMUP)
 

@@ -15,14 +15,15 @@ import msgspec
 from retnet_edge.config import RetNetConfig, decode_config
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.bundle.manifest import ModelSpec
+from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, Manifest, ModelSpec
 
 PLAN_FILE = "native.json"
 PLAN_VERSION = 1
-COLUMN_ALIGN = 32
-"""Columns are multiplied in groups of so many: a block is a multiple of it."""
-LARGEST_BLOCK = 256
-"""The products of a longer block, of 8 by 16 bits, might not fit into 32."""
+BLOCKS = (32, 64, 128, 256)
+"""Sizes of blocks. The products of a longer one, of 8 by 16 bits, might not fit into 32, and a pair
+of 4-bit halves is unpacked 64 at a time, which no 96 is made of."""
+MOST_WIDTH = 1 << 24
+"""Rows or inputs of a matrix (native/check.c): products of two widths fit into 64 bits."""
 
 _LARGEST_FILE = 64 << 20
 
@@ -141,10 +142,35 @@ def read_plan(bundle: Bundle, file: str, weights_bytes: int) -> tuple[Plan, RetN
     another version, or describes another model than the manifest.
     """
     path = bundle.file(file)
-    config = retnet_config(bundle.manifest.model, str(path))
+    manifest = bundle.path / MANIFEST_FILE
+    config = retnet_config(bundle.manifest.model, str(manifest))
+    check_states(bundle.manifest, config, manifest)
     plan = decode_plan(path)
     check_plan(plan, config, weights_bytes, str(path))
     return plan, config
+
+
+def check_states(manifest: Manifest, config: RetNetConfig, where: Path) -> None:
+    """Raises InputError naming `where` unless states and vocabulary are the configuration's:
+    a float32 state [batch, heads, key_head_dim, value_head_dim] a layer, in their order."""
+    if manifest.model.vocab_size != config.vocab_size:
+        raise InputError(
+            f"{where}: vocab_size is {manifest.model.vocab_size}, and {config.vocab_size} in the "
+            "model's configuration"
+        )
+    if len(manifest.states) != config.layers:
+        raise InputError(
+            f"{where}: {len(manifest.states)} states; the model's configuration has "
+            f"{config.layers} layers"
+        )
+    shape = ("batch", config.heads, config.key_head_dim, config.value_head_dim)
+    for state in manifest.states:
+        if state.dtype != "float32" or state.shape != shape:
+            raise InputError(
+                f"{where}: the state {state.input!r} is {state.dtype} "
+                f"[{', '.join(map(str, state.shape))}]; the native backend and the model's "
+                f"configuration say float32 [{', '.join(map(str, shape))}]"
+            )
 
 
 def check_plan(plan: Plan, config: RetNetConfig, weights_bytes: int, where: str) -> None:
@@ -172,7 +198,7 @@ def check_plan(plan: Plan, config: RetNetConfig, weights_bytes: int, where: str)
             f"layer {index} ffn_norm": (layer.ffn_norm, d),
         }
     for name, (data, width) in norms.items():
-        _check_size(f"{where}: {name}", data, 4 * width, weights_bytes)
+        _check_place(f"{where}: {name}", data, 4 * width, 4, weights_bytes)
     for name, (matrix, rows, inputs) in matrices.items():
         _check_matrix(f"{where}: {name}", matrix, rows, inputs, weights_bytes)
 
@@ -184,23 +210,27 @@ def _check_matrix(
         raise InputError(
             f"{name} is [{matrix.rows}, {matrix.inputs}]; the model says [{rows}, {inputs}]"
         )
-    block = matrix.block
-    if block % COLUMN_ALIGN or block > LARGEST_BLOCK:
+    if max(rows, inputs) > MOST_WIDTH:
         raise InputError(
-            f"{name} has blocks of {block}; the native backend takes multiples of {COLUMN_ALIGN} "
-            f"up to {LARGEST_BLOCK}"
+            f"{name} is [{rows}, {inputs}]; the native backend takes up to {MOST_WIDTH} of each"
+        )
+    block = matrix.block
+    if block not in BLOCKS:
+        raise InputError(
+            f"{name} has blocks of {block}; the native backend takes "
+            f"{', '.join(map(str, BLOCKS[:-1]))} and {BLOCKS[-1]}"
         )
     scale_bytes = 4 if matrix.scale_dtype == "float32" else 2
-    for part, data, size in (
-        ("codes", matrix.codes, matrix.blocks * block * matrix.bits // 8),
-        ("scales", matrix.scales, matrix.blocks * scale_bytes),
-        ("zeros", matrix.zeros, -(-matrix.blocks * matrix.bits // 8)),
+    for part, data, size, align in (
+        ("codes", matrix.codes, matrix.blocks * block * matrix.bits // 8, 1),
+        ("scales", matrix.scales, matrix.blocks * scale_bytes, scale_bytes),
+        ("zeros", matrix.zeros, -(-matrix.blocks * matrix.bits // 8), 1),
     ):
         if data is not None:
-            _check_size(f"{name}: {part}", data, rows * size, weights_bytes)
+            _check_place(f"{name}: {part}", data, rows * size, align, weights_bytes)
 
 
-def _check_size(name: str, data: Data, expected: int, weights_bytes: int) -> None:
+def _check_place(name: str, data: Data, expected: int, align: int, weights_bytes: int) -> None:
     size = _size(data)
     if size != expected:
         raise InputError(f"{name} has {size} bytes; its shape needs {expected}")
@@ -208,4 +238,8 @@ def _check_size(name: str, data: Data, expected: int, weights_bytes: int) -> Non
         raise InputError(
             f"{name} lies at bytes {data.offset} to {data.offset + size} of a file of "
             f"{weights_bytes}"
+        )
+    if isinstance(data, FileRange) and data.offset % align:
+        raise InputError(
+            f"{name} lies at byte {data.offset}; numbers of {align} bytes need a multiple of it"
         )

@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from retnet_edge.config import RetNetConfig
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.backends.native.library import CLayer, CMatrix, CModel, Engine, addresses
+from retnet_edge.runtime.backends.native.library import (
+    CBytes,
+    CLayer,
+    CMatrix,
+    CModel,
+    CPlace,
+    Engine,
+    floats,
+)
 from retnet_edge.runtime.backends.native.plan import Data, FileRange, Plan, PlannedMatrix, read_plan
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.session.malloc_trim import trim_heap
@@ -30,7 +38,8 @@ from retnet_edge.runtime.session.protocol import (
 )
 from retnet_edge.runtime.session.threads import checked_threads
 
-_Address = Callable[[Data], int]
+_ALIGNMENT = 64  # of each tensor that the plan brings along: a cache line
+_Locate = Callable[[Data], CPlace]
 
 
 class NativeSession:
@@ -43,16 +52,16 @@ class NativeSession:
 
         Raises InputError where the plan is not one of the bundle's model, and as `Engine` does.
         """
+        self.engine = load_engine(bundle, checked_threads(threads), kernels)
         self._specs = bundle.manifest.states
         self._states = [np.zeros(state_shape(spec, 0), dtype=np.float32) for spec in self._specs]
-        self._addresses = addresses(self._states)
+        self._buffers = floats(self._states)
         self._token = np.zeros(1, dtype=np.int64)
         self._position = 0
         self._logits = np.zeros(bundle.manifest.model.vocab_size, dtype=np.float32)
         self._view: NDArray[np.float32] = self._logits[:]
         self._view.flags.writeable = False
         self._token_at, self._logits_at = self._token.ctypes.data, self._logits.ctypes.data
-        self.engine = load_engine(bundle, checked_threads(threads), kernels)
 
     @property
     def position(self) -> int:
@@ -100,7 +109,9 @@ class NativeSession:
 
     def _run(self, tokens: int, count: int) -> None:
         """Feed `count` int64 tokens that lie at the address `tokens`."""
-        self.engine.run(tokens, count, self._position, self._addresses, self._logits_at)
+        self.engine.run(
+            tokens, count, self._position, self._buffers, self._logits_at, self._logits.size
+        )
         self._position += count
 
 
@@ -111,37 +122,56 @@ def load_engine(bundle: Bundle, threads: int, kernels: str | None = None) -> Eng
         raise InputError(f"{bundle.path} has no native plan with one file of weights")
     weights = _mapped(bundle.file(graph.external_data[0]))
     plan, config = read_plan(bundle, graph.file, weights.size)
-    keepalive: list[object] = [weights]
+    own = bytearray()
 
-    def address(data: Data) -> int:
+    def locate(data: Data) -> CPlace:
         if isinstance(data, FileRange):
-            return weights.ctypes.data + data.offset
-        own = np.frombuffer(data, dtype=np.uint8).copy()
-        keepalive.append(own)
-        return own.ctypes.data
+            return CPlace(data.offset, data.size, 0)
+        own.extend(b"\0" * (-len(own) % _ALIGNMENT))
+        place = CPlace(len(own), len(data), 1)
+        own.extend(data)
+        return place
 
-    return Engine(_model(plan, config, address, keepalive), threads, keepalive, kernels=kernels)
+    keepalive: list[object] = [weights]
+    model = _model(plan, config, locate, keepalive)
+    brought = np.frombuffer(bytes(own), dtype=np.uint8)
+    keepalive.append(brought)
+    model.weights = CBytes(weights.ctypes.data, weights.size)
+    model.own = CBytes(brought.ctypes.data, brought.size)
+    where = str(bundle.file(graph.file))
+    return Engine(model, threads, keepalive, where=where, kernels=kernels)
 
 
 def _mapped(path: Path) -> NDArray[np.uint8]:
+    """The file's bytes. Raises InputError for an empty one, which cannot be mapped."""
+    if not path.stat().st_size:
+        raise InputError(f"{path} is empty; it should hold the weights")
     with path.open("rb") as file:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
 
 
-def _model(plan: Plan, config: RetNetConfig, address: _Address, keepalive: list[object]) -> CModel:
+def _model(plan: Plan, config: RetNetConfig, locate: _Locate, keepalive: list[object]) -> CModel:
+    """All but the two buffers that the places lie in."""
+
     def matrix(of: PlannedMatrix) -> CMatrix:
-        zeros = None if of.zeros is None else address(of.zeros)
-        halves = of.scale_dtype == "float16"
-        codes, scales = address(of.codes), address(of.scales)
-        columns = of.blocks * of.block
-        return CMatrix(codes, scales, zeros, of.rows, of.inputs, columns, of.bits, of.block, halves)
+        return CMatrix(
+            locate(of.codes),
+            locate(of.scales),
+            CPlace() if of.zeros is None else locate(of.zeros),
+            of.rows,
+            of.inputs,
+            of.bits,
+            of.block,
+            of.scale_dtype == "float16",
+            of.zeros is not None,
+        )
 
     layers = (CLayer * config.layers)(
         *[
             CLayer(
-                address(layer.retention_norm),
-                address(layer.head_norm),
-                address(layer.ffn_norm),
+                locate(layer.retention_norm),
+                locate(layer.head_norm),
+                locate(layer.ffn_norm),
                 *map(matrix, (layer.qkvg, layer.out, layer.inner, layer.down)),
             )
             for layer in plan.layers
@@ -151,21 +181,25 @@ def _model(plan: Plan, config: RetNetConfig, address: _Address, keepalive: list[
     frequencies = np.array(config.thetas, dtype=np.float64) / (2 * np.pi)
     keepalive += [layers, gammas, frequencies]
     return CModel(
+        gammas=gammas.ctypes.data,
+        frequencies=frequencies.ctypes.data,
+        layers=ctypes.cast(layers, ctypes.POINTER(CLayer)),
+        embedding=matrix(plan.embedding),
+        head=matrix(plan.head),
+        final_norm=locate(plan.final_norm),
         layer_count=config.layers,
         d_model=config.d_model,
         heads=config.heads,
         key_dim=config.key_head_dim,
         value_dim=config.value_head_dim,
         ffn_dim=config.ffn_dim,
+        vocab_size=config.vocab_size,
+        layer_plans=len(layers),
+        gamma_count=gammas.size,
+        frequency_count=frequencies.size,
         gated=config.ffn == "glu",
         gelu=config.activation == "gelu",
         eps_z_n=config.head_norm_eps_rule == "z_n",
         norm_eps=config.norm_eps,
         head_norm_eps=config.head_norm_eps,
-        final_norm=address(plan.final_norm),
-        gammas=gammas.ctypes.data,
-        frequencies=frequencies.ctypes.data,
-        embedding=matrix(plan.embedding),
-        head=matrix(plan.head),
-        layers=ctypes.cast(layers, ctypes.POINTER(CLayer)),
     )

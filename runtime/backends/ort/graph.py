@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +80,13 @@ def load_graph(
         actual = {node.name: _numpy_name(node.type) for node in found}
         if listed != actual:
             raise InputError(f"{path} has the {side}s {actual}; the manifest says {listed}")
+        shapes = {node.name: node.shape for node in found}
+        for spec in specs:
+            if not _fits(shapes[spec.name], spec.shape):
+                raise InputError(
+                    f"{path} has the {side} {spec.name} as {shapes[spec.name]}; the manifest says "
+                    f"{list(spec.shape)}"
+                )
     return session
 
 
@@ -95,6 +103,13 @@ def arena_shrinkage() -> Any:
     options = onnxruntime.RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
+
+
+def _fits(found: Sequence[int | str | None], says: Sequence[int | str]) -> bool:
+    """Every number of the graph is the manifest's; what it leaves open is seen when it runs."""
+    return len(found) == len(says) and all(
+        dim == wanted for dim, wanted in zip(found, says, strict=True) if isinstance(dim, int)
+    )
 
 
 def _numpy_name(onnx_type: str) -> str:

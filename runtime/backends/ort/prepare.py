@@ -8,18 +8,17 @@ anonymous memory, made anew in every process. Here it is made once and stored be
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import onnxruntime
 
-from retnet_edge.atomic import PARTIAL
+from retnet_edge.atomic import replace_folder, work_folder
 from retnet_edge.errors import DISK_FULL, InputError, is_disk_full, one_line
 from retnet_edge.files import file_entry
 from retnet_edge.progress import working
+from retnet_edge.quiet import compiled_code_hushed
 from retnet_edge.runtime.backends.ort.graph import main_graph
 from retnet_edge.runtime.backends.ort.options import session_options
 from retnet_edge.runtime.backends.ort.prepacked import (
@@ -27,46 +26,43 @@ from retnet_edge.runtime.backends.ort.prepacked import (
     PACKED_FILE,
     RECORD_FILE,
     PrepackRecord,
+    machine_secret,
     prepack_key,
     prepared_folder,
+    sealed,
 )
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Manifest
 from retnet_edge.runtime.session.machine import processor
 
 PACKED_A_SECOND = 1e8  # bytes of weights, roughly
+_NOT_WRITTEN = "Failed to write external initializers"
 _EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph
 
 
 def prepare(bundle: str | Path, *, say: Callable[[str], None] = print) -> Path:
     """Pack the weights of the bundle's ONNX Runtime graph for this machine; the folder they are in.
 
-    An older folder is replaced. Raises InputError for a bundle that does not open or has no graph
-    for ONNX Runtime, one that ONNX Runtime cannot load, and where the disk is full.
+    An older folder is replaced; a process that is killed leaves the old one, the new one or none.
+    Raises InputError for a bundle that does not open or has no graph for ONNX Runtime, one that
+    ONNX Runtime cannot load, where the disk is full, and where this user's secret (`machine_secret`
+    in `prepacked.py`) can be neither read nor made.
     """
     opened = Bundle.open(bundle)
     _, graph = main_graph(opened)
     target = prepared_folder(opened)
-    staging = target.with_name(PARTIAL.format(name=target.name, token=secrets.token_hex(4)))
-    try:
-        staging.mkdir()
+    key = machine_secret(make=True)
+    with work_folder(target) as staging:
         weights = sum(opened.manifest.files[name].size for name in graph.external_data)
         label = f"packing {graph.file} for {processor()}"
         with working(label, weights / PACKED_A_SECOND, say):
             _pack(opened.file(graph.file), opened.manifest, staging)
         files = {name: file_entry(staging / name) for name in (GRAPH_FILE, PACKED_FILE)}
-        record = msgspec.json.encode(PrepackRecord(prepack_key(opened, graph.file), files))
-        (staging / RECORD_FILE).write_bytes(record)
+        record = sealed(PrepackRecord(prepack_key(opened, graph.file), files), key)
+        (staging / RECORD_FILE).write_bytes(msgspec.json.encode(record))
         for name in (*files, RECORD_FILE):
             _sync_and_forget(staging / name)
-        if target.exists():
-            shutil.rmtree(target)
-        staging.rename(target)
-    except BaseException as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        if isinstance(error, Exception) and is_disk_full(error):
-            raise InputError(f"{target}: {DISK_FULL}: nothing was prepared") from error
-        raise
+        replace_folder(staging, target)
     return target
 
 
@@ -80,8 +76,15 @@ def _pack(graph: Path, manifest: Manifest, folder: Path) -> None:
     ):
         options.add_session_config_entry(f"session.{name}", value)
     try:
-        onnxruntime.InferenceSession(str(graph), options, ["CPUExecutionProvider"])
+        # where the disk is full, ONNX Runtime prints a trace of its own before it raises
+        with compiled_code_hushed():
+            onnxruntime.InferenceSession(str(graph), options, ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
+        if _NOT_WRITTEN in str(error) or is_disk_full(error):  # it does not say why
+            raise InputError(
+                f"{folder.parent}: {DISK_FULL}: ONNX Runtime could not write the packed weights; "
+                "nothing was prepared"
+            ) from error
         raise InputError(
             f"{graph}: ONNX Runtime {onnxruntime.__version__} cannot pack the graph: "
             f"{one_line(error)}"

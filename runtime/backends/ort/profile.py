@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from retnet_edge.atomic import temporary_folder
 from retnet_edge.errors import DISK_FULL, InputError
 from retnet_edge.runtime.backends.ort.graph import load_graph, main_graph
 from retnet_edge.runtime.bundle.bundle import Bundle
@@ -23,8 +23,8 @@ OVERHEAD = "(between operators)"
 def profile_steps(bundle: Bundle, *, steps: int, threads: int | None) -> list[OperatorTime]:
     """Time by operator type of `steps` steps, each state fed back; see `profile.profile`."""
     rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        graph = load_graph(bundle, main_graph(bundle)[0], threads, profile=Path(folder) / "step")
+    with temporary_folder() as folder:
+        graph = load_graph(bundle, main_graph(bundle)[0], threads, profile=folder / "step")
         states = [np.zeros(state_shape(s, 0), dtype=s.dtype) for s in bundle.manifest.states]
         for position in range(WARMUP + steps):
             feeds: dict[str, Any] = {

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 import torch
 
+from retnet_edge.data.sources import find_sources, read_texts
 from retnet_edge.model.checkpoint import Checkpoint, load_checkpoint
 from retnet_edge.model.retnet import RetNet
-from retnet_edge.tokenizer import END_OF_TEXT, read_documents
+from retnet_edge.tokenizer import END_OF_TEXT
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "checkpoints" / "edge-15m"
@@ -53,7 +54,7 @@ generation_kwargs:
 
 def documents() -> list[dict[str, str]]:
     """Contexts of many lengths, one of them empty, each with what follows it in the text."""
-    text = "\n\n".join(read_documents(SHIPPED / "heldout.txt"))
+    text = "\n\n".join(read_texts(find_sources([SHIPPED / "heldout.txt"]), "text"))
     words = re.findall(r"\s*\S+", text)
     found, at = [], 100
     for context, target in ((1, 3), (40, 1), (7, 12), (0, 5), (90, 2), (23, 30), (5, 1)):

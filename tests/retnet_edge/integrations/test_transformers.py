@@ -124,6 +124,24 @@ def test_the_tokenizer_is_tokenizer_json(base: Path) -> None:
     assert tokenizer.pad_token is None
 
 
+def test_a_tokenizer_s_limits_are_not_taken_over(base: Path, tmp_path: Path) -> None:
+    """Of a hub's tokenizer.json, which was saved after it had cut off and padded a batch."""
+    path = Path(shutil.copytree(base, tmp_path / "limited"))
+    wanted = load_checkpoint(base).tokenizer.encode(TEXT * 20).ids
+    limited = load_checkpoint(base).tokenizer
+    limited.enable_truncation(4)
+    limited.enable_padding(length=500)
+    limited.save(str(path / "tokenizer.json"))
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    assert tokenizer.backend_tokenizer.truncation is None
+    assert tokenizer.backend_tokenizer.padding is None
+    assert tokenizer.backend_tokenizer.encode(TEXT * 20).ids == wanted
+    assert tokenizer(TEXT * 20)["input_ids"] == wanted
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = load_checkpoint(path).tokenizer.from_file(str(tmp_path / "saved" / "tokenizer.json"))
+    assert (again.truncation, again.padding) == (None, None)
+
+
 @torch.no_grad()
 def test_the_dtype_is_that_of_the_computation(tmp_path: Path) -> None:
     path = write(tmp_path / "half", BASE, torch.float16)

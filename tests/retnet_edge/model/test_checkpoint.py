@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -182,3 +183,50 @@ def test_reading_does_not_depend_on_where_it_lies(checkpoint: Path, tmp_path: Pa
     a, b = load_checkpoint(checkpoint), load_checkpoint(moved)
     assert a.weights_sha256() == b.weights_sha256()
     assert str(tmp_path).encode() not in (moved / WEIGHTS_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite(value: float, checkpoint: Path, bpe: Tokenizer) -> None:
+    """Neither read nor written."""
+    path = checkpoint / WEIGHTS_FILE
+    weights = load_file(path)
+    weights["blocks.1.ffn.out.weight"][0, 3] = value
+    model = load_checkpoint(checkpoint).model
+    save_file(weights, path)
+    with pytest.raises(
+        InputError,
+        match=r"model\.safetensors: blocks\.1\.ffn\.out\.weight holds a value that is not",
+    ):
+        load_checkpoint(checkpoint)
+    with pytest.raises(InputError, match=r"^blocks\.1\.ffn\.out\.weight holds a value that is not"):
+        write_checkpoint(checkpoint, model, bpe, weights=weights)
+
+
+def test_a_weight_beyond_float16(checkpoint: Path, bpe: Tokenizer) -> None:
+    model = load_checkpoint(checkpoint).model
+    with torch.no_grad():
+        model.final_norm.weight[3] = 70_000.0
+    with pytest.raises(
+        InputError, match=r"final_norm\.weight holds 70000, and float16 at most 65504"
+    ):
+        write_checkpoint(checkpoint, model, bpe, dtype=torch.float16)
+    write_checkpoint(checkpoint, model, bpe, dtype=torch.bfloat16)
+
+
+def test_a_huge_configuration_takes_no_memory(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shapes are compared with the file's table of contents before a model is built."""
+    fields = json.loads((checkpoint / CONFIG_FILE).read_bytes())
+    (checkpoint / CONFIG_FILE).write_text(json.dumps({**fields, "d_model": 1_000_000}))
+    built = []
+    real = torch.nn.Embedding.__init__
+
+    def embedding(self: torch.nn.Embedding, *arguments: object, **more: object) -> None:
+        real(self, *arguments, **more)  # type: ignore[arg-type]
+        built.append(self.weight.device.type)
+
+    monkeypatch.setattr(torch.nn.Embedding, "__init__", embedding)
+    with pytest.raises(InputError, match=r"has shape .*, the configuration needs .*1000000"):
+        load_checkpoint(checkpoint)
+    assert built == ["meta"]

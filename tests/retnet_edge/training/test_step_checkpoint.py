@@ -251,3 +251,27 @@ def test_a_run_with_a_damaged_checkpoint_ends_with_the_same_bits(tmp_path: Path)
     assert (out / "checkpoint" / "model.safetensors").read_bytes() == wanted
     assert names(out / "steps") == ["step-00000015", "step-00000020"]
     read_manifest(out / "steps" / "step-00000020")
+
+
+@pytest.mark.parametrize(("step", "skipped"), [(-5, 0), (10**9, 0), (6, 0), (5, 6), (5, -1)])
+def test_a_step_that_is_not_its_folders(tmp_path: Path, step: int, skipped: int) -> None:
+    saved(tmp_path, 4, 5)
+    path = tmp_path / "step-00000005" / "manifest.json"
+    fields = msgspec.json.decode(path.read_bytes())
+    path.write_bytes(msgspec.json.encode({**fields, "step": step, "skipped": skipped}))
+    said: list[str] = []
+    assert open_in(tmp_path).newest(said.append) == tmp_path / "step-00000004"
+    assert len(said) == 1
+    assert str(path) in said[0]
+
+
+@pytest.mark.parametrize("table", [b"", b"\x80\x04garbage", b"\x80\x04}.", b"("])
+def test_a_table_of_contents_that_is_none_is_refused_without_traces(
+    tmp_path: Path, table: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    saved(tmp_path, 5)
+    (tmp_path / "step-00000005" / ".metadata").write_bytes(table)
+    with pytest.raises(InputError, match=r"\.metadata: cannot be read"):
+        open_in(tmp_path).load(tmp_path / "step-00000005", state(0.0))
+    captured = capfd.readouterr()
+    assert captured.err + captured.out == ""

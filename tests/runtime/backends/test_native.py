@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from retnet_edge.config import RetNetConfig
 from retnet_edge.errors import InputError
 from retnet_edge.pipeline.build import build
 from retnet_edge.quantize.tuning.tune import TuneOptions, tune
-from retnet_edge.runtime.backends.native.library import STAGES
+from retnet_edge.runtime.backends.native.library import STAGES, floats
 from retnet_edge.runtime.backends.native.plan import (
     Data,
     FileRange,
@@ -27,7 +28,7 @@ from retnet_edge.runtime.backends.native.plan import (
     PlannedMatrix,
     decode_plan,
 )
-from retnet_edge.runtime.backends.native.session import NativeSession
+from retnet_edge.runtime.backends.native.session import NativeSession, load_engine
 from retnet_edge.runtime.backends.profile import profile
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bench.bench import bench
@@ -167,6 +168,37 @@ def test_sessions_of_many_threads_at_once(quantized: Quantized) -> None:
         logits = [session.step(token).copy() for session in sessions]
         for other in logits[1:]:
             np.testing.assert_array_equal(other, logits[0])
+
+
+def test_two_threads_on_one_engine(quantized: Quantized) -> None:
+    """One call at a time, under whatever a session does itself: the other is told, and changes
+    nothing. (check_engine.c has it under a thread sanitizer.)"""
+    engine = load_engine(quantized(), 2)
+    config = quantized().manifest.model.config
+    shape = config["heads"], config["key_head_dim"], config["value_head_dim"]
+    tokens = np.array(TOKENS[:256], dtype=np.int64)
+    refused = []
+
+    def feed() -> NDArray[np.float32]:
+        states = [np.zeros(shape, dtype=np.float32) for _ in range(config["layers"])]
+        logits = np.zeros(VOCABULARY, dtype=np.float32)
+        while True:
+            try:
+                engine.run(
+                    tokens.ctypes.data, tokens.size, 0, floats(states), logits.ctypes.data,
+                    logits.size,
+                )  # fmt: skip
+                return logits
+            except InputError as error:
+                refused.append(str(error))
+
+    alone = feed()
+    assert not refused
+    with ThreadPoolExecutor(3) as pool:
+        while not refused:
+            for task in [pool.submit(feed) for _ in range(6)]:
+                np.testing.assert_array_equal(task.result(timeout=120), alone)
+    assert "in use by another thread" in refused[0]
 
 
 def test_what_is_not_finite_shows(quantized: Quantized) -> None:

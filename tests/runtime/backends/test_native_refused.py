@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from retnet_edge.pipeline.build import build
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipes.schemes import BlockInt6, BlockInt8, Float32
 from retnet_edge.runtime.backends.native import library as native_library
+from retnet_edge.runtime.backends.native.session import load_engine
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
 
@@ -100,7 +103,16 @@ def damaged(bundle: Bundle, folder: Path, change: Callable[[Any], None]) -> Bund
         (lambda p: p["head"]["codes"].update(offset=2**40), "head: codes lies at bytes"),
         (lambda p: p["head"]["codes"].update(size=64), "head: codes has 64 bytes; its shape"),
         (lambda p: p["head"].update(block=512), "head has blocks of 512"),
+        (lambda p: p["head"].update(block=96), "head has blocks of 96; .* 32, 64, 128 and 256"),
+        (lambda p: p["layers"][0]["out"].update(block=160, bits=4), "out has blocks of 160"),
+        (lambda p: p["layers"][1]["down"].update(block=224), "layer 1 down has blocks of 224"),
         (lambda p: p["head"].update(bits=6), "not a valid plan"),
+        (lambda p: p["head"]["scales"].update(offset=2), "scales lies at byte 2; numbers of 4"),
+        (lambda p: p.update(final_norm={"offset": 5, "size": 256}), "final_norm lies at byte 5"),
+        (
+            lambda p: p["layers"][1].update(head_norm=base64.b64encode(b"\xff" * 56).decode()),
+            "layer 1: head_norm holds what is no finite number",
+        ),
         (lambda p: p["layers"][1]["out"].update(inputs=29), "layer 1 out is"),
         (lambda p: p.update(final_norm="AAAA"), "final_norm has 3 bytes; its shape needs 256"),
     ],
@@ -112,3 +124,100 @@ def test_plans_that_do_not_hold_up(
     with pytest.raises(InputError, match=message):
         open_session(bundle, threads=1, backend="native")
     assert open_session(bundle, threads=1).step(1).shape == (VOCABULARY,)
+
+
+def resized(change: Callable[[list[Any]], list[Any]]) -> Callable[[dict[str, Any]], None]:
+    """Changes the states' records, and the graphs' that have to agree with them."""
+
+    def edit(raw: dict[str, Any]) -> None:
+        raw["states"] = change(raw["states"])
+        for graph in raw["graphs"]:
+            graph["inputs"][2:] = change(graph["inputs"][2:])
+            graph["outputs"][1:] = change(graph["outputs"][1:])
+
+    return edit
+
+
+def one_number(records: list[Any]) -> list[Any]:
+    return [record | {"shape": [record["shape"][0], 1, 1, 1]} for record in records]
+
+
+def vocabulary(size: int) -> Callable[[dict[str, Any]], None]:
+    def edit(raw: dict[str, Any]) -> None:
+        raw["model"]["vocab_size"] = size
+        for graph in raw["graphs"]:
+            graph["outputs"][0]["shape"][1] = size
+
+    return edit
+
+
+def configured(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    """None: without the key."""
+
+    def edit(raw: dict[str, Any]) -> None:
+        config = raw["model"]["config"] | changes
+        raw["model"]["config"] = {k: v for k, v in config.items() if v is not None}
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (resized(one_number), r"'state_0' has shape \[batch, 1, 1, 1\]; the model's configuration"),
+        (resized(lambda records: records[:1]), "1 states; the model's configuration has 2 layers"),
+        (resized(lambda records: []), "0 states; the model's configuration has 2 layers"),
+        (vocabulary(VOCABULARY - 1), "vocab_size is 383, and 384 in the model's configuration"),
+        (vocabulary(VOCABULARY + 1), "vocab_size is 385, and 384 in the model's configuration"),
+        (configured(layers=1), "2 states; the model's configuration has 1 layers"),
+        (configured(vocab_size=383), "vocab_size is 384, and 383 in the model's configuration"),
+        (configured(value_head_dim=7), r"configuration says \[batch, 2, 10, 7\]"),
+        # what the shapes say nothing about, and what the native backend asks for beyond the others
+        (configured(d_model=32), "final_norm has 256 bytes; its shape needs 128"),
+        (configured(ffn_dim=26), "layer 0 inner is"),
+        (configured(ffn="mlp"), "layer 0 inner is"),
+        (configured(layers=None), "manifest.json: not a valid model configuration"),
+        (configured(vocab_size=None), "manifest.json: not a valid model configuration"),
+        (configured(gammas=[0.5, 1.5]), "gammas holds 1.5; a decay lies in"),
+        (configured(gammas=[0.5]), "gammas has 1 values; 2 heads need one each"),
+        (configured(thetas=[1.0] * 4), "thetas has 4 values"),
+        (configured(norm_eps=1e-300), r"norm_eps is 0 as float32; allowed is \(0, 1\]"),
+        (configured(head_norm_eps=1e-60), r"head_norm_eps is 0 as float32; allowed is \(0, 1\]"),
+    ],
+)
+def test_manifests_of_another_model(
+    quantized: Quantized, tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    """Nothing hashes the manifest: what it says is held against the plan, and against itself."""
+    source = quantized()
+    copied = tmp_path / "changed.edge"
+    copied.mkdir()
+    for path in source.path.iterdir():
+        if path.is_file():
+            (copied / path.name).write_bytes(path.read_bytes())
+    raw = json.loads((copied / "manifest.json").read_bytes())
+    change(raw)
+    (copied / "manifest.json").write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=message) as caught:
+        open_session(Bundle.open(copied), threads=1, backend="native")
+    assert "\n" not in str(caught.value)
+
+
+def test_threads_that_native_refuses_itself(quantized: Quantized) -> None:
+    """Past the check in Python."""
+    for bad in (0, 257, 100_000):
+        with pytest.raises(InputError, match="the number of threads is not 1 to 256"):
+            load_engine(quantized(), bad)
+
+
+def test_an_empty_file_of_weights(quantized: Quantized, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(quantized().path, tmp_path / "empty.edge"))
+    for name in ("weights.bin", "step.onnx", "prefill.onnx"):
+        (copied / name).unlink()
+    (copied / "weights.bin").write_bytes(b"")
+    manifest = quantized().manifest
+    graphs = tuple(graph for graph in manifest.graphs if graph.backend == "native")
+    files = {n: f for n, f in manifest.files.items() if n not in ("step.onnx", "prefill.onnx")}
+    rewrite_manifest(copied, rehash=True, graphs=graphs, files=files)
+    with pytest.raises(InputError, match=r"weights.bin is empty; it should hold the weights"):
+        open_session(Bundle.open(copied), threads=1, backend="native")

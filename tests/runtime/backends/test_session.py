@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -213,6 +214,26 @@ def test_threads(tiny: Tiny) -> None:
         open_session(tiny.open(), threads=0)
 
 
+def test_a_graph_of_another_vocabulary(broken: Path) -> None:
+    """The logits' buffer is as long as the manifest says, and the graph's number is another."""
+    manifest = Bundle.open(broken).manifest
+    graphs = [
+        msgspec.structs.replace(
+            graph,
+            outputs=(
+                msgspec.structs.replace(graph.outputs[0], shape=("batch", 301)),
+                *graph.outputs[1:],
+            ),
+        )
+        for graph in manifest.graphs
+    ]
+    model = msgspec.structs.replace(manifest.model, vocab_size=301)
+    rewrite_manifest(broken, graphs=tuple(graphs), model=model)
+    message = r"step.onnx has the output logits as \['batch', 300\]; the manifest says .*301"
+    with pytest.raises(InputError, match=message):
+        open_session(Bundle.open(broken), threads=1)
+
+
 def test_no_graph_for_this_runtime(broken: Path, tiny: Tiny) -> None:
     with pytest.raises(InputError, match="has no graphs for executorch; it has: onnxruntime"):
         open_session(tiny.open(), backend="executorch")
@@ -264,8 +285,8 @@ def test_a_graph_that_is_not_what_the_manifest_says(broken: Path) -> None:
 
 def test_a_graph_that_fails_while_running(broken: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = onnx.load_model(broken / "step.onnx", load_external_data=False)
-    shape = next(t for t in model.graph.initializer if t.name == "merge")
-    shape.CopyFrom(onnx.numpy_helper.from_array(np.array([7, -1]), "merge"))
+    axis = next(t for t in model.graph.initializer if t.name == "one")  # T is tokens' shape[one]
+    axis.CopyFrom(onnx.numpy_helper.from_array(np.array(5), "one"))
     (broken / "step.onnx").write_bytes(model.SerializeToString())
     rewrite_manifest(broken, rehash=True)
     with pytest.raises(InputError, match="the graph failed while running") as caught:

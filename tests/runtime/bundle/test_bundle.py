@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,12 @@ from conftest import Tiny
 from tiny_bundle import rewrite_manifest, write_tiny_bundle
 
 from retnet_edge.errors import InputError
+from retnet_edge.files import file_entry, open_regular
+from retnet_edge.pipeline.info import info
 from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.bundle.manifest import Manifest
+from retnet_edge.runtime.bundle.manifest import Manifest, decode, digest, encode
+from retnet_edge.runtime.bundle.writer import update_manifest
+from retnet_edge.runtime.text.snapshot import load_snapshot
 
 
 def refused(path: Path, *fragments: str) -> None:
@@ -28,9 +35,10 @@ def refused(path: Path, *fragments: str) -> None:
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change manifest.json as JSON, past the writer's own checks."""
+    """Change manifest.json as JSON, past the writer's own checks; its digest is mended."""
     raw = json.loads((path / "manifest.json").read_bytes())
     change(raw)
+    raw["manifest_sha256"] = digest(raw)
     (path / "manifest.json").write_text(json.dumps(raw))
 
 
@@ -194,6 +202,44 @@ def test_state_shapes(shape: list[int | str], broken: Path) -> None:
     refused(broken, "the state 'state_0' has shape", "allowed is")
 
 
+def configured(**config: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda raw: raw["model"].update(config={"heads": 2, **config})
+
+
+def test_a_model_of_another_size(broken: Path) -> None:
+    """States and vocabulary are the configuration's, in whatever it names."""
+    edit(broken, configured(layers=1, key_head_dim=4, value_head_dim=6, vocab_size=300, more="x"))
+    Bundle.open(broken)
+    for config, complaint in (
+        ({"layers": 2}, "1 states; the model's configuration has 2 layers, one state each"),
+        ({"heads": 3}, "shape [batch, 2, 4, 6]; the model's configuration says [batch, 3, any"),
+        ({"key_head_dim": 5}, "the model's configuration says [batch, 2, 5, any]"),
+        ({"value_head_dim": 4}, "the model's configuration says [batch, 2, any, 4]"),
+        ({"vocab_size": 299}, "vocab_size is 300, and 299 in the model's configuration"),
+        ({"layers": "1"}, "layers of the model's configuration is no whole number"),
+    ):
+        edit(broken, configured(**config))
+        refused(broken, complaint)
+
+
+def test_a_transformer_of_another_size(tiny_transformer: Tiny, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(tiny_transformer.path, tmp_path / "broken.edge"))
+    for config, complaint in (
+        ({"layers": 2}, "2 states; the model's configuration has 2 layers, two states each"),
+        ({"heads": 3}, "the model's configuration says [batch, 3, past, any]"),
+        ({"key_head_dim": 5}, "the model's configuration says [batch, 2, past, 5]"),
+    ):
+        edit(broken, configured(**config))
+        refused(broken, complaint)
+
+
+def test_scales_of_an_int8_state(broken: Path) -> None:
+    edit(broken, lambda raw: raw["states"][0].update(dtype="int8"))
+    refused(
+        broken, "is int8 [batch, 2, 4, 6]; float32 scales [batch, 2, 4, 1] and [batch, 2, 1, 6]"
+    )
+
+
 def _first_graph(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
     return lambda raw: change(raw["graphs"][0])
 
@@ -230,3 +276,142 @@ def test_the_manifest_comes_back_as_it_was(tiny: Tiny) -> None:
     manifest = tiny.open().manifest
     assert isinstance(manifest, Manifest)
     assert manifest.states[0].shape == ("batch", 2, 4, 6)
+
+
+CHANGED = [
+    lambda raw: raw["model"]["config"].update(heads=3),
+    lambda raw: raw["tokenizer"].update(end_of_text=1),
+    lambda raw: raw["verification"].update(status="verified"),
+    lambda raw: raw["tolerance"].update(mean_kl=0.5),
+]
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_a_changed_manifest_is_noticed(change: Callable[[Any], None], broken: Path) -> None:
+    raw = json.loads((broken / "manifest.json").read_bytes())
+    change(raw)
+    (broken / "manifest.json").write_text(json.dumps(raw))
+    refused(broken, "manifest.json was changed since it was written", digest(raw))
+
+
+def test_the_digest_is_of_the_text_and_not_of_its_layout(broken: Path) -> None:
+    before = Bundle.open(broken).manifest
+    raw = json.loads((broken / "manifest.json").read_bytes())
+    (broken / "manifest.json").write_text(json.dumps(dict(reversed(raw.items()))))
+    assert Bundle.open(broken).manifest == before
+
+
+def test_a_manifest_without_a_digest_is_read_and_info_says_so(broken: Path) -> None:
+    assert info(broken)["bundle"]["manifest sha256"] == Bundle.open(broken).manifest.manifest_sha256
+    raw = json.loads((broken / "manifest.json").read_bytes())
+    del raw["manifest_sha256"]
+    (broken / "manifest.json").write_text(json.dumps(raw))
+    assert "older version" in info(broken)["bundle"]["manifest sha256"]
+    # and one that is written again has one
+    manifest = Bundle.open(broken).manifest
+    assert manifest.manifest_sha256 is None
+    assert decode(encode(manifest), "").manifest_sha256 == digest(raw)
+
+
+@pytest.mark.parametrize("change", CHANGED[:1])
+def test_the_fingerprint_covers_what_is_computed(
+    change: Callable[[Any], None], broken: Path
+) -> None:
+    before = Bundle.open(broken)
+    edit(broken, change)
+    after = Bundle.open(broken)
+    assert after.fingerprint != before.fingerprint
+    assert not after.has_fingerprint(before.fingerprint)
+    edit(broken, lambda raw: raw["verification"].update(reasons=["another verdict"]))
+    assert Bundle.open(broken).fingerprint == after.fingerprint
+
+
+def put(text: str, place: str) -> Callable[[bytes], bytes]:
+    """Put JSON in place of a number of the manifest."""
+    return lambda raw: raw.replace(place.encode(), f"{place.split(':')[0]}: {text}".encode(), 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda raw: b"\xff" + raw, "byte 0xff at byte 0 is not UTF-8"),
+        (lambda raw: raw.replace(b"retnet", b"ret\xffnet", 1), "is not UTF-8"),
+        (put("[" * 200_000 + "]" * 200_000, '"heads": 2'), "nested deeper than 32"),
+        (put("[" * 40 + "]" * 40, '"heads": 2'), "nested deeper than 32"),
+        (put("NaN", '"heads": 2'), "not a valid manifest"),
+        (put("Infinity", '"heads": 2'), "not a valid manifest"),
+        (put("1e999", '"heads": 2'), "out of range"),
+        (put("9" * 5000, '"heads": 2'), "out of range"),
+        (put('2, "heads": 2', '"heads": 2'), "the key 'heads' stands twice"),
+        (put("-1", '"end_of_text": 0'), "end_of_text"),
+        (put("1" + "0" * 30, '"end_of_text": 0'), "end_of_text"),
+        (put(str(2**63), '"end_of_text": 0'), "end_of_text"),
+        (put(str(2**32), '"end_of_text": 0'), "end_of_text"),
+    ],
+)
+def test_a_manifest_that_is_odd_is_one_sentence(
+    change: Callable[[bytes], bytes], words: str, broken: Path
+) -> None:
+    raw = (broken / "manifest.json").read_bytes()
+    changed = change(raw)
+    assert changed != raw
+    (broken / "manifest.json").write_bytes(changed)
+    refused(broken, "manifest.json", words)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "weights.bin", "step.onnx", "tokenizer.json"])
+@pytest.mark.parametrize("kind", ["fifo", "socket", "folder", "device"])
+def test_what_is_no_regular_file(kind: str, name: str, broken: Path) -> None:
+    place = broken / name
+    place.unlink()
+    if kind == "fifo":
+        os.mkfifo(place)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            before = Path.cwd()
+            os.chdir(broken)  # a socket's path may have 107 bytes
+            try:
+                made.bind(name)
+            finally:
+                os.chdir(before)
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        if os.geteuid() != 0:
+            pytest.skip("only root makes devices")
+        try:
+            os.mknod(place, 0o600 | 0o020000, os.makedev(1, 5))  # /dev/zero
+        except PermissionError:
+            pytest.skip("no device can be made here")
+    refused(broken, name, "is not a regular file")
+
+
+def test_a_file_that_turns_into_a_fifo_is_not_waited_for(broken: Path) -> None:
+    """Between the look at a file and its opening."""
+    (broken / "weights.bin").unlink()
+    os.mkfifo(broken / "weights.bin")
+    with pytest.raises(InputError, match="is not a regular file"):
+        open_regular(broken / "weights.bin")
+    with pytest.raises(InputError, match="is not a regular file"):
+        file_entry(broken / "weights.bin")
+
+
+def test_a_file_of_a_tebibyte_of_nothing_is_refused_before_it_is_hashed(broken: Path) -> None:
+    with (broken / "weights.bin").open("r+b") as file:
+        try:
+            file.truncate(1 << 40)
+        except OSError:
+            pytest.skip("the disk takes no file with so large a hole")
+    refused(broken, f"has {1 << 40} bytes")
+    edit(broken, lambda raw: raw["files"]["weights.bin"].update(size=1 << 40))
+    refused(broken, "parameters takes at most")
+
+
+def test_an_old_bundle_and_its_state_files_live_on_after_a_verdict(tmp_path: Path) -> None:
+    """A verdict gives an old manifest its digest; states saved before are its own still."""
+    old = Path(__file__).parents[2] / "data" / "compatibility"
+    path = shutil.copytree(old / "bundle", tmp_path / "old.edge")
+    assert Bundle.open(path).manifest.manifest_sha256 is None
+    bundle = update_manifest(Bundle.open(path))
+    assert bundle.manifest.manifest_sha256 is not None
+    assert load_snapshot(old / "onnxruntime.state", Bundle.open(path)).position == 40

@@ -173,3 +173,34 @@ def test_any_bytes_end_in_an_answer(tmp_path_factory: pytest.TempPathFactory, ra
     path = tmp_path_factory.getbasetemp() / "fuzz.onnx"
     path.write_bytes(raw)
     is_answered(path)
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of bytes, up to 2 MiB of them."""
+    size = len(content)
+    return bytes([number << 3 | 2, size & 127 | 128, size >> 7 & 127 | 128, size >> 14]) + content
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        pytest.param(b"\x0a\x00" * 600_000, id="empty nodes"),
+        pytest.param(b"\x5a\x00" * 600_000, id="empty inputs"),
+        pytest.param(field(1, b"\x0a\x00" * 600_000), id="a node of nameless inputs"),
+        pytest.param(field(1, field(5, field(8, b"\x00" * 1_200_000))), id="packed integers"),
+        pytest.param(field(1, field(10, b"\x00" * 1_200_000)), id="a message that is not known"),
+        pytest.param(field(11, field(2, field(1, field(2, b"\x0a\x00" * 600_000)))), id="a shape"),
+    ],
+)
+def test_more_fields_than_a_graph_can_need(inside: bytes, tmp_path: Path) -> None:
+    """A parser makes 50 to 1,000 bytes of each."""
+    repeated = field(7, inside) + field(7, inside)  # parsers join them
+    (tmp_path / "m.onnx").write_bytes(repeated)
+    with pytest.raises(InputError, match=r"it has more than .* messages or .* fields"):
+        external_data(tmp_path / "m.onnx")
+
+
+def test_weights_inside_a_graph_are_one_field(tmp_path: Path) -> None:
+    inside = field(7, field(5, field(9, b"\x00" * 1_900_000)))
+    (tmp_path / "m.onnx").write_bytes(inside)
+    assert external_data(tmp_path / "m.onnx") == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -269,3 +270,78 @@ def test_a_long_prompt_is_fed_in_pieces_and_said(tiny: Tiny) -> None:
         for done in range(PREFILL_CHUNK, total + PREFILL_CHUNK, PREFILL_CHUNK)
     ]
     assert session.position == total + 1
+
+
+def test_a_prompt_is_fed_whole_whatever_its_tokenizer_would_like() -> None:
+    limited = train_tokenizer()
+    prompt = "The cat sat on the mat. " * 20
+    wanted = limited.encode(prompt).ids
+    limited.enable_truncation(16)
+    limited.enable_padding(length=32)
+    session = Script([])
+    list(generate(session, limited, prompt, max_tokens=1, sampling=GREEDY, end_of_text=END_OF_TEXT))
+    assert session.on_prefill == wanted
+
+
+def test_control_tokens_in_a_prompt_are_what_the_caller_says() -> None:
+    """The token for whoever writes a prompt by hand; text where somebody else wrote it."""
+    prompt = "a<|endoftext|>b"
+    by_hand, text = Script([]), Script([])
+    for session, control_tokens in ((by_hand, True), (text, False)):
+        made = generate(
+            session,
+            TOKENIZER,
+            prompt,
+            max_tokens=1,
+            sampling=GREEDY,
+            end_of_text=END_OF_TEXT,
+            control_tokens=control_tokens,
+        )
+        list(made)
+    assert by_hand.on_prefill == TOKENIZER.encode(prompt).ids
+    assert by_hand.on_prefill.count(END_OF_TEXT) == 1
+    assert END_OF_TEXT not in text.on_prefill
+    assert TOKENIZER.decode(text.on_prefill) == prompt
+
+
+def special(name: str, token: int) -> tokenizers.Tokenizer:
+    """TOKENIZER, whose token of that id is a special one of that name."""
+    made = tokenizers.Tokenizer.from_str(TOKENIZER.to_str().replace("<|endoftext|>", name))
+    assert made.token_to_id(name) == token
+    return made
+
+
+def said_until_end(tokenizer: tokenizers.Tokenizer, answer: list[int], **options: Any) -> Script:
+    session = Script(answer)
+    drawn = generate(session, tokenizer, "The", max_tokens=20, sampling=GREEDY, **options)
+    assert "".join(drawn) == tokenizer.decode(session.on_prefill[1:])
+    return session
+
+
+def test_any_of_several_tokens_ends_a_text() -> None:
+    for end in (40, 50):
+        session = said_until_end(TOKENIZER, [30, 31, end, 32], end_of_text=(40, 50))
+        assert session.on_prefill[-2:] == [30, 31]
+
+
+def test_a_special_token_is_a_stop_string() -> None:
+    """It has no text in which the string could be found."""
+    words = special("</s>", 0)
+    session = said_until_end(words, [30, 31, 0, 32, 33], stop=["</s>"])
+    assert session.on_prefill[-2:] == [30, 31]
+    session = said_until_end(words, [30, 31, 0, 32, 33], stop=["</t>"])
+    assert session.on_prefill[-20:-15] == [30, 31, 0, 32, 33]
+
+
+def test_ids_without_a_token_are_never_drawn() -> None:
+    """Rows that pad a vocabulary: here the likeliest."""
+
+    class Padded(Script):
+        def _logits(self) -> NDArray[np.float32]:
+            return np.append(super()._logits(), np.full(84, 9.0, dtype=np.float32))
+
+    answer = TOKENIZER.encode(" cat and dog").ids
+    for sampling in (GREEDY, Sampling(top_k=0, top_p=1.0, temperature=0.01)):
+        session = Padded(answer)
+        options = {"max_tokens": len(answer), "sampling": sampling}
+        assert "".join(generate(session, TOKENIZER, "The", **options)) == " cat and dog"  # type: ignore[arg-type]

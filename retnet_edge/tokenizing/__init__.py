@@ -1,0 +1,1 @@
+"""What stands under `retnet_edge.tokenizer`: what its file may hold, texts to ids, long runs."""

@@ -1,0 +1,219 @@
+/* What the engine refuses: plans, numbers and calls. Built and run by test_native_kernels.py;
+ * writes what is wrong, and exits with 1. */
+#include "engine_checks.h"
+
+typedef struct {
+    const char *says;
+    size_t at;   /* of a field of the plan */
+    int of_layer; /* of the last layer's */
+    int size;    /* of the field */
+    int64_t value;
+} Change;
+
+#define OF_PLAN(field, value, says)                                                               \
+    {says, offsetof(ModelPlan, field), 0, sizeof(((ModelPlan *)0)->field), value}
+#define OF_LAYER(field, value, says)                                                              \
+    {says, offsetof(LayerPlan, field), 1, sizeof(((LayerPlan *)0)->field), value}
+
+static const Change CHANGES[] = {
+    OF_PLAN(layer_count, 0, "layers is 0; allowed is 1 to 1024"),
+    OF_PLAN(layer_count, 1025, "layers is 1025;"),
+    OF_PLAN(layer_count, 3, "the number of layers' plans is 2; allowed is 3 to 3"),
+    OF_PLAN(layer_plans, 1, "the number of layers' plans is 1; allowed is 2 to 2"),
+    OF_PLAN(heads, 0, "heads is 0;"),
+    OF_PLAN(heads, 1025, "heads is 1025;"),
+    OF_PLAN(heads, 1, "the number of gammas is 2; allowed is 1 to 1"),
+    OF_PLAN(heads, 3, "the number of gammas is 2;"),
+    OF_PLAN(gamma_count, 1, "the number of gammas is 1; allowed is 2 to 2"),
+    OF_PLAN(frequency_count, 4, "the number of thetas is 4; allowed is 5 to 5"),
+    OF_PLAN(frequency_count, 6, "the number of thetas is 6;"),
+    OF_PLAN(key_dim, 0, "key_head_dim is 0; allowed is 2 to 16777216"),
+    OF_PLAN(key_dim, 11, "key_head_dim is 11; rotary pairs need an even number"),
+    OF_PLAN(key_dim, -2147483647 - 1, "key_head_dim is -2147483648;"),
+    OF_PLAN(value_dim, 0, "value_head_dim is 0; allowed is 1 to 16777216"),
+    OF_PLAN(value_dim, 15, "layer 0: head_norm has 56 bytes; its shape needs 60"),
+    OF_PLAN(value_dim, 16777217, "value_head_dim is 16777217;"),
+    OF_PLAN(d_model, 0, "d_model is 0;"),
+    OF_PLAN(d_model, 49, "embedding is [61, 48]; the model says [61, 49]"),
+    OF_PLAN(d_model, 16777217, "d_model is 16777217;"),
+    OF_PLAN(ffn_dim, 0, "ffn_dim is 0;"),
+    OF_PLAN(ffn_dim, 38, "layer 0 inner is [74, 48]; the model says [76, 48]"),
+    OF_PLAN(ffn_dim, 16777217, "ffn_dim is 16777217;"),
+    OF_PLAN(ffn_dim, 16777216, "layer 0 inner is 33554432; allowed is 1 to 16777216"),
+    OF_PLAN(gated, 0, "layer 0 inner is [74, 48]; the model says [37, 48]"),
+    OF_PLAN(vocab_size, 0, "vocab_size is 0;"),
+    OF_PLAN(vocab_size, 60, "embedding is [61, 48]; the model says [60, 48]"),
+    OF_PLAN(vocab_size, 62, "embedding is [61, 48]; the model says [62, 48]"),
+    OF_PLAN(vocab_size, 16777217, "vocab_size is 16777217;"),
+    OF_PLAN(weights.size, 100, "lies at byte"),
+    OF_PLAN(weights.data, 0, "lies at byte"),
+    OF_PLAN(own.size, 1, "lies at byte"),
+    OF_PLAN(layers, 0, "a part is missing"),
+    OF_PLAN(gammas, 0, "a part is missing"),
+    OF_PLAN(frequencies, 0, "a part is missing"),
+    OF_PLAN(final_norm.size, 188, "model: final_norm has 188 bytes; its shape needs 192"),
+    OF_PLAN(final_norm.offset, 2, "model: final_norm lies at byte 2; its numbers need a multiple"),
+    OF_PLAN(final_norm.offset, -4, "model: final_norm lies at byte 18446744073709551612,"),
+    OF_PLAN(embedding.rows, 60, "embedding is [60, 48]; the model says [61, 48]"),
+    OF_PLAN(embedding.bits, 5, "embedding has 5 bits; allowed are 4 and 8"),
+    OF_PLAN(embedding.bits, 4, "embedding: codes has 3904 bytes; its shape needs 1952"),
+    OF_PLAN(embedding.codes.offset, 1 << 30, "embedding: codes lies at byte 1073741824"),
+    OF_PLAN(head.inputs, 47, "head is [61, 47]; the model says [61, 48]"),
+    OF_PLAN(head.block, 0, "head has blocks of 0; allowed are 32, 64, 128 and 256"),
+    OF_PLAN(head.block, 96, "head has blocks of 96;"),
+    OF_PLAN(head.block, 512, "head has blocks of 512;"),
+    OF_PLAN(head.block, 128, "head: codes has 3904 bytes; its shape needs 7808"),
+    OF_PLAN(head.codes.offset, -1, "head: codes lies at byte 18446744073709551615"),
+    OF_PLAN(head.codes.own, 1, "head: codes lies at byte"),
+    OF_PLAN(head.half_scales, 1, "head: scales has 488 bytes; its shape needs 244"),
+    OF_PLAN(head.scales.offset, 6, "head: scales lies at byte 6; its numbers need a multiple of 4"),
+    OF_PLAN(head.own_zeros, 1, "head: zeros has 0 bytes; its shape needs 122"),
+    OF_LAYER(qkvg.rows, 95, "layer 1 qkvg is [95, 48]; the model says [96, 48]"),
+    OF_LAYER(out.inputs, 27, "layer 1 out is [48, 27]; the model says [48, 28]"),
+    OF_LAYER(down.inputs, 38, "layer 1 down is [48, 38]; the model says [48, 37]"),
+    OF_LAYER(inner.block, 160, "layer 1 inner has blocks of 160;"),
+    OF_LAYER(ffn_norm.size, 0, "layer 1: ffn_norm has 0 bytes; its shape needs 192"),
+    OF_LAYER(retention_norm.offset, 1, "layer 1: retention_norm lies at byte 1;"),
+    OF_LAYER(head_norm.own, 0, ""), /* elsewhere, and numbers all the same */
+};
+
+/* Without an error, or with one of these words. */
+static void refused(const SmallModel *m, const char *says) {
+    char sentence[256], cut[8];
+    Engine *engine = (Engine *)sentence;
+    const int status = retnet_new(&m->plan, 1, NULL, &engine, sentence, sizeof sentence);
+    if (!*says) {
+        expect(status == RETNET_OK || status == RETNET_BAD_PLAN, "a status", "refused");
+        retnet_free(engine);
+        return;
+    }
+    expect(status == RETNET_BAD_PLAN, says, "not refused");
+    expect(strstr(sentence, says) != NULL, says, sentence);
+    expect(engine == NULL, says, "an engine all the same");
+    expect(retnet_new(&m->plan, 1, NULL, &engine, NULL, 0) == status, says, "without words");
+    expect(retnet_new(&m->plan, 1, NULL, &engine, cut, sizeof cut) == status && !cut[7], says,
+           "few words");
+}
+
+static void set_float(SmallModel *m, const Place *p, uint64_t at, uint32_t bits, int bytes) {
+    memcpy((p->own ? m->own : m->weights) + p->offset + at, &bits, (size_t)bytes);
+}
+
+static void check_plans(void) {
+    for (size_t i = 0; i < sizeof CHANGES / sizeof *CHANGES; i++) {
+        uint64_t seed = 21;
+        SmallModel m;
+        make_small(&m, &BASE, &seed);
+        char *field = (CHANGES[i].of_layer ? (char *)&m.layers[1] : (char *)&m.plan) + CHANGES[i].at;
+        memcpy(field, &CHANGES[i].value, (size_t)CHANGES[i].size); /* little-endian */
+        refused(&m, CHANGES[i].says);
+        free_small(&m);
+    }
+    const double bad_gammas[] = {0, -0.5, 1.0000001, NAN, INFINITY};
+    for (int i = 0; i < 5; i++) {
+        uint64_t seed = 22;
+        SmallModel m;
+        make_small(&m, &BASE, &seed);
+        m.gammas[1] = bad_gammas[i];
+        refused(&m, "a decay lies in (0, 1]");
+        m.gammas[1] = 0.5;
+        m.frequencies[4] = i % 2 ? NAN : -INFINITY;
+        refused(&m, "thetas holds what is no finite number");
+        m.frequencies[4] = 0;
+        float *eps = i % 2 ? &m.plan.norm_eps : &m.plan.head_norm_eps;
+        *eps = (float)bad_gammas[i];
+        refused(&m, i % 2 ? "norm_eps is" : "head_norm_eps is");
+        *eps = 1;
+        const uint32_t bits = i % 2 ? 0x7f800000 : 0xffc00000; /* inf, NaN */
+        const Place *odd[] = {&m.plan.final_norm, &m.layers[1].head_norm, &m.plan.head.scales,
+                              &m.layers[0].down.scales, &m.layers[1].retention_norm};
+        set_float(&m, odd[i], odd[i]->size - 4, bits, 4);
+        refused(&m, "holds what is no finite number");
+        free_small(&m);
+    }
+    Shape halves = BASE;
+    halves.half = 1;
+    uint64_t seed = 23;
+    SmallModel m;
+    make_small(&m, &halves, &seed);
+    set_float(&m, &m.plan.head.scales, m.plan.head.scales.size - 2, 0xfc00, 2);
+    refused(&m, "head: scales holds what is no finite number");
+    set_float(&m, &m.plan.head.scales, m.plan.head.scales.size - 2, 0xfbff, 2);
+    m.layers[0].out.scales.offset += 1;
+    refused(&m, "its numbers need a multiple of 2");
+    free_small(&m);
+}
+
+static void check_calls(void) {
+    uint64_t seed = 31;
+    SmallModel m;
+    make_small(&m, &BASE, &seed);
+    Engine *engine;
+    for (int threads = -1; threads <= 100000; threads = threads ? threads * 20 + 20 : 257)
+        if (threads < 1 || threads > RETNET_MOST_THREADS)
+            expect(retnet_new(&m.plan, threads, NULL, &engine, NULL, 0) == RETNET_BAD_THREADS &&
+                       !engine, "a number of threads", "refused");
+    expect(!retnet_new(&m.plan, RETNET_MOST_THREADS, NULL, &engine, NULL, 0), "256 threads",
+           "refused");
+    retnet_free(engine);
+    expect(retnet_new(&m.plan, 1, "sse9", &engine, NULL, 0) == RETNET_NO_KERNELS && !engine,
+           "kernels", "refused");
+    expect(retnet_free(NULL) == RETNET_OK, "nothing to free", "freed");
+    expect(!retnet_new(&m.plan, 2, NULL, &engine, NULL, 0), "a plan", "calls");
+    Run r = new_run(&m.plan), before = new_run(&m.plan);
+    int64_t many[RETNET_MOST_TOKENS + 1] = {0};
+    const int64_t low[] = {0, -1}, high[] = {0, BASE.vocab}, good[] = {BASE.vocab - 1, 0};
+    const Floats kept = r.states[1];
+    const uint64_t vocab = (uint64_t)BASE.vocab;
+    expect(feed(engine, &r, good, 0, 0) == RETNET_BAD_COUNT, "0 tokens", "refused");
+    expect(feed(engine, &r, good, -1, 0) == RETNET_BAD_COUNT, "-1 tokens", "refused");
+    expect(feed(engine, &r, many, RETNET_MOST_TOKENS + 1, 0) == RETNET_BAD_COUNT, "4097 tokens",
+           "refused");
+    expect(feed(engine, &r, NULL, 1, 0) == RETNET_BAD_COUNT, "no tokens", "refused");
+    expect(feed(engine, &r, low, 2, 0) == RETNET_BAD_TOKEN, "token -1", "refused");
+    expect(feed(engine, &r, high, 2, 0) == RETNET_BAD_TOKEN, "token 61", "refused");
+    expect(feed(engine, &r, good, 2, -1) == RETNET_BAD_POSITION, "position -1", "refused");
+    expect(feed(engine, &r, good, 2, INT64_MAX - 1) == RETNET_BAD_POSITION, "a position",
+           "refused");
+    expect(retnet_run(engine, good, 2, 0, r.states, 1, r.logits, vocab) == RETNET_BAD_BUFFER,
+           "one state", "refused");
+    expect(retnet_run(engine, good, 2, 0, NULL, 2, r.logits, vocab) == RETNET_BAD_BUFFER,
+           "no states", "refused");
+    for (int off = -1; off <= 1; off += 2)
+        expect(retnet_run(engine, good, 2, 0, r.states, 2, r.logits, vocab + (uint64_t)off) ==
+                   RETNET_BAD_BUFFER, "logits", "refused");
+    expect(retnet_run(engine, good, 2, 0, r.states, 2, NULL, vocab) == RETNET_BAD_BUFFER,
+           "no logits", "refused");
+    const Floats bad[] = {{kept.data, kept.count - 1}, {kept.data, kept.count + 1}, {NULL, kept.count},
+                          {(float *)((char *)kept.data + 2), kept.count}};
+    for (int i = 0; i < 4; i++) {
+        r.states[1] = bad[i];
+        expect(feed(engine, &r, good, 2, 0) == RETNET_BAD_BUFFER, "a state", "refused");
+    }
+    r.states[1] = kept;
+    expect(same_bits(&r, &before), "a refused call changed something", "calls");
+    expect(!feed(engine, &r, good, 2, INT64_MAX - 2), "the last position", "calls");
+    expect(!feed(engine, &r, many, RETNET_MOST_TOKENS, 0), "the most tokens", "calls");
+    free_run(&r), free_run(&before);
+    retnet_free(engine);
+    /* gammas, frequencies and layers were copied */
+    Run one = new_run(&m.plan), other = new_run(&m.plan);
+    Engine *second;
+    expect(!retnet_new(&m.plan, 1, NULL, &engine, NULL, 0), "a plan", "copies");
+    expect(!retnet_new(&m.plan, 1, NULL, &second, NULL, 0), "a plan", "copies");
+    expect(!feed(engine, &one, good, 2, 5), "a status", "copies");
+    memset(m.layers, 0xff, sizeof m.layers);
+    memset(m.gammas, 0xff, sizeof m.gammas);
+    memset(m.frequencies, 0xff, sizeof m.frequencies);
+    expect(!feed(second, &other, good, 2, 5), "a status", "copies");
+    expect(same_bits(&one, &other), "what was to be copied", "copies");
+    free_run(&one), free_run(&other);
+    retnet_free(engine), retnet_free(second);
+    free_small(&m);
+}
+
+int main(void) {
+    check_plans();
+    check_calls();
+    return failures > 0;
+}
