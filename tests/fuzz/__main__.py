@@ -29,7 +29,7 @@ from fuzz.findings import CASE_FILE, Findings
 from fuzz.pool import Pool
 from fuzz.scene import files_of, keep
 from fuzz.seeds import ROOT, lacking, made
-from fuzz.targets import TARGETS, Target, warm
+from fuzz.targets import TARGETS, Target, runnable, warm
 from fuzz.worker import Case, Outcome, run_case
 
 DEPTHS = ("shallow", "deep")
@@ -104,8 +104,9 @@ def fuzz(given: argparse.Namespace) -> int:
     wanted = {name for target in chosen for name in target.seeds}
     seeds = made(given.seeds, wanted)
     targets = {t.name: t for t in chosen if any(name in seeds for name in t.seeds)}
-    if "executorch" in targets and lacking("executorch"):
-        del targets["executorch"]
+    for name in [name for name in targets if not runnable(name)]:
+        say(f"left out: {name}, which needs torch or ExecuTorch to run")
+        del targets[name]
     for name in sorted(wanted - seeds.keys()):
         say(f"left out: {name}, for want of {', '.join(lacking(name)) or 'its files'}")
     shared = Path("/dev/shm")

@@ -6,6 +6,7 @@ damaged files. Imports stand inside, so that a machine without torch can fuzz th
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Collection, Sequence
@@ -308,6 +309,13 @@ TARGETS = (
 
 
 TORCH = ("checkpoint", "run", "import")
+
+
+def runnable(name: str) -> bool:
+    """Whether what this target runs is installed; its seeds may come from another machine."""
+    needed = ("torch", "safetensors") if name in TORCH else ()
+    needed = ("torch", "executorch") if name == "executorch" else needed
+    return all(importlib.util.find_spec(package) is not None for package in needed)
 
 
 def warm(names: Collection[str]) -> None:
