@@ -3,6 +3,8 @@
 PYTHON ?= python3
 WORKERS ?= 2
 PYTEST_ARGS ?=
+FUZZ_SECONDS ?= 600
+FUZZ_ARGS ?=
 MUTATION_ARGS ?=
 CHECKPOINT ?= checkpoints/edge-15m
 RECIPE ?= int8
@@ -25,7 +27,7 @@ MUTATION := .mutation-tools
 PIP_LOG := $(VENV)/pip.log
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-hf4 test-lm-eval test-optimum mutation lint rooms docs docs-blocks bench bench-peers constraints clean mutation-native kill-test
+.PHONY: help setup demo test test-slow fuzz fuzz-quick test-hf4 test-lm-eval test-optimum mutation lint rooms docs docs-blocks bench bench-peers constraints clean mutation-native kill-test
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -48,6 +50,15 @@ test: $(STAMP)  ## the fast tests
 
 test-slow: $(STAMP)  ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile -m slow $(PYTEST_ARGS)
+
+# tests/fuzz says what is counted; FUZZ_ARGS="--targets plan --seed 7 --jobs 4" and --replay are its own.
+FUZZ := PYTHONPATH=tests:tests/helpers:tests/helpers/bundles OMP_NUM_THREADS=1 $(PY) -m fuzz
+
+fuzz: $(STAMP)  ## damaged files of every kind, for FUZZ_SECONDS: each is read, or refused in a sentence
+	$(FUZZ) --seconds $(FUZZ_SECONDS) --jobs $(WORKERS) $(FUZZ_ARGS)
+
+fuzz-quick: $(STAMP)  ## two minutes of it, always the same cases first: CI runs this
+	$(FUZZ) --seconds 120 --seed 0 --jobs $(WORKERS)
 
 test-hf4: $(HF4)/.installed  ## retnet_edge.integrations.transformers on transformers 4.57, in a venv of its own
 	OMP_NUM_THREADS=1 $(HF4)/bin/python -m pytest --noconftest $(PYTEST_ARGS) tests/retnet_edge/integrations/test_transformers*.py
