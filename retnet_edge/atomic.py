@@ -48,7 +48,7 @@ def check_writable(folder: Path, what: Path) -> None:
 
     For a command that writes `what` after long work.
     """
-    probe = folder / PARTIAL.format(name="probe", token=secrets.token_hex(4))
+    probe = folder / _PARTIAL.format(name=what.name, token=secrets.token_hex(4))
     try:
         with probe.open("wb") as file:
             file.write(b"x")
