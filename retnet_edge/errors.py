@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 DISK_FULL = "disk full (or a file size limit reached)"
 
@@ -52,3 +53,14 @@ def one_line(error: BaseException) -> str:
     """An exception's text without line breaks, and without ONNX Runtime's prefix of codes."""
     text = " ".join(str(error).split())
     return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
+
+
+# C0 without line feed and tab, DEL, C1; marks that reorder a line; what no UTF-8 can hold.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """`text` with control characters as \\x1b or \\u202e; line feeds and tabs stay."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from retnet_edge.printable import printable
+from retnet_edge.errors import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress

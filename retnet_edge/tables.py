@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from retnet_edge.printable import printable
+from retnet_edge.errors import printable
 
 GAP = 2  # blanks between two columns
 LEAST_LABEL = 24  # characters that a column of labels keeps, where it has as many

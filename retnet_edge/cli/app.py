@@ -19,8 +19,14 @@ from typing import NamedTuple
 import click
 
 from retnet_edge.cli.say import escape_what_is_missing, say
-from retnet_edge.errors import DISK_FULL, CheckFailed, InputError, ReportedElsewhere, is_disk_full
-from retnet_edge.printable import printable
+from retnet_edge.errors import (
+    DISK_FULL,
+    CheckFailed,
+    InputError,
+    ReportedElsewhere,
+    is_disk_full,
+    printable,
+)
 from retnet_edge.quiet import VARIABLE, Quiet
 from retnet_edge.runtime.session.threads import check_thread_variables
 from retnet_edge.version import __version__

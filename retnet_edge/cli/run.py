@@ -74,7 +74,7 @@ def generate(
     next call goes on where this one, or the last reply of an interactive one, ended. Ctrl-C and a
     reader that goes away end a reply, and the file gets what was shown until then.
     """
-    from retnet_edge.file_lock import locked
+    from retnet_edge.atomic import locked
     from retnet_edge.runtime.backends.select import open_session
     from retnet_edge.runtime.bundle.bundle import Bundle
     from retnet_edge.runtime.text.generate import generate as stream

@@ -12,7 +12,7 @@ import sys
 import textwrap
 from typing import TextIO
 
-from retnet_edge.printable import printable
+from retnet_edge.errors import printable
 
 
 def say(text: str) -> None:

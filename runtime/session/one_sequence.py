@@ -20,7 +20,7 @@ _R = TypeVar("_R")
 
 class _Guarded(Protocol):
     @property
-    def _caller(self) -> threading.RLock: ...  # type: ignore[valid-type]
+    def _caller(self) -> threading.RLock: ...
 
 
 _S = TypeVar("_S", bound=_Guarded)

@@ -24,13 +24,14 @@ GREEDY = ["--temperature", "0"]
 
 
 def run(*args: str | Path | bytes, **options: object) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
+    done: subprocess.CompletedProcess[bytes] = subprocess.run(
         [*COMMAND, *args],
         capture_output=True,
         timeout=120,
         check=False,
         **options,  # type: ignore[call-overload]
     )
+    return done
 
 
 def assert_state_is_of(tiny: Tiny, path: Path, shown: str | None) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from conftest import Tiny
 from tiny_bundle import rewrite_manifest, write_tiny_bundle
 
 from retnet_edge.errors import InputError
-from retnet_edge.files import file_entry, open_regular
 from retnet_edge.pipeline.info import info
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Manifest, decode, digest, encode
@@ -357,54 +354,6 @@ def test_a_manifest_that_is_odd_is_one_sentence(
     assert changed != raw
     (broken / "manifest.json").write_bytes(changed)
     refused(broken, "manifest.json", words)
-
-
-@pytest.mark.parametrize("name", ["manifest.json", "weights.bin", "step.onnx", "tokenizer.json"])
-@pytest.mark.parametrize("kind", ["fifo", "socket", "folder", "device"])
-def test_what_is_no_regular_file(kind: str, name: str, broken: Path) -> None:
-    place = broken / name
-    place.unlink()
-    if kind == "fifo":
-        os.mkfifo(place)
-    elif kind == "socket":
-        with socket.socket(socket.AF_UNIX) as made:
-            before = Path.cwd()
-            os.chdir(broken)  # a socket's path may have 107 bytes
-            try:
-                made.bind(name)
-            finally:
-                os.chdir(before)
-    elif kind == "folder":
-        place.mkdir()
-    else:
-        if os.geteuid() != 0:
-            pytest.skip("only root makes devices")
-        try:
-            os.mknod(place, 0o600 | 0o020000, os.makedev(1, 5))  # /dev/zero
-        except PermissionError:
-            pytest.skip("no device can be made here")
-    refused(broken, name, "is not a regular file")
-
-
-def test_a_file_that_turns_into_a_fifo_is_not_waited_for(broken: Path) -> None:
-    """Between the look at a file and its opening."""
-    (broken / "weights.bin").unlink()
-    os.mkfifo(broken / "weights.bin")
-    with pytest.raises(InputError, match="is not a regular file"):
-        open_regular(broken / "weights.bin")
-    with pytest.raises(InputError, match="is not a regular file"):
-        file_entry(broken / "weights.bin")
-
-
-def test_a_file_of_a_tebibyte_of_nothing_is_refused_before_it_is_hashed(broken: Path) -> None:
-    with (broken / "weights.bin").open("r+b") as file:
-        try:
-            file.truncate(1 << 40)
-        except OSError:
-            pytest.skip("the disk takes no file with so large a hole")
-    refused(broken, f"has {1 << 40} bytes")
-    edit(broken, lambda raw: raw["files"]["weights.bin"].update(size=1 << 40))
-    refused(broken, "parameters takes at most")
 
 
 def test_an_old_bundle_and_its_state_files_live_on_after_a_verdict(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Tiny
-from micro_checkpoint import export_variant
+from micro_checkpoint import exported_once
 
 from retnet_edge.errors import SessionBusyError
 from retnet_edge.runtime.backends.ort.session import OrtSession
@@ -22,7 +22,7 @@ from retnet_edge.runtime.text.prompt_cache import PromptCache
 
 @pytest.fixture(scope="module")
 def fp32(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Bundle.open(export_variant("z_n", tmp_path_factory.mktemp("fp32")).bundle)
+    return Bundle.open(exported_once(tmp_path_factory.getbasetemp(), "z_n").bundle)
 
 
 @contextmanager
