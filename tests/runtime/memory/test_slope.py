@@ -40,9 +40,12 @@ def by_definition(tokens: list[int], sizes: list[int]) -> tuple[float, float, fl
 
 @pytest.mark.parametrize("n", [8, 9, 10, 14, 15, 37])
 @pytest.mark.parametrize("spacing", [1, 40])
-def test_the_slope_and_its_interval_are_those_of_the_definition(n: int, spacing: int) -> None:
+@pytest.mark.parametrize("most", [3, 10**6])
+def test_the_slope_and_its_interval_are_those_of_the_definition(
+    n: int, spacing: int, most: int
+) -> None:
     tokens = list(range(300, 300 + n * spacing, spacing))
-    sizes = np.random.default_rng(n).integers(10**6, size=n).cumsum().tolist()
+    sizes = np.random.default_rng(n).integers(most, size=n).cumsum().tolist()
     found = fit_slope(tokens, sizes)
     wanted = by_definition(tokens, sizes)
     assert (found.bytes_per_token, found.low, found.high) == pytest.approx(wanted)
