@@ -1,4 +1,4 @@
-"""Files of a bundle that are no files, or far larger than they say: refused before they are read."""
+"""Files of a bundle that are none, or far larger than they say: refused before they are read."""
 
 from __future__ import annotations
 
