@@ -146,8 +146,9 @@ def test_parts_of_parameters_are_trained_as_whole_ones(one_rank: None) -> None:
             loss.backward()
             norms.append(optimizer.step(loss.detach(), 1e-2))
         torch.testing.assert_close(*norms)
-        for parameter in spread.parameters.values():
-            parameter.data = parameter.data.clone()
+        for parameter in spread.parameters.values():  # FSDP does it so (`reset_sharded_param`)
+            assert isinstance(parameter, DTensor)
+            parameter._local_tensor = parameter._local_tensor.clone()
     wanted = whole.training_state()
     for name, value in spread.training_state().items():
         if name.startswith("step."):
