@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from retnet_edge.training.optimizer import Optimizer, SkippedBatches
 
@@ -134,7 +134,7 @@ def one_rank() -> Iterator[None]:
 
 
 def test_parts_of_parameters_are_trained_as_whole_ones(one_rank: None) -> None:
-    """DTensors, of which FSDP may move the part that lies here to another place in memory."""
+    """Norms, weights, moments and steps; what is spread over ranks is told to be."""
     models = [nn.Linear(4, 3) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     fully_shard(models[1], mesh=init_device_mesh("cpu", (1,)))
@@ -146,8 +146,6 @@ def test_parts_of_parameters_are_trained_as_whole_ones(one_rank: None) -> None:
             loss.backward()
             norms.append(optimizer.step(loss.detach(), 1e-2))
         torch.testing.assert_close(*norms)
-        for parameter in spread.parameters.values():
-            parameter.data = parameter.data.clone()
     wanted = whole.training_state()
     for name, value in spread.training_state().items():
         if name.startswith("step."):
@@ -160,6 +158,19 @@ def test_parts_of_parameters_are_trained_as_whole_ones(one_rank: None) -> None:
         assert (value.placements, value.stride()) == (parameter.placements, parameter.stride())
         torch.testing.assert_close(value.full_tensor(), wanted[name])
     assert all(parameter.grad is None for parameter in spread.parameters.values())
+
+
+def test_a_part_that_was_moved_is_the_one_that_is_trained(one_rank: None) -> None:
+    """FSDP lays it elsewhere in memory at the first forward pass (`reset_sharded_param`)."""
+    mesh = init_device_mesh("cpu", (1,))
+    parameter = nn.Parameter(distribute_tensor(torch.ones(2, 2), mesh, [Shard(0)]))
+    optimizer = optimizer_over({"w": parameter})
+    assert isinstance(parameter, DTensor)
+    parameter._local_tensor = torch.full((2, 2), 2.0)
+    parameter.grad = distribute_tensor(torch.ones(2, 2), mesh, [Shard(0)])
+    optimizer.step(torch.tensor(1.0), 0.125)
+    moved = torch.full((2, 2), 2.0 * (1 - 0.125 * 0.1) - 0.125)
+    torch.testing.assert_close(parameter.full_tensor(), moved)
 
 
 GOOD, NAN, INF = (torch.tensor(value) for value in (1.0, math.nan, math.inf))
