@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import sys
+import traceback
 
 WARM = (
     "torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "safetensors.torch", "tokenizers",
@@ -70,6 +71,10 @@ def answer(caller: socket.socket) -> None:
         arguments, environment = words[: int(count)], words[int(count) :]
         for stream, given in enumerate(streams):
             os.dup2(given, stream)
+        # as a new process makes them: these here know of the server's own
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(dict(entry.split("=", 1) for entry in environment))
@@ -78,6 +83,8 @@ def answer(caller: socket.socket) -> None:
         sys.argv = ["retnet-edge", *arguments]
         status = run(arguments)
         sys.stdout.flush()
+    except BaseException:
+        traceback.print_exc()
     finally:
         caller.sendall(str(status).encode())
         os._exit(0)
