@@ -19,7 +19,9 @@ __all__ = [
     "END_OF_TEXT",
     "SMALLEST_VOCABULARY",
     "check_vocabulary",
+    "drawable_ids",
     "load_tokenizer",
+    "padding_fields",
     "train_tokenizer",
     "used_vocabulary",
 ]
@@ -84,6 +86,20 @@ def load_tokenizer(path: Path) -> Tokenizer:
 def used_vocabulary(tokenizer: Tokenizer) -> int:
     """How many rows an embedding needs: the largest id and one, whatever ids are left out."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def drawable_ids(tokenizer: Tokenizer, rows: int) -> int:
+    """How many ids, of a vocabulary of `rows`, can be tokens; those after them are padding."""
+    count = rows
+    while count and tokenizer.id_to_token(count - 1) is None:
+        count -= 1
+    return count or rows
+
+
+def padding_fields(tokenizer: Tokenizer, rows: int) -> dict[str, list[int]]:
+    """What keeps transformers' `generate` from ids without a token; nothing where all have one."""
+    padding = list(range(drawable_ids(tokenizer, rows), rows))
+    return {"suppress_tokens": padding} if padding else {}
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocabulary: int, path: Path) -> None:

@@ -13,6 +13,7 @@ from retnet_edge.interrupts import deliver, held_back
 from retnet_edge.runtime.session.protocol import Session
 from retnet_edge.runtime.text.sampling import Sampler, Sampling
 from retnet_edge.runtime.text.snapshot import Snapshot
+from retnet_edge.tokenizer import drawable_ids
 from retnet_edge.tokenizing.texts import prompt_ids
 
 PREFILL_CHUNK = 1024
@@ -82,14 +83,6 @@ def _ends(
     return frozenset(named.union(given))
 
 
-def _drawable(tokenizer: tokenizers.Tokenizer, rows: int) -> int:
-    """How many ids, of a vocabulary of `rows`, can be tokens; those after them are padding."""
-    count = rows
-    while count and tokenizer.id_to_token(count - 1) is None:
-        count -= 1
-    return count or rows
-
-
 def _check_unicode(name: str, text: str) -> None:
     try:
         text.encode()
@@ -134,7 +127,7 @@ def _stream(
     text = IncrementalDetokenizer(tokenizer, prompt[-_CONTEXT:])
     stops = StopStrings(stop)
     logits = _feed(session, prompt, on_prefill)
-    tokens, position = _drawable(tokenizer, len(logits)), session.position
+    tokens, position = drawable_ids(tokenizer, len(logits)), session.position
     made, ended = 0, False
     while made < max_tokens and not ended:
         piece, came, stopped = "", list[int](), None

@@ -113,7 +113,14 @@ def test_states_that_are_not_those_of_the_manifest(both: Path, tmp_path: Path) -
         for graph in manifest.graphs
     )
     states = tuple(map(turned, manifest.states))
-    write_manifest(folder, msgspec.structs.replace(manifest, graphs=graphs, states=states))
+    heads = manifest.model.config
+    turned_heads = {
+        "key_head_dim": heads["value_head_dim"],
+        "value_head_dim": heads["key_head_dim"],
+    }
+    model = msgspec.structs.replace(manifest.model, config={**heads, **turned_heads})
+    changed = msgspec.structs.replace(manifest, model=model, graphs=graphs, states=states)
+    write_manifest(folder, changed)
     sentence = (
         r"program's state_0 is float32 \[1, 2, 10, 14\]; the manifest says .*\[1, 2, 14, 10\]"
     )

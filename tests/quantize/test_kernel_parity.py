@@ -164,9 +164,9 @@ def test_an_embedding_of_few_bits(
     assert found.steps_within > 0.5
     constants = arrays(out, "step")
     levels = unpack(constants["embedding.weight.codes"], 4).astype(np.float32) - 8
-    halves = constants["embedding.weight.scales3"]
-    assert halves.dtype == np.float16
-    scales: NDArray[Any] = halves.astype(np.float32)
+    scales: NDArray[Any] = constants["embedding.weight.scales3"]
+    assert scales.dtype == np.float32
+    assert (scales == scales.astype(np.float16)).all()
     if scheme.bits == 6:
         levels = 4 * levels + unpack(constants["embedding.weight.low_codes"], 2) - 2
         scales = scales / 4

@@ -24,6 +24,7 @@ from retnet_edge.integrations.transformers.config import RetNetEdgeConfig
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.session.protocol import Session, State
+from retnet_edge.tokenizer import padding_fields
 from retnet_edge.tokenizing.special_tokens import SpecialTokens, generation_fields
 
 
@@ -82,7 +83,10 @@ class RetNetEdgeORTForCausalLM(GenerationMixin):
         )
         named = bundle.manifest.tokenizer
         special = SpecialTokens(ends=named.ends, begin=named.begin_of_text, padding=named.padding)
-        self.generation_config = GenerationConfig(**generation_fields(special))
+        self.generation_config = GenerationConfig(
+            **generation_fields(special),
+            **padding_fields(bundle.tokenizer(), bundle.manifest.model.vocab_size),
+        )
         self.device = torch.device("cpu")
         self.dtype = torch.float32
         self._session = session

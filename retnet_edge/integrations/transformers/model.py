@@ -21,7 +21,7 @@ from retnet_edge.integrations.transformers.state import RetNetCache, features, m
 from retnet_edge.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, read_weights
 from retnet_edge.model.retnet import MultiScaleRetention, RetNet
 from retnet_edge.model.rotary import frequencies
-from retnet_edge.tokenizer import load_tokenizer
+from retnet_edge.tokenizer import load_tokenizer, padding_fields
 from retnet_edge.tokenizing.special_tokens import (
     GENERATION_FILE,
     find_special_tokens,
@@ -86,11 +86,14 @@ class RetNetEdgeForCausalLM(PreTrainedModel, GenerationMixin):
         )
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
-        if model.generation_config.eos_token_id is None and (folder / TOKENIZER_FILE).is_file():
-            special = find_special_tokens(folder, load_tokenizer(folder / TOKENIZER_FILE))
-            for name, token in generation_fields(special).items():
+        if (folder / TOKENIZER_FILE).is_file():
+            tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
+            fields: dict[str, int | list[int]] = {**padding_fields(tokenizer, config.vocab_size)}
+            if model.generation_config.eos_token_id is None:
+                fields |= generation_fields(find_special_tokens(folder, tokenizer))
+            for name, value in fields.items():
                 if getattr(model.generation_config, name, None) is None:
-                    setattr(model.generation_config, name, token)
+                    setattr(model.generation_config, name, value)
         return loaded
 
     def save_pretrained(

@@ -75,7 +75,7 @@ def test_a_begun_run_does_not_go_on_with_other_text(
 REFUSED = {
     "x.jsonl": "/x.jsonl: line 1: Object missing required field `text` (--text-field names",
     "x.parquet": "/x.parquet: no column 'text'; it has 'body': name one with --text-field",
-    "cut.jsonl.gz": "/cut.jsonl.gz: after line ",
+    "cut.jsonl.gz": "/cut.jsonl.gz: not whole gzip: ",
     "late.jsonl": "/late.jsonl: line 81: JSON is malformed",
     "latin.txt": "/latin.txt: not UTF-8 text",
     "empty.jsonl": "/empty.jsonl: holds no text in 'text'",

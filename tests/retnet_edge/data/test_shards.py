@@ -132,7 +132,7 @@ def test_the_manifest_is_text_that_a_person_can_read(
 
 def test_what_was_left_by_others_is_removed(source: Path, bpe: Tokenizer, tmp_path: Path) -> None:
     parent = tmp_path / "data"
-    for name in ("train.new", ".train.new.0123abcd.partial", "valid.new"):
+    for name in ("train.new", ".train.0123abcd.partial", "valid.new"):
         (parent / name).mkdir(parents=True)
         (parent / name / "shard-00000.bin").write_bytes(b"half")
     write_shards([source], bpe, parent / "train")

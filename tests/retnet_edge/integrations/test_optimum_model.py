@@ -56,10 +56,11 @@ def continued(model: Any, prompt: Tensor, count: int = 24, **kwargs: Any) -> lis
 
 def own_greedy(bundle: Path, prompt: list[int], count: int) -> list[int]:
     """The tokens that `retnet-edge generate --temperature 0` draws."""
-    session, sampler = open_session(Bundle.open(bundle), 1), Sampler(Sampling(temperature=0))
+    opened, sampler = Bundle.open(bundle), Sampler(Sampling(temperature=0))
+    session, known = open_session(opened, 1), opened.tokenizer().get_vocab_size()
     logits, drawn = session.prefill(prompt), []
     for _ in range(count):
-        drawn.append(sampler.sample(logits))
+        drawn.append(sampler.sample(logits[:known]))
         logits = session.step(drawn[-1])
     return drawn
 

@@ -14,7 +14,7 @@ import torch
 import transformers_checkpoints
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers_checkpoints import VARIANTS, exact, greedy, random_tokens
+from transformers_checkpoints import VARIANTS, exact, greedy, random_tokens, tokenizer
 
 from retnet_edge.integrations.transformers import RetNetCache
 from retnet_edge.model.checkpoint import load_checkpoint
@@ -63,7 +63,9 @@ def test_sampling_draws_from_the_softmax(base: Path) -> None:
     torch.manual_seed(11)
     tokens = prompt
     for _ in range(10):  # the whole text again and again, without any state
-        p = (net(tokens)[0][:, -1].float() / 0.7).softmax(-1)
+        logits = net(tokens)[0][:, -1].float() / 0.7
+        logits[:, tokenizer().get_vocab_size() :] = -torch.inf
+        p = logits.softmax(-1)
         tokens = torch.cat((tokens, torch.multinomial(p, 1)), dim=1)
     assert found.tolist() == tokens.tolist()
 

@@ -23,6 +23,7 @@ from retnet_edge.runtime.backends.native import library as native_library
 from retnet_edge.runtime.backends.native.session import load_engine
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.manifest import digest
 
 pytestmark = native_bundles.NEEDS_THE_LIBRARY
 exported = native_bundles.exported
@@ -188,7 +189,7 @@ def configured(**changes: Any) -> Callable[[dict[str, Any]], None]:
 def test_manifests_of_another_model(
     quantized: Quantized, tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
-    """Nothing hashes the manifest: what it says is held against the plan, and against itself."""
+    """Its hash mended: what it says is held against the plan, and against itself."""
     source = quantized()
     copied = tmp_path / "changed.edge"
     copied.mkdir()
@@ -197,6 +198,7 @@ def test_manifests_of_another_model(
             (copied / path.name).write_bytes(path.read_bytes())
     raw = json.loads((copied / "manifest.json").read_bytes())
     change(raw)
+    raw["manifest_sha256"] = digest(raw)
     (copied / "manifest.json").write_text(json.dumps(raw))
     with pytest.raises(InputError, match=message) as caught:
         open_session(Bundle.open(copied), threads=1, backend="native")
