@@ -8,14 +8,13 @@ from typing import Any
 
 from retnet_edge.errors import InputError, one_line
 from retnet_edge.quiet import compiled_code_hushed
+from retnet_edge.runtime.backends.executorch.checked import METHOD, check_program
 from retnet_edge.runtime.session.threads import checked_threads
 
 # ExecuTorch logs to standard error by itself; what went wrong is said in the exception.
 with compiled_code_hushed():
     import executorch.kernels.quantized  # noqa: F401 - registers the 8-bit embedding
     from executorch.extension.pybindings import portable_lib
-
-_METHOD = "forward"
 
 
 def set_threads(threads: int | None) -> None:
@@ -36,10 +35,15 @@ def load_program(path: Path, made_with: str, *, trace: bool = False) -> tuple[An
     operator runs (see `save_trace`), which takes time itself. Raises InputError where this
     ExecuTorch cannot load it.
     """
+    check_program(path)
     try:
         with compiled_code_hushed():
-            program = portable_lib._load_program(str(path), enable_etdump=trace)
-            method = program.load_method(_METHOD)
+            program = portable_lib._load_program(
+                str(path),
+                enable_etdump=trace,
+                program_verification=portable_lib.Verification.InternalConsistency,
+            )
+            method = program.load_method(METHOD)
     except Exception as error:  # the binding raises RuntimeError and its subclasses
         raise InputError(
             f"{path}: ExecuTorch {version('executorch')} cannot load the program, which version "
