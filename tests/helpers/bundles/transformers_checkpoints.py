@@ -89,18 +89,17 @@ def random_tokens(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(1, 270, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def greedy(net: RetNet, prompt: Tensor, steps: int) -> list[int]:
+def greedy(net: RetNet, prompt: Tensor, steps: int, words: Tokenizer | None = None) -> list[int]:
     """Argmax after argmax of ids with a token, one recurrent step at a time; prompt [T]."""
-    known = tokenizer().get_vocab_size()
+    known = (words or tokenizer()).get_vocab_size()
     states, token, chosen = net.initial_states(1), prompt[:1], []
     for n in range(len(prompt) + steps - 1):
         logits, states = net(
             token[None], states=states, position=torch.tensor([n]), form="recurrent"
         )
-        token = (
-            logits[0, -1, :known].argmax()[None] if n + 1 >= len(prompt) else prompt[n + 1 : n + 2]
-        )
+        token = prompt[n + 1 : n + 2]
         if n + 1 >= len(prompt):
+            token = logits[0, -1, :known].argmax()[None]
             chosen.append(int(token))
     return chosen
 

@@ -149,7 +149,7 @@ def test_the_shipped_checkpoint() -> None:
     tokens = tokenizer("My fellow citizens, the condition", return_tensors="pt")
     assert torch.equal(model(**tokens).logits, ours.model(tokens["input_ids"])[0])
     out = model.generate(**tokens, max_new_tokens=12, do_sample=False)
-    wanted = greedy(ours.model, tokens["input_ids"][0], 12)
+    wanted = greedy(ours.model, tokens["input_ids"][0], 12, ours.tokenizer)
     assert out[0, tokens["input_ids"].shape[1] :].tolist() == wanted
     pairs = itertools.pairwise(wanted)
     assert any(a != b for a, b in pairs), "it repeats one token"
