@@ -15,6 +15,7 @@ generation_config.json that was not made from config.json, it is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from retnet_edge.errors import InputError
+from retnet_edge.files import read_input
 
 END_OF_TEXT = "<|endoftext|>"
 GENERATION_FILE = "generation_config.json"
@@ -151,14 +153,11 @@ def _fields(path: Path) -> dict[str, Any]:
 
     A config.json that is none is somebody else's, or refused by who reads the model.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST_FILE + 1)
-        fields = msgspec.json.decode(raw) if len(raw) <= _LARGEST_FILE else None
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    raw = read_input(path, _LARGEST_FILE, "such a file")
+    try:
+        fields = msgspec.json.decode(raw)
     except (ValueError, RecursionError) as error:
         if path.name == CONFIG_FILE:
             return {}
