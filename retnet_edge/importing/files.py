@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from retnet_edge.config import CONFIG_BYTES
 from retnet_edge.errors import InputError
 from retnet_edge.files import input_size, read_input
 from retnet_edge.model.checkpoint import plain_names
@@ -29,6 +28,7 @@ _SAFETENSORS = ".safetensors"
 _PICKLES = (".bin", ".pt", ".pth")
 _NOT_THE_MODEL = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
 _INDEX_BYTES = 64 << 20
+_CONFIG_BYTES = 4 << 20  # all of it becomes objects, which take up to thirty times as much
 BYTES_A_SECOND = 1e9  # of weights that are read, roughly
 # What a file that is no checkpoint makes torch's reader of pickles raise: it trusts their order.
 _UNREADABLE = (
@@ -141,7 +141,7 @@ def source_folder(source: str) -> Path:
 def read_fields(folder: Path) -> dict[str, Any]:
     """The object in config.json. Raises InputError where it is missing or not a JSON object."""
     path = folder / CONFIG_FILE
-    raw = read_input(path, CONFIG_BYTES, "a configuration")
+    raw = read_input(path, _CONFIG_BYTES, "a configuration of another project")
     try:
         fields = msgspec.json.decode(raw)
     except (ValueError, RecursionError) as error:

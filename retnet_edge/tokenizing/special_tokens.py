@@ -131,7 +131,7 @@ def _named(
         if unknown := [token for token in ids if token not in known]:
             say(f"{path}: {field} {unknown[0]} is no token of the tokenizer: left out")
         if known:
-            stated = file == GENERATION_FILE and not fields.get("_from_model_config")
+            stated = file == GENERATION_FILE and not fields.get("from_model_config")
             yield _Named(tuple(known), stated)
     for file in _NAME_FILES:
         field, path = f"{role}_token", folder / file
@@ -157,13 +157,22 @@ def _fields(path: Path) -> dict[str, Any]:
         return {}
     raw = read_input(path, _LARGEST_FILE, "such a file")
     try:
-        fields = msgspec.json.decode(raw)
+        fields = msgspec.json.decode(raw, type=_Fields)
     except (ValueError, RecursionError) as error:
         if path.name == CONFIG_FILE:
             return {}
-        raise InputError(f"{path}: not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        if path.name == CONFIG_FILE:
-            return {}
-        raise InputError(f"{path}: holds no JSON object")
-    return fields
+        kind = "holds no JSON object" if isinstance(error, msgspec.ValidationError) else "not JSON"
+        raise InputError(f"{path}: {kind}: {error}") from error
+    return msgspec.structs.asdict(fields)
+
+
+class _Fields(msgspec.Struct, rename={"from_model_config": "_from_model_config"}):
+    """What is looked for in all these files; of the rest no objects are made."""
+
+    eos_token_id: Any = None
+    bos_token_id: Any = None
+    pad_token_id: Any = None
+    eos_token: Any = None
+    bos_token: Any = None
+    pad_token: Any = None
+    from_model_config: Any = None
