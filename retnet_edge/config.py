@@ -23,7 +23,12 @@ TRANSFORMERS_KEYS = frozenset(
 )
 """Keys of config.json that are transformers' and say nothing about what a model computes."""
 
-Dim = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+CONFIG_BYTES = 64 << 20
+"""Of a config.json at most: the longest has a θ for each of 500,000 pairs, indented."""
+
+MOST_WIDE = 1_000_000
+
+Dim = Annotated[int, msgspec.Meta(ge=1, le=MOST_WIDE)]
 Layers = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 Heads = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 Epsilon = Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)]
@@ -217,10 +222,10 @@ def decode_config(raw: bytes, where: str | Path) -> ModelConfig:
     Raises InputError naming the file, the field and what is allowed.
     """
     try:
-        fields = msgspec.json.decode(raw)
-        if isinstance(fields, dict):
-            fields = {key: value for key, value in fields.items() if key not in TRANSFORMERS_KEYS}
-        config: ModelConfig = msgspec.convert(fields, ModelConfig)
+        # what is no field makes no objects, however much of it there is
+        fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        ours = {key: value for key, value in fields.items() if key not in TRANSFORMERS_KEYS}
+        config: ModelConfig = msgspec.json.decode(msgspec.json.encode(ours), type=ModelConfig)
         return config
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{where}: not a valid model configuration: {error}") from error

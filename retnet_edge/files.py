@@ -1,4 +1,4 @@
-"""Files inside a folder that is not trusted: which names are allowed, and what bytes hash to."""
+"""Files that are not trusted: which names are allowed, how they are opened, what they hash to."""
 
 from __future__ import annotations
 
@@ -87,18 +87,42 @@ def open_regular(path: Path, *, links: bool = False) -> BinaryIO:
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
-def read_regular(path: Path, most: int, what: str) -> bytes:
+def read_regular(path: Path, most: int, what: str, *, links: bool = False) -> bytes:
     """The content of a regular file of at most `most` bytes; what: "a manifest", for the sentence.
 
-    Raises InputError where it is larger, and as `open_regular` does.
+    links: or of one that `path` leads to. Raises InputError where it is larger, and as
+    `open_regular` does.
     """
-    with open_regular(path) as file:
+    with open_regular(path, links=links) as file:
         if (size := os.fstat(file.fileno()).st_size) > most:
             raise InputError(f"{path} has {size} bytes; {what} has at most {most}")
         content = bytearray()
         while len(content) <= most and (chunk := file.read(_CHUNK)):
             content += chunk
     return bytes(content[: most + 1])
+
+
+def read_input(path: Path, most: int, what: str) -> bytes:
+    """As `read_regular`, of a file that a user names or leaves in a folder: links are followed.
+
+    The hub's cache is made of links. Raises InputError for whatever is wrong with it, missing too.
+    """
+    try:
+        return read_regular(path, most, what, links=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def input_size(path: Path) -> int:
+    """Bytes of such a file, for a library that opens it itself and would wait for a FIFO.
+
+    Raises InputError where it cannot be opened, or is anything else than a regular file.
+    """
+    try:
+        with open_regular(path, links=True) as file:
+            return os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def file_entry(path: Path, advance: Callable[[int], None] = lambda n: None) -> FileEntry:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from retnet_edge.errors import InputError
+from retnet_edge.files import read_input
 from retnet_edge.tokenizing.library import calling
 from retnet_edge.tokenizing.runs import short_words
 from retnet_edge.tokenizing.special_tokens import END_OF_TEXT
@@ -64,15 +65,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such tokenizer file")
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise InputError(f"{path} has {size} bytes; a tokenizer has at most {MOST_BYTES}")
+    raw = read_input(path, MOST_BYTES, "a tokenizer")
     try:
-        judged = judge(path.read_bytes())
+        judged = judge(raw)
     except ValueError as error:  # msgspec's are ValueErrors
         said = textwrap.shorten(str(error), _LONGEST_REASON, placeholder=" …")
         raise InputError(f"{path}: not a tokenizer file: {said}") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if not judged.plain:
         try_tokenizer(judged.raw, path)
     with calling(f"{path}: not a tokenizer file"):

@@ -27,12 +27,13 @@ from retnet_edge.data.encoding import Encoded, encode_groups
 from retnet_edge.data.kinds import Kind
 from retnet_edge.data.sources import Source, find_sources, read_source
 from retnet_edge.errors import InputError
-from retnet_edge.files import file_entry
+from retnet_edge.files import file_entry, read_input
 from retnet_edge.progress import hashing, progress
 from retnet_edge.tokenizer import END_OF_TEXT, used_vocabulary
 from retnet_edge.tokenizing.texts import whole
 
 MANIFEST_FILE = "manifest.json"
+_MANIFEST_BYTES = 64 << 20  # a few hundred bytes a shard and a source
 SHARD_TOKENS = 1 << 27  # 256 MiB of uint16
 MOST_WORKERS = 256  # processes
 GROUP_CHARACTERS = 1 << 19  # of text given to a process at once: about 0.2 s of work
@@ -102,11 +103,10 @@ def read_manifest(folder: Path, *, check_hashes: bool = False) -> ShardManifest:
     a shard was changed.
     """
     path = folder / MANIFEST_FILE
+    raw = read_input(path, _MANIFEST_BYTES, "a manifest of token shards")
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=ShardManifest)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+        manifest = msgspec.json.decode(raw, type=ShardManifest)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a manifest of token shards: {error}") from error
     if manifest.sha256 != manifest.own_sha256():
         raise InputError(f"{path}: was changed: its own SHA-256 is another")

@@ -17,11 +17,12 @@ import msgspec
 from retnet_edge.data.kinds import Kind, import_pyarrow, kind_of
 from retnet_edge.data.lines import json_rows, prose
 from retnet_edge.errors import InputError
-from retnet_edge.files import file_entry
+from retnet_edge.files import file_entry, read_input
 
 STATE_FILE = "state.json"
 SPLITS_FILE = "dataset_dict.json"
 ROWS_AT_ONCE = 1024
+_INFO_BYTES = 64 << 20
 # What closes an Arrow IPC stream: without it, a file cut off between two batches reads as whole.
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
@@ -164,9 +165,10 @@ def _dataset(folder: Path) -> list[Source]:
 
 
 def _decoded(path: Path, kind: type[T]) -> T:
+    raw = read_input(path, _INFO_BYTES, "a file of a saved dataset")
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, ValueError) as error:
+        return msgspec.json.decode(raw, type=kind)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a file of a saved dataset: {error}") from error
 
 

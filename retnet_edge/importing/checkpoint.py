@@ -133,6 +133,8 @@ def without_padding(found: Imported, tokenizer: Tokenizer, where: Path) -> _Cut:
 def detect_format(weights: SourceWeights) -> str:
     """The project whose names the weights carry. Raises InputError where none is known."""
     names = weights.names()
+    if not names:
+        raise InputError(f"{weights.where}: holds no weights at all")
     if "model.embeddings.weight" in weights:
         return "fla"
     if any(".retention.q_proj." in name for name in names):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import struct
@@ -17,7 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from retnet_edge.errors import InputError
+from retnet_edge.files import input_size, read_input
 from retnet_edge.model.checkpoint import plain_names
+from retnet_edge.model.table_of_contents import read_table_of_contents
 from retnet_edge.progress import hashing, working
 
 CONFIG_FILE = "config.json"
@@ -26,6 +27,8 @@ _WANTED_FROM_HUB = ("*.json", "*.safetensors", "*.bin", "*.pt", "*.pth")
 _SAFETENSORS = ".safetensors"
 _PICKLES = (".bin", ".pt", ".pth")
 _NOT_THE_MODEL = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
+_INDEX_BYTES = 64 << 20
+_CONFIG_BYTES = 4 << 20  # all of it becomes objects, which take up to thirty times as much
 BYTES_A_SECOND = 1e9  # of weights that are read, roughly
 # What a file that is no checkpoint makes torch's reader of pickles raise: it trusts their order.
 _UNREADABLE = (
@@ -44,6 +47,15 @@ _UNREADABLE = (
     struct.error,
 )
 _WRAPPERS = ("model", "state_dict", "module")
+
+
+_SHOWN = 255  # characters of a name that is no file's; a file's has no more
+
+
+class _Index(msgspec.Struct, frozen=True):
+    """What is read of an index: the file of each weight."""
+
+    weight_map: dict[str, str]
 
 
 class SourceWeights:
@@ -129,10 +141,9 @@ def source_folder(source: str) -> Path:
 def read_fields(folder: Path) -> dict[str, Any]:
     """The object in config.json. Raises InputError where it is missing or not a JSON object."""
     path = folder / CONFIG_FILE
+    raw = read_input(path, _CONFIG_BYTES, "a configuration of another project")
     try:
-        fields = msgspec.json.decode(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        fields = msgspec.json.decode(raw)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {error}") from error
     if not isinstance(fields, dict):
@@ -149,13 +160,13 @@ def read_source_weights(folder: Path) -> SourceWeights:
     path = _weights_file(folder)
     if path.name.endswith(".index.json"):
         tensors: dict[str, Tensor] = {}
-        sizes = {shard: shard.stat().st_size for shard in _shards(path)}
+        sizes = {shard: input_size(shard) for shard in _shards(path)}
         with hashing(f"read {folder.name}", sum(sizes.values())) as advance:
             for shard, size in sizes.items():
                 tensors.update(_read(shard))
                 advance(size)
         return SourceWeights(path, tensors)
-    with working(f"reading {path}", path.stat().st_size / BYTES_A_SECOND):
+    with working(f"reading {path}", input_size(path) / BYTES_A_SECOND):
         return SourceWeights(path, _read(path))
 
 
@@ -181,21 +192,27 @@ def _weights_file(folder: Path) -> Path:
 
 
 def _shards(index: Path) -> Sequence[Path]:
+    raw = read_input(index, _INDEX_BYTES, "an index of weights files")
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        raise InputError(f"{index}: not an index of weights files: {error!r}") from error
+        names = sorted(set(msgspec.json.decode(raw, type=_Index).weight_map.values()))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{index}: not an index of weights files: {error}") from error
+    if not names:
+        raise InputError(f"{index}: names no weights file")
+    beside = {path.name for path in index.parent.iterdir()}
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise InputError(f"{index}: names {name!r}, which is no file beside it")
-        if not (index.parent / name).is_file():
-            raise InputError(f"{index}: names {name}, which is not there")
+        if Path(name).name != name:
+            raise InputError(f"{index}: names {name[:_SHOWN]!r}, which is no file beside it")
+        if name not in beside:
+            raise InputError(f"{index}: names {name[:_SHOWN]}, which is not there")
     return [index.parent / name for name in names]
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if path.is_file() and path.stat().st_size == 0:
+    if input_size(path) == 0:
         raise InputError(f"{path}: is empty")
+    if path.suffix == _SAFETENSORS:
+        read_table_of_contents(path)
     try:
         if path.suffix == _SAFETENSORS:
             return load_file(path)

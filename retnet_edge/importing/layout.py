@@ -12,7 +12,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from retnet_edge.config import RetNetConfig
+from retnet_edge.config import MOST_WIDE, RetNetConfig
 from retnet_edge.errors import InputError
 from retnet_edge.importing.files import SourceWeights
 
@@ -55,11 +55,16 @@ def require_fields(where: str, fields: msgspec.Struct, **wanted: Any) -> None:
 
 
 def exact_quotient(where: str, name: str, value: float, parts: int) -> int:
-    """`value` / `parts`. Raises InputError where that is no positive whole number."""
+    """`value` / `parts`, before a list is made as long as it says.
+
+    Raises InputError where that is no positive whole number, or more than MOST_WIDE.
+    """
     width = int(value) if math.isfinite(value) else 0
     if width != value or width <= 0 or parts <= 0 or width % parts:
         raise InputError(f"{where}: {name} is {value}, which {parts} heads do not divide")
-    return width // parts
+    if (share := width // parts) > MOST_WIDE:
+        raise InputError(f"{where}: {name} is {value}: {share} a head, where {MOST_WIDE} are most")
+    return share
 
 
 def half_split(weight: Tensor, heads: int) -> Tensor:

@@ -11,20 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
 
 from retnet_edge.config import (
+    CONFIG_BYTES,
     ModelConfig,
     RetNetConfig,
     decode_config,
     encode_checkpoint_config,
 )
 from retnet_edge.errors import InputError
-from retnet_edge.files import file_entry
+from retnet_edge.files import file_entry, input_size, read_input
 from retnet_edge.model.retnet import RetNet
+from retnet_edge.model.table_of_contents import read_table_of_contents
 from retnet_edge.model.transformer import Transformer
 from retnet_edge.progress import hashing, working
 from retnet_edge.tokenizer import load_tokenizer, used_vocabulary
@@ -131,12 +133,8 @@ def check_shapes(model: LanguageModel, path: Path) -> None:
     Raises InputError naming the file and the first key that is missing, unknown or of another
     shape, or the damage.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as safetensors: {error}") from error
-    stored = {name: found[theirs] for name, theirs in plain_names(found, path).items()}
+    found = read_table_of_contents(path)
+    stored = {name: found[theirs].shape for name, theirs in plain_names(found, path).items()}
     expected = _weights(model)
     if missing := sorted(expected.keys() - stored.keys()):
         raise InputError(f"{path}: lacks the weight {missing[0]} ({len(missing)} missing in all)")
@@ -191,13 +189,12 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such checkpoint directory")
-    try:
-        raw = (path / CONFIG_FILE).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: a checkpoint directory has a {CONFIG_FILE}") from error
+    if not (path / CONFIG_FILE).exists():
+        raise InputError(f"{path}: a checkpoint directory has a {CONFIG_FILE}")
+    raw = read_input(path / CONFIG_FILE, CONFIG_BYTES, "a configuration")
     config = decode_config(raw, path / CONFIG_FILE)
     weights = path / WEIGHTS_FILE
-    size = weights.stat().st_size if weights.is_file() else 0
+    size = input_size(weights)
     with torch.device("meta"):  # a config may say anything: no memory before the file agrees
         check_shapes(build_model(config), weights)
     with working(f"reading {path}", size / BYTES_A_SECOND):

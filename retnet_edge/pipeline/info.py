@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from retnet_edge.config import CONFIG_BYTES
 from retnet_edge.errors import InputError
+from retnet_edge.files import read_input
+from retnet_edge.model.table_of_contents import read_table_of_contents
 from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, GraphSpec
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _NO_DIGEST = "none: made by an older version, so a changed manifest is not noticed"
-_HEADER_BYTES = 100 << 20  # safetensors' own limit
+_NUMBERS = (b"[", b"{")  # γ and θ, which no table has room for
 
 Facts = dict[str, dict[str, Any]]
 
@@ -103,18 +106,21 @@ def _operators(graph: GraphSpec) -> str:
 
 
 def _checkpoint(path: Path) -> Facts:
-    config = _json_object((path / CONFIG_FILE).read_bytes(), path / CONFIG_FILE)
-    tensors = _safetensors_header(path / WEIGHTS_FILE)
-    sizes = [math.prod(tensor["shape"]) for tensor in tensors.values()]
+    config = _scalars_of(path / CONFIG_FILE)
+    weights = path / WEIGHTS_FILE
+    if not weights.exists():
+        raise InputError(f"{weights} is missing: a checkpoint has a {CONFIG_FILE} and it")
+    tensors = read_table_of_contents(weights)
+    sizes = [math.prod(tensor.shape) for tensor in tensors.values()]
     return {
         "checkpoint": {
             "path": str(path),
             "parameters": sum(sizes),
             "tensors": len(tensors),
-            "dtypes": ", ".join(sorted({tensor["dtype"] for tensor in tensors.values()})),
-            "bytes of weights": (path / WEIGHTS_FILE).stat().st_size,
+            "dtypes": ", ".join(sorted({tensor.dtype for tensor in tensors.values()})),
+            "bytes of weights": weights.stat().st_size,
         },
-        "config": _scalars(config),
+        "config": config,
     }
 
 
@@ -123,30 +129,20 @@ def _scalars(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if not isinstance(value, list | dict)}
 
 
-def _safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Name -> {dtype, shape, data_offsets} of a safetensors file, its weights left unread."""
-    if not path.is_file():
-        raise InputError(f"{path} is missing: a checkpoint has a {CONFIG_FILE} and {WEIGHTS_FILE}")
-    with path.open("rb") as file:
-        start = file.read(8)
-        size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        raw = file.read(size) if 0 < size <= _HEADER_BYTES else b""
-    if not raw or len(raw) != size:
-        raise InputError(f"{path} is truncated or not a safetensors file")
-    header = _json_object(raw, path)
-    header.pop("__metadata__", None)
-    for name, tensor in header.items():
-        shape = tensor.get("shape") if isinstance(tensor, dict) else None
-        if not (isinstance(shape, list) and all(isinstance(dim, int) for dim in shape)):
-            raise InputError(f"{path}: the tensor {name!r} has no shape: not a safetensors file")
-    return header
-
-
-def _json_object(raw: bytes, path: Path) -> dict[str, Any]:
+def _scalars_of(path: Path) -> dict[str, Any]:
+    """`_scalars` of a config.json; what it leaves out is not made into objects at all."""
     try:
-        value = json.loads(raw)
-    except ValueError as error:
+        fields = msgspec.json.decode(
+            read_input(path, CONFIG_BYTES, "a configuration"), type=dict[str, msgspec.Raw]
+        )
+        return {
+            name: msgspec.json.decode(value)
+            for name, value in fields.items()
+            if not bytes(value).startswith(_NUMBERS)
+        }
+    except InputError:
+        raise
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path} does not hold a JSON object: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} does not hold a JSON object")
-    return value

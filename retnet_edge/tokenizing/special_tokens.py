@@ -15,6 +15,7 @@ generation_config.json that was not made from config.json, it is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from retnet_edge.errors import InputError
+from retnet_edge.files import read_input
 
 END_OF_TEXT = "<|endoftext|>"
 GENERATION_FILE = "generation_config.json"
@@ -129,7 +131,7 @@ def _named(
         if unknown := [token for token in ids if token not in known]:
             say(f"{path}: {field} {unknown[0]} is no token of the tokenizer: left out")
         if known:
-            stated = file == GENERATION_FILE and not fields.get("_from_model_config")
+            stated = file == GENERATION_FILE and not fields.get("from_model_config")
             yield _Named(tuple(known), stated)
     for file in _NAME_FILES:
         field, path = f"{role}_token", folder / file
@@ -151,20 +153,26 @@ def _fields(path: Path) -> dict[str, Any]:
 
     A config.json that is none is somebody else's, or refused by who reads the model.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST_FILE + 1)
-        fields = msgspec.json.decode(raw) if len(raw) <= _LARGEST_FILE else None
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    raw = read_input(path, _LARGEST_FILE, "such a file")
+    try:
+        fields = msgspec.json.decode(raw, type=_Fields)
     except (ValueError, RecursionError) as error:
         if path.name == CONFIG_FILE:
             return {}
-        raise InputError(f"{path}: not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        if path.name == CONFIG_FILE:
-            return {}
-        raise InputError(f"{path}: holds no JSON object")
-    return fields
+        kind = "holds no JSON object" if isinstance(error, msgspec.ValidationError) else "not JSON"
+        raise InputError(f"{path}: {kind}: {error}") from error
+    return msgspec.structs.asdict(fields)
+
+
+class _Fields(msgspec.Struct, rename={"from_model_config": "_from_model_config"}):
+    """What is looked for in all these files; of the rest no objects are made."""
+
+    eos_token_id: Any = None
+    bos_token_id: Any = None
+    pad_token_id: Any = None
+    eos_token: Any = None
+    bos_token: Any = None
+    pad_token: Any = None
+    from_model_config: Any = None

@@ -16,6 +16,7 @@ with an unpickler that knows only the classes of a table of contents.
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import shutil
@@ -37,12 +38,14 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from retnet_edge.atomic import replace_file
 from retnet_edge.errors import DISK_FULL, InputError, is_disk_full
-from retnet_edge.files import FileEntry, file_entry
+from retnet_edge.files import FileEntry, file_entry, read_input
 
 MANIFEST_FILE = "manifest.json"
 METADATA_FILE = ".metadata"
 STATE = "state"
 KEPT = 2
+_MANIFEST_BYTES = 16 << 20  # a file a rank, and one
+_TABLE_BYTES = 256 << 20  # some hundred bytes a tensor and rank
 
 _METADATA = "torch.distributed.checkpoint.metadata"
 _KNOWN = {
@@ -152,6 +155,8 @@ class StepCheckpoints:
         reader = _Reader(path)
         try:
             reader.read_metadata()  # torch prints where it failed in this, whoever catches it
+        except InputError:
+            raise
         except _NO_TABLE as error:
             raise InputError(f"{path / METADATA_FILE}: cannot be read: {error}") from error
         try:
@@ -234,10 +239,9 @@ def read_manifest(path: Path) -> Manifest:
 
 def _decode_manifest(path: Path) -> Manifest:
     file = path / MANIFEST_FILE
+    raw = read_input(file, _MANIFEST_BYTES, "the manifest of a step checkpoint")
     try:
-        manifest = msgspec.json.decode(file.read_bytes(), type=Manifest)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
+        manifest = msgspec.json.decode(raw, type=Manifest)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not the manifest of a step checkpoint: {error}") from error
     if path.name != _name(manifest.step) or manifest.skipped > manifest.step:
@@ -261,8 +265,8 @@ class _Reader(FileSystemReader):
     """Reads `.metadata` without executing what a pickle could ask for."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / METADATA_FILE).open("rb") as file:
-            metadata = _TableOfContents(file).load()
+        raw = read_input(Path(self.path) / METADATA_FILE, _TABLE_BYTES, "a table of contents")
+        metadata = _TableOfContents(io.BytesIO(raw)).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError(f"{METADATA_FILE} holds a {type(metadata).__name__}")
         if metadata.storage_meta is None:

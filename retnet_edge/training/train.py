@@ -13,11 +13,18 @@ import torch
 from tokenizers import Tokenizer
 
 from retnet_edge.atomic import replace_file
-from retnet_edge.config import ModelConfig, RetNetConfig, decode_config, transformer_like
+from retnet_edge.config import (
+    CONFIG_BYTES,
+    ModelConfig,
+    RetNetConfig,
+    decode_config,
+    transformer_like,
+)
 from retnet_edge.data.dataset import Shards
 from retnet_edge.data.shards import write_shards
 from retnet_edge.data.sources import Source, check_readable, find_sources, read_texts
 from retnet_edge.errors import InputError
+from retnet_edge.files import read_input
 from retnet_edge.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, load_checkpoint
 from retnet_edge.presets import preset
 from retnet_edge.progress import about, progress, working
@@ -33,6 +40,7 @@ from retnet_edge.tokenizing.special_tokens import (
     find_special_tokens,
     write_special_tokens,
 )
+from retnet_edge.tokenizing.structure import MOST_BYTES
 from retnet_edge.training.distributed import World, processes
 from retnet_edge.training.evaluate import Evaluation
 from retnet_edge.training.trainer import RUN_FILE, TrainOptions, check_shares, fit
@@ -223,7 +231,7 @@ def _tokenizer(
         if given is not None:
             bpe = load_tokenizer(Path(given))
             special = find_special_tokens(Path(given).parent, bpe, say)
-            content = Path(given).read_bytes()
+            content = read_input(Path(given), MOST_BYTES, "a tokenizer")
         else:
             bpe = _new_tokenizer(sources, text_field, vocab_size, say)
             end = bpe.token_to_id(END_OF_TEXT)
@@ -259,10 +267,7 @@ def _config(
     """A preset with the tokenizer's entries, rounded up to what block quantizers divide."""
     config: ModelConfig
     if model.endswith(".json"):
-        try:
-            config = decode_config(Path(model).read_bytes(), model)
-        except OSError as error:
-            raise InputError(f"{model}: cannot be read: {error.strerror}") from error
+        config = decode_config(read_input(Path(model), CONFIG_BYTES, "a configuration"), model)
         if entries > config.vocab_size:
             raise InputError(
                 f"{model}: vocab_size is {config.vocab_size}; the tokenizer has {entries} tokens"

@@ -10,6 +10,7 @@ processes there are is no option of the run: it may change where it is resumed.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,9 +23,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from retnet_edge.atomic import new_folder
-from retnet_edge.config import ModelConfig, RetNetConfig
+from retnet_edge.config import CONFIG_BYTES, ModelConfig, RetNetConfig
 from retnet_edge.data.dataset import Shards
 from retnet_edge.errors import CheckFailed, InputError
+from retnet_edge.files import read_input
 from retnet_edge.model.checkpoint import (
     TOKENIZER_FILE,
     LanguageModel,
@@ -341,10 +343,11 @@ def _open_run(out: Path, run: Run, world: World) -> Run:
     """
     check_shares(run.config, run.options, world)
     path = out / RUN_FILE
-    if path.exists():
+    if os.path.lexists(path):
+        raw = read_input(path, CONFIG_BYTES, "the description of a run")
         try:
-            found = msgspec.json.decode(path.read_bytes(), type=Run)
-        except msgspec.DecodeError as error:
+            found = msgspec.json.decode(raw, type=Run)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"{path}: not the description of a run: {error}") from error
         if run.options.warmup is None:
             begun = msgspec.structs.replace(run.options, warmup=found.options.warmup)

@@ -124,3 +124,11 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
         preset("edge-15g", 512)
     assert "'edge-15g'" in str(caught.value)
     assert all(name in str(caught.value) for name in PRESETS)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"[" * 100_000, b'{"dtype": ' * 100_000, b'{"thetas": ' + b"[" * 9999]
+)
+def test_nested_ever_deeper(raw: bytes) -> None:
+    with pytest.raises(InputError, match="here: not a valid model configuration"):
+        decode_config(raw, "here")

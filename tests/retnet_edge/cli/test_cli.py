@@ -231,7 +231,9 @@ def test_info_of_a_checkpoint(tmp_path: Path) -> None:
 def test_info_of_a_broken_checkpoint(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "c")
     (tmp_path / "c/model.safetensors").write_bytes(b"\xff" * 30)
-    assert_one_sentence(run("info", tmp_path / "c"), "model.safetensors is truncated or not")
+    assert_one_sentence(
+        run("info", tmp_path / "c"), "cannot be read as safetensors: it is truncated or"
+    )
     (tmp_path / "c/model.safetensors").unlink()
     assert_one_sentence(run("info", tmp_path / "c"), "model.safetensors is missing")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -230,3 +231,18 @@ def test_a_huge_configuration_takes_no_memory(
     with pytest.raises(InputError, match=r"has shape .*, the configuration needs .*1000000"):
         load_checkpoint(checkpoint)
     assert built == ["meta"]
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
+def test_what_is_no_file_is_named_and_not_waited_for(checkpoint: Path, name: str) -> None:
+    path = checkpoint / name
+    path.unlink()
+    os.mkfifo(path)
+    refused(checkpoint, name, "not a regular file")
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    refused(checkpoint, name, "not a regular file")
+    path.unlink()
+    path.touch()
+    os.truncate(path, 1 << 40)
+    refused(checkpoint, name)

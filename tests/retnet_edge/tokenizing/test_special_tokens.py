@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,14 @@ def test_what_is_written_is_found(special: SpecialTokens, tmp_path: Path) -> Non
     assert find_special_tokens(tmp_path, ALL) == special
     usual = special == SpecialTokens(ends=(0,))
     assert (tmp_path / "generation_config.json").exists() != usual
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json", "tokenizer_config.json"])
+def test_what_is_no_file_is_named_and_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name} is not a regular file"):
+        find_special_tokens(tmp_path, ALL)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=f"{name} is not a regular file"):
+        find_special_tokens(tmp_path, ALL)

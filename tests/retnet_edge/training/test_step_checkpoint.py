@@ -275,3 +275,13 @@ def test_a_table_of_contents_that_is_none_is_refused_without_traces(
         open_in(tmp_path).load(tmp_path / "step-00000005", state(0.0))
     captured = capfd.readouterr()
     assert captured.err + captured.out == ""
+
+
+@pytest.mark.parametrize("name", ["manifest.json", ".metadata"])
+def test_what_is_no_file_is_named_and_not_waited_for(name: str, tmp_path: Path) -> None:
+    saved(tmp_path, 5)
+    path = tmp_path / "step-00000005"
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with open_in(tmp_path) as checkpoints, pytest.raises(InputError, match="not a regular file"):
+        checkpoints.load(path, state(0.0))
