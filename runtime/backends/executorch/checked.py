@@ -191,7 +191,7 @@ class _Plan:
 
     def _writable(self, index: int) -> bool:
         value = self._value(index)
-        return value[TYPE] == "Tensor" and value["data_buffer_idx"] == 0
+        return bool(value[TYPE] == "Tensor" and value["data_buffer_idx"] == 0)
 
     def _argument(self, index: int) -> Argument:
         value = self._value(index)
