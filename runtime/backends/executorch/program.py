@@ -35,8 +35,8 @@ def load_program(path: Path, made_with: str, *, trace: bool = False) -> tuple[An
     operator runs (see `save_trace`), which takes time itself. Raises InputError where this
     ExecuTorch cannot load it.
     """
-    check_program(path)
     try:
+        check_program(path)
         with compiled_code_hushed():
             program = portable_lib._load_program(
                 str(path),
@@ -44,6 +44,8 @@ def load_program(path: Path, made_with: str, *, trace: bool = False) -> tuple[An
                 program_verification=portable_lib.Verification.InternalConsistency,
             )
             method = program.load_method(METHOD)
+    except InputError:
+        raise
     except Exception as error:  # the binding raises RuntimeError and its subclasses
         raise InputError(
             f"{path}: ExecuTorch {version('executorch')} cannot load the program, which version "

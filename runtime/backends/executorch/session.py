@@ -1,6 +1,6 @@
 """A session on ExecuTorch: programs mapped from their files, states allocated once.
 
-ExecuTorch's Python runtime hands tensors over as torch tensors, so this is the one module of the
+ExecuTorch's Python runtime hands tensors over as torch tensors, so this room is the one of the
 runtime that imports torch; the backend's own wheel requires it.
 """
 

@@ -192,7 +192,7 @@ class _Values:
             self._types[number] != self._types[output] for number in ids
         ):
             raise DamagedError(f"a node {kind} of a graph mixes types of numbers")
-        found = _output(kind, node, inputs, self._shapes[output])
+        found = output_shape(kind, node, inputs, self._shapes[output])
         if found != self._shapes[output]:
             raise DamagedError(
                 f"a node {kind} of a graph has an output of {list(self._shapes[output])} where its "
@@ -214,8 +214,12 @@ def _shape(dims: Any, count: int) -> Shape:
     return shape
 
 
-def _output(kind: str, node: Table, inputs: list[Shape], declared: Shape) -> Shape | None:
-    """The shape that a node's output has; None where its inputs do not go together."""
+def output_shape(kind: str, node: Table, inputs: list[Shape], declared: Shape) -> Shape | None:
+    """The shape that a node's output has; None where its inputs do not go together.
+
+    declared: what its value says, of which a matrix product keeps the leading dimensions. Raises
+    DamagedError for a node that no export writes.
+    """
     first = inputs[0]
     if kind in _UNARY:
         return first
@@ -286,6 +290,6 @@ def _broadcast(first: Shape, second: Shape) -> Shape | None:
 def _reshaped(shape: Shape, new: list[int]) -> Shape | None:
     """A zero stands for what is left over."""
     total, rest = math.prod(shape), math.prod(dim for dim in new if dim)
-    if 0 in new and new.count(0) == 1 and rest and total % rest == 0:
+    if new.count(0) == 1 and total % rest == 0:
         return tuple(dim or total // rest for dim in new)
     return tuple(new) if math.prod(new) == total else None

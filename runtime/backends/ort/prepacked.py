@@ -18,6 +18,7 @@ import platform
 import secrets
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import onnxruntime
@@ -56,7 +57,7 @@ class PrepackRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     key: PrepackKey
     files: dict[str, FileEntry]
-    seal: str = ""
+    seal: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
 
 
 def prepared_folder(bundle: Bundle) -> Path:

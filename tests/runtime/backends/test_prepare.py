@@ -165,6 +165,16 @@ def test_a_folder_that_another_user_prepared_is_passed_over(
     assert find_prepared(Bundle.open(bundle), "prefill.onnx") is not None
 
 
+def test_a_seal_of_other_letters_is_passed_over(bundle: Path) -> None:
+    """Its key fits; strings that are not ASCII cannot be compared in constant time."""
+    folder = prepare(bundle, say=lambda _: None)
+    record = json.loads((folder / RECORD_FILE).read_bytes())
+    assert find_prepared(Bundle.open(bundle), "prefill.onnx") is not None
+    for seal in ("é" * 64, record["seal"][:-1] + "١", record["seal"][:-1], ""):
+        (folder / RECORD_FILE).write_text(json.dumps(record | {"seal": seal}))
+        assert find_prepared(Bundle.open(bundle), "prefill.onnx") is None
+
+
 def test_a_secret_that_cannot_be_kept_is_one_sentence(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
