@@ -78,6 +78,12 @@ def result_is_constant(step: Parts) -> bytes:
     return step.with_vector(args, [*args[:-2], 0, 0])
 
 
+def output_is_no_tensor(step: Parts) -> bytes:
+    outputs = step.plan["outputs"]
+    number = next(n for n, v in enumerate(step.plan["values"]) if v["val"]["type"] == "Int")
+    return step.with_vector(outputs, [number, *outputs[1:]])
+
+
 def larger_constant(step: Parts) -> bytes:
     sizes = step.plan["values"][0]["val"]["sizes"]
     return step.with_vector(sizes, [1 << 20, *sizes[1:]])
@@ -124,6 +130,7 @@ def larger_weight(step: Parts) -> bytes:
         (argument(1, -1), "no value -1"),
         (argument(2, 0), "a Tensor for a int"),
         (result_is_constant, "writes into what is constant"),
+        (output_is_no_tensor, "outputs that are no tensors"),
         (larger_constant, "beyond its data"),
         (memory(8), "beyond its data"),
         (memory(1 << 40), "memory plan"),
