@@ -35,18 +35,18 @@ def gptq_blocks(
 
     An input that was always zero is rounded to the nearest.
     """
-    outputs, inputs = weight.shape
+    inputs = weight.shape[1]
     hessian = damped(gram, DAMPING)
-    importance = to_blocks(hessian.diagonal()[None], block)[0]
+    (importance,) = to_blocks(hessian.diagonal()[None], block)
     scales, zeros = search_scales(to_blocks(weight, block), importance, bits, symmetric=symmetric)
     target = weight.astype(np.float64)
     codes = gptq_codes(target, hessian, scales, zeros, block, bits)
     scales = stored_scales(fit_scales(target, hessian, codes, scales, zeros, block), bits)
     codes = gptq_codes(target, hessian, scales, zeros, block, bits)
-    whole = np.repeat(zeros[..., None], block, axis=2).reshape(outputs, -1)
+    whole = np.repeat(zeros, block, axis=1)
     whole[:, :inputs] = codes
     return BlockQuantized(
-        whole.reshape(outputs, -1, block).astype(np.uint8),
+        whole.reshape(*zeros.shape, block).astype(np.uint8),
         scales.astype(np.float32),
         zeros.astype(np.uint8),
         bits,
@@ -98,7 +98,7 @@ def fit_scales(
 ) -> _Doubles:
     """Scales of least tr((W - Q s) H (W - Q s)ᵀ) for given codes, row by row, as float32 values.
 
-    A scale that would move by more than a factor of two stays: its block decides about too little.
+    A scale that would move by a factor of two or more stays: its block decides about too little.
     """
     outputs, inputs = weight.shape
     blocks = scales.shape[1]
@@ -114,7 +114,7 @@ def fit_scales(
         normal[:, :, j] = (through * levels).sum(-1)
     diagonal = np.einsum("rii->ri", normal)
     diagonal += 1e-6 * diagonal.mean(axis=1, keepdims=True) + 1e-12
-    fitted = np.linalg.solve(normal, right[..., None])[..., 0]
+    fitted = np.linalg.solve(normal, right[..., None]).squeeze(-1)
     ratio = fitted / scales
     kept = np.where((ratio > 0.5) & (ratio < 2.0), fitted, scales)
     return kept.astype(np.float32).astype(np.float64)

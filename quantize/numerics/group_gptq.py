@@ -46,8 +46,7 @@ def search_scales(weight: Tensor, importance: Tensor, group: int) -> Tensor:
     weights = importance.reshape(-1, group)
     low, high = grouped.amin(-1), grouped.amax(-1)
     best = torch.full_like(low, torch.inf)
-    scales = torch.full_like(low, 1e-9)
-    full = torch.maximum(high / QMAX, low / QMIN).clamp(min=1e-9)
+    scales = full = torch.maximum(high / QMAX, low / QMIN).clamp(min=1e-9)
     for factor in GRID.tolist():
         tried = full * factor
         rounded = (grouped / tried[..., None]).round().clamp(QMIN, QMAX) * tried[..., None]

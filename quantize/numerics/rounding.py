@@ -79,7 +79,7 @@ def round_blocks(weight: Floats, block: int, bits: int, *, symmetric: bool) -> B
     if bits == 8 and symmetric:
         codes, scales = _quantize(groups)
         return BlockQuantized(codes, scales, np.full(scales.shape, ZERO_POINT, np.uint8), bits)
-    found, zeros = search_scales(groups, np.ones(groups.shape[1:]), bits, symmetric=symmetric)
+    found, zeros = search_scales(groups, np.ones(()), bits, symmetric=symmetric)
     levels = nearest_codes(groups, found[..., None], zeros[..., None], bits)
     return BlockQuantized(
         levels.astype(np.uint8), found.astype(np.float32), zeros.astype(np.uint8), bits
@@ -91,7 +91,8 @@ def search_scales(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Scales and zeros [N, blocks] of the least weighted square error of plain rounding.
 
-    groups [N, blocks, block]; importance [blocks, block]: of each input. Scales are stored ones.
+    groups [N, blocks, block]; importance [blocks, block]: of each input; [] where all
+    have the same. Scales are stored ones.
     """
     top = 2**bits - 1
     half = float(symmetric_zero_point(bits))
@@ -105,7 +106,7 @@ def search_scales(
     scales, zeros = stored_scales(full, bits), np.full(full.shape, half)
     for factor in GRID:
         tried = stored_scales(full * factor, bits)
-        zero = np.full(full.shape, half) if symmetric else np.clip(np.rint(-low / tried), 0, top)
+        zero = np.full(full.shape, half) if symmetric else np.minimum(np.rint(-low / tried), top)
         codes = nearest_codes(groups, tried[..., None], zero[..., None], bits)
         wrong = (codes - zero[..., None]) * tried[..., None] - groups
         error = (np.square(wrong) * importance).sum(-1)
@@ -135,7 +136,10 @@ def to_blocks(weight: NDArray[np.floating], block: int) -> Floats:
 
 
 def pack(codes: Codes, bits: int) -> Codes:
-    """8 / bits codes a byte along the last axis, the first in the lowest bits; ends get zeros."""
+    """8 / bits codes a byte along the last axis, the first in the lowest bits; ends get zeros.
+
+    8 bits are bytes already, and come back uncopied.
+    """
     if bits == 8:
         return codes
     each = 8 // bits
@@ -171,5 +175,5 @@ def _quantize(groups: Floats) -> tuple[Codes, Floats]:
     """A scale for every row along the last axis; a row of zeros gets scale 1."""
     largest = np.abs(groups).max(axis=-1)
     scales = np.where(largest > 0, largest / INT8_MAX, 1.0).astype(np.float32)
-    levels = np.clip(np.rint(groups / scales[..., None]), -INT8_MAX, INT8_MAX)
-    return (levels + ZERO_POINT).astype(np.uint8), scales
+    codes = np.rint(groups / scales[..., None]) + ZERO_POINT
+    return np.clip(codes, ZERO_POINT - INT8_MAX, ZERO_POINT + INT8_MAX).astype(np.uint8), scales

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gptq_by_hand as by_hand
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -60,3 +62,60 @@ def test_inputs_that_never_come_and_groups_of_zeros() -> None:
     assert torch.isfinite(quantized).all()
     assert (quantized[1, :GROUP].abs() < 1e-6).all()
     assert (weight - quantized).abs().max() < 1.5 * scales[scales > 1e-6].max()
+
+
+def test_codes_of_four_bits() -> None:
+    """What XNNPACK unpacks: two's complement."""
+    assert (QMIN, QMAX) == (-8, 7)
+
+
+def least_error_scale(values: list[float], importance: list[float]) -> float:
+    """One group: of 24 parts (0.6 to 1.05) of the scale that reaches all, the best."""
+    full = max(*(v / 7 for v in values), *(v / -8 for v in values), 1e-9)
+
+    def error(scale: float) -> float:
+        codes = [min(max(round(v / scale), -8), 7) for v in values]
+        parts = zip(codes, values, importance, strict=True)
+        return sum(weight * (code * scale - v) ** 2 for code, v, weight in parts)
+
+    return min((full * (0.6 + 0.45 * i / 23) for i in range(24)), key=error)
+
+
+@pytest.mark.parametrize("shift", [-1.5, 0.0, 1.5])
+def test_scales_are_those_of_the_least_weighted_error(shift: float) -> None:
+    """Of groups on both sides of 0 and beside it; the last row is of zeros alone."""
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(24, 48, generator=generator, dtype=torch.float64) + shift
+    weight[-1] = 0.0
+    importance = torch.rand(48, generator=generator, dtype=torch.float64)
+    found = search_scales(weight, importance, 16)
+    assert found.shape == (24, 3)
+    for n in range(24):
+        for g in range(3):
+            part = slice(16 * g, 16 * g + 16)
+            wanted = least_error_scale(weight[n, part].tolist(), importance[part].tolist())
+            assert float(found[n, g]) == pytest.approx(wanted, rel=1e-6)
+    assert (found[-1] > 0).all()
+
+
+def test_the_whole_of_gptq_in_groups() -> None:
+    """Damping of 5 %, scales as bfloat16 before and after they are fitted, codes once more."""
+    width = 160
+    weight = torch.randn(6, width, generator=torch.Generator().manual_seed(4))
+    inputs = correlated(500, width)
+    inputs[:, 7] = 0.0
+    gram = inputs.T @ inputs
+    integers, scales = quantize_groups(weight, gram, GROUP)
+
+    def stored(values: np.ndarray) -> np.ndarray:
+        return np.asarray(torch.from_numpy(values).to(torch.bfloat16).double().numpy())
+
+    hessian, target = by_hand.hessian_of(gram.numpy(), 0.05), weight.double().numpy()
+    importance = torch.from_numpy(hessian.diagonal().copy())
+    first = stored(search_scales(weight.double(), importance, GROUP).numpy())
+    zeros = np.full_like(first, 8.0)
+    codes = by_hand.codes_of(target, hessian, first, zeros, GROUP, 4)
+    fitted = stored(by_hand.scales_of(target, hessian, codes, first, zeros, GROUP))
+    codes = by_hand.codes_of(target, hessian, fitted, zeros, GROUP, 4)
+    np.testing.assert_array_equal(scales.double().numpy(), fitted)
+    np.testing.assert_array_equal(integers.numpy(), codes - 8)
