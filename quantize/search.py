@@ -350,7 +350,7 @@ def read_cache(cache: Path, about: str) -> list[Sensitivity]:
             continue
         try:
             found.append(msgspec.json.decode(line, type=Sensitivity))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             if number < len(lines) - 1:
                 raise InputError(f"{cache}: line {number + 1}: not a search's cache") from error
     return [one for one in found if one.about == about]

@@ -165,6 +165,9 @@ def test_a_cache_of_other_weights_is_not_used(tmp_path: Path) -> None:
     cache.write_text("nonsense\n\n")
     with pytest.raises(InputError, match="line 1: not a search's cache"):
         read_cache(cache, "a")
+    cache.write_bytes(b'{"about": "\xff"}\n{}\n')
+    with pytest.raises(InputError, match="line 1: not a search's cache"):
+        read_cache(cache, "a")
 
 
 def test_a_search_from_the_command_line(

@@ -128,7 +128,7 @@ def decode_plan(path: Path) -> Plan:
         raise InputError(f"{path} has {size} bytes; a plan has at most {_LARGEST_FILE}")
     try:
         plan = msgspec.json.decode(path.read_bytes(), type=Plan)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not a valid plan: {error}") from error
     if plan.version != PLAN_VERSION:
         raise InputError(f"{path}: version is {plan.version}; this one reads {PLAN_VERSION}")

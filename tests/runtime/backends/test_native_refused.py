@@ -127,6 +127,18 @@ def test_plans_that_do_not_hold_up(
     assert open_session(bundle, threads=1).step(1).shape == (VOCABULARY,)
 
 
+@pytest.mark.parametrize(
+    "put", [b'"\xff": 1, "', b'"x": ' + b"[" * 100_000 + b"]" * 100_000 + b', "']
+)
+def test_a_plan_that_is_odd_text(quantized: Quantized, tmp_path: Path, put: bytes) -> None:
+    copied = damaged(quantized(), tmp_path, lambda plan: None).path
+    raw = (copied / "native.json").read_bytes()
+    (copied / "native.json").write_bytes(raw.replace(b'"', put, 1))
+    rewrite_manifest(copied, rehash=True)
+    with pytest.raises(InputError, match="not a valid plan"):
+        open_session(Bundle.open(copied), threads=1, backend="native")
+
+
 def resized(change: Callable[[list[Any]], list[Any]]) -> Callable[[dict[str, Any]], None]:
     """Changes the states' records, and the graphs' that have to agree with them."""
 
