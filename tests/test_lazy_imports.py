@@ -73,6 +73,7 @@ def test_the_package_loads_no_backend(tmp_path: Path) -> None:
 
 # ExecuTorch's own Python runtime hands over torch tensors; these load only when it is asked for.
 ON_EXECUTORCH = {
+    "retnet_edge.runtime.backends.executorch.checked",
     "retnet_edge.runtime.backends.executorch.program",
     "retnet_edge.runtime.backends.executorch.profile",
     "retnet_edge.runtime.backends.executorch.session",

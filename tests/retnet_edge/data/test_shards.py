@@ -229,8 +229,10 @@ def test_a_bad_source_leaves_the_old_shards(source: Path, bpe: Tokenizer, tmp_pa
 def test_what_cannot_be_tokenized(source: Path, bpe: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no <\|endoftext\|> token"):
         write_shards([source], Tokenizer(models.BPE()), tmp_path / "x")
-    with pytest.raises(InputError, match=r"0 workers: give at least 1"):
-        write_shards([source], bpe, tmp_path / "x", workers=0)
+    for workers in (0, 257):
+        sentence = f"{workers} workers: give at least 1 and at most 256"
+        with pytest.raises(InputError, match=sentence):
+            write_shards([source], bpe, tmp_path / "x", workers=workers)
     empty = WRITERS["dataset"](tmp_path / "empty", [])
     with pytest.raises(InputError, match=r"empty: no text in 'text'"):
         write_shards([empty], bpe, tmp_path / "x")
@@ -324,3 +326,13 @@ def test_encode_tells_where_documents_end(bpe: Tokenizer) -> None:
     assert [piece.count(0) for piece in pieces] == [1, 1, 1]
     assert [bpe.decode(piece[:-1]) for piece in pieces] == texts
     assert text_bytes.tolist() == [6, 0, 17]
+
+
+def test_the_manifest_names_an_end_that_is_not_the_usual(
+    source: Path, bpe: Tokenizer, tmp_path: Path
+) -> None:
+    """And only that: shards of older versions stay those of the same inputs."""
+    usual = bpe.token_to_id("<|endoftext|>")
+    for end, wanted in ((None, None), (usual, None), (7, 7)):
+        folder = write_shards([source], bpe, tmp_path / f"of-{end}", end=end)
+        assert json.loads((folder / "manifest.json").read_text()).get("end_of_text") == wanted
