@@ -1,4 +1,4 @@
-"""Small faults in a Python module: cosmic-ray's operators, and two kinds that it lacks.
+"""Small faults in a Python module: cosmic-ray's operators, and kinds that it lacks.
 
 A binary or comparing operator is replaced by one or two others (of all that cosmic-ray offers),
 annotations are left alone, and so is what no longer compiles.
@@ -19,7 +19,6 @@ from cosmic_ray.operators import (
     boolean_replacer,
     break_continue,
     comparison_operator_replacement,
-    exception_replacer,
     number_replacer,
     unary_operator_replacement,
     zero_iteration_for_loop,
@@ -104,6 +103,21 @@ class RemoveStatement:
         return nothing
 
 
+class ExceptNothing:
+    """`except A` catches nothing. (cosmic-ray's own stumbles over `except module.A`.)"""
+
+    def mutation_positions(self, node: Any) -> Iterator[Any]:
+        if node.type == "except_clause":
+            yield (node.start_pos, node.end_pos)
+
+    def mutate(self, node: Any, index: int) -> Any:
+        nothing = parso.parse("()").children[0]
+        nothing.get_first_leaf().prefix = " "
+        node.children[1] = nothing
+        nothing.parent = node
+        return node
+
+
 def _chosen(operators: Iterable[Any], table: dict[str, list[str]], prefix: str) -> list[Any]:
     names = {f"{prefix}_{old}_{new}" for old, many in table.items() for new in many}
     return [operator for operator in operators if operator.__name__ in names]
@@ -126,7 +140,7 @@ OPERATORS: list[Any] = [
     boolean_replacer.ReplaceOrWithAnd,
     break_continue.ReplaceBreakWithContinue,
     break_continue.ReplaceContinueWithBreak,
-    exception_replacer.ExceptionReplacer,
+    ExceptNothing,
     number_replacer.NumberReplacer,
     zero_iteration_for_loop.ZeroIterationForLoop,
     AugmentedAssignment,
