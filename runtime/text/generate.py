@@ -20,7 +20,6 @@ PREFILL_CHUNK = 1024
 """Tokens of a prompt between two reports of progress: whole spans of every backend's prefill."""
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-_CONTEXT = 5  # tokens of the prompt that decide about the space before the first new word
 _LONGEST_WAIT = 64  # tokens: a character has at most four bytes, so this many are no text
 
 
@@ -124,7 +123,7 @@ def _stream(
     on_prefill: Callable[[int, int], None],
 ) -> Iterator[str]:
     sampler = Sampler(sampling)
-    text = IncrementalDetokenizer(tokenizer, prompt[-_CONTEXT:])
+    text = IncrementalDetokenizer(tokenizer, _context(tokenizer, prompt))
     stops = StopStrings(stop)
     logits = _feed(session, prompt, on_prefill)
     tokens, position = drawable_ids(tokenizer, len(logits)), session.position
@@ -155,6 +154,20 @@ def _stream(
             if stopped is not None:
                 raise stopped
             deliver(came)
+
+
+def _context(tokenizer: tokenizers.Tokenizer, prompt: list[int]) -> list[int]:
+    """The end of the prompt that decides how the first new tokens are written.
+
+    It has text, or a decoder takes off the space before the first new word; and it begins with a
+    whole character, for a decoder of single bytes (`ByteFallback`) makes U+FFFD of every one in a
+    row of them that begins with half a character.
+    """
+    for size in range(1, _LONGEST_WAIT):
+        text = tokenizer.decode(prompt[-size:])
+        if text and not text.startswith(_REPLACEMENT):
+            return prompt[-size:]
+    return prompt
 
 
 def _check_position(session: Session, position: int) -> None:

@@ -16,6 +16,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 import tomllib
 from collections import Counter
@@ -44,6 +45,8 @@ LIBRARIES = [
     "pytest",
     "hypothesis",
 ]
+# Modules that take no part in making a bundle: their faults are tried on bundles made once.
+MAKE_NO_BUNDLE = ("runtime/text/",)
 
 
 class FaultySource(SourceFileLoader):
@@ -85,6 +88,8 @@ def run_tests(file: str, source: str, tests: list[str]) -> int:
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
+    if not file.startswith(MAKE_NO_BUNDLE):
+        os.environ.pop("RETNET_EDGE_MADE_ONCE")
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
     return int(pytest.main([*options, *tests]))
 
@@ -168,7 +173,13 @@ def faults(options: argparse.Namespace) -> list[Mutant]:
 
 
 def main() -> int:
-    options = options_of(sys.argv[1:])
+    with tempfile.TemporaryDirectory(prefix="mutation-") as made_once:
+        os.environ["RETNET_EDGE_MADE_ONCE"] = made_once
+        return judged(options_of(sys.argv[1:]))
+
+
+def judged(options: argparse.Namespace) -> int:
+    """Try the faults, and print and store what came of each; the exit status."""
     os.chdir(ROOT)
     sys.path[0] = str(ROOT)
     for library in LIBRARIES:

@@ -12,12 +12,12 @@ from conftest import Tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scripted_session import Script
 from tiny_bundle import END_OF_TEXT, train_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.backends.select import open_session
-from retnet_edge.runtime.session.protocol import State
 from retnet_edge.runtime.text.generate import (
     PREFILL_CHUNK,
     IncrementalDetokenizer,
@@ -28,50 +28,6 @@ from retnet_edge.runtime.text.sampling import Sampling
 
 TOKENIZER = train_tokenizer()
 GREEDY = Sampling(temperature=0)
-
-
-class Script:
-    """A session that wants to say `answer`, then end_of_text for ever."""
-
-    def __init__(self, answer: Sequence[int]) -> None:
-        self.answer = [*answer]
-        self.on_prefill: list[int] = []
-        self.said = 0
-
-    @property
-    def position(self) -> int:
-        return len(self.on_prefill)
-
-    @property
-    def seen(self) -> set[int]:
-        return set(self.on_prefill)
-
-    @property
-    def state_bytes(self) -> int:
-        return 0
-
-    def reset(self) -> None:
-        self.on_prefill = []
-
-    def step(self, token: int) -> NDArray[np.float32]:
-        self.on_prefill.append(token)
-        self.said += 1
-        return self._logits()
-
-    def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        self.on_prefill += tokens
-        return self._logits()
-
-    def states(self) -> list[State]:
-        return []
-
-    def load_states(self, states: Sequence[State], position: int, seen: object = ()) -> None:
-        raise NotImplementedError
-
-    def _logits(self) -> NDArray[np.float32]:
-        logits = np.zeros(300, dtype=np.float32)
-        logits[self.answer[self.said] if self.said < len(self.answer) else END_OF_TEXT] = 1
-        return logits
 
 
 def pieces_of(
@@ -214,9 +170,9 @@ def test_the_session_has_seen_everything_but_the_end() -> None:
 @pytest.mark.parametrize(
     ("prompt", "max_tokens", "stop", "complaint"),
     [
-        ("", 5, [], "the prompt '' has 0 tokens"),
-        ("A", 0, [], "max_tokens is 0"),
-        ("A", 5, ["x", ""], "a stop string is empty"),
+        ("", 5, [], "the prompt '' has 0 tokens; at least one is needed"),
+        ("A", 0, [], "max_tokens is 0; at least 1 is needed"),
+        ("A", 5, ["x", ""], "a stop string is empty; it needs at least one character"),
     ],
 )
 def test_bad_arguments_are_refused_before_the_first_token(

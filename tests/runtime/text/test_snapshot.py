@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,7 +120,53 @@ def test_files_that_are_no_state(
 def test_an_unknown_version_is_named(stored: Path, tiny: Tiny) -> None:
     content = stored.read_bytes()[:-32].replace(b'"version":2', b'"version":9')
     stored.write_bytes(content + hashlib.sha256(content).digest())
-    with pytest.raises(InputError, match="version 9 are not known"):
+    with pytest.raises(InputError, match=r"version 9 are not known.* reads 1 and 2$"):
+        load_snapshot(stored, tiny.open())
+
+
+def with_header(raw: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """A state file with another header, and the checksum that belongs to it."""
+    length = int.from_bytes(raw[8:12], "little")
+    header = change(raw[12 : 12 + length])
+    content = raw[:8] + len(header).to_bytes(4, "little") + header + raw[12 + length : -32]
+    return content + hashlib.sha256(content).digest()
+
+
+def test_the_bytes_of_a_state_file_are_those_of_the_format(stored: Path, tiny: Tiny) -> None:
+    raw, bundle = stored.read_bytes(), tiny.open()
+    length = int.from_bytes(raw[8:12], "little")
+    assert raw[:8] == b"RETSTATE"
+    assert json.loads(raw[12 : 12 + length]) == {
+        "version": 2, "bundle": bundle.fingerprint, "position": 20, "tokens": 20,
+        "dtypes": ["float32"], "seen": len(set(TOKENS[:20])),
+    }  # fmt: skip
+    session = open_session(bundle, threads=1)
+    session.prefill(TOKENS[:20])
+    content = b"".join(
+        array.tobytes()
+        for array in (
+            np.array(TOKENS[:20], "<i4"),
+            np.array(sorted(set(TOKENS[:20])), "<i4"),
+            *session.states(),
+        )
+    )
+    assert raw[12 + length :] == content + hashlib.sha256(raw[:-32]).digest()
+
+
+def test_a_header_has_room_for_a_mebibyte(stored: Path, tiny: Tiny) -> None:
+    """A length that is damaged makes nobody read more than that into memory."""
+    raw = stored.read_bytes()
+    stored.write_bytes(with_header(raw, lambda header: header.ljust(1 << 20)))
+    assert load_snapshot(stored, tiny.open()).position == 20
+    stored.write_bytes(with_header(raw, lambda header: header.ljust((1 << 20) + 1)))
+    with pytest.raises(InputError, match="header of the state file was changed"):
+        load_snapshot(stored, tiny.open())
+
+
+def test_a_field_that_nobody_knows_is_refused(stored: Path, tiny: Tiny) -> None:
+    changed = with_header(stored.read_bytes(), lambda header: header[:-1] + b',"later":1}')
+    stored.write_bytes(changed)
+    with pytest.raises(InputError, match=r"header of the state file was changed.*later"):
         load_snapshot(stored, tiny.open())
 
 
@@ -182,10 +229,23 @@ def test_ids_that_the_model_has_not(tiny: Tiny, tmp_path: Path) -> None:
     bundle = tiny.open()
     session = open_session(bundle, threads=1)
     session.step(1)
-    save_snapshot(Snapshot.of(session, [300]), bundle, tmp_path / "s")
-    with pytest.raises(InputError, match="token id 300 is out of range"):
-        load_snapshot(tmp_path / "s", bundle)
+    for bad in (300, -1):
+        save_snapshot(Snapshot.of(session, [299, bad, 0]), bundle, tmp_path / "s")
+        sentence = f"token id {bad} is out of range: this model has ids 0 to 299$"
+        with pytest.raises(InputError, match=sentence):
+            load_snapshot(tmp_path / "s", bundle)
+    save_snapshot(Snapshot.of(session, [299, 0]), bundle, tmp_path / "s")
+    assert load_snapshot(tmp_path / "s", bundle).tokens == (299, 0)
     with pytest.raises(InputError, match="token id -1 is out of range"):
         session.load_states(session.states(), 1, {-1})
     with pytest.raises(InputError, match="at most 4611686018427387904"):
         session.load_states(session.states(), 2**63)
+
+
+def test_what_was_seen_is_not_printed(tiny: Tiny) -> None:
+    """It can be as many ids as the vocabulary has."""
+    session = open_session(tiny.open(), threads=1)
+    session.step(123)
+    text = repr(Snapshot.of(session))
+    assert "position=1" in text
+    assert "seen" not in text
