@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from pathlib import Path
 
+import msgspec
 import numpy as np
+import onnx
 import pytest
 from conftest import Tiny
 from micro_checkpoint import VOCABULARY, exported_once, random_tokens
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from tiny_bundle import rewrite_manifest
 
 from retnet_edge.errors import InputError
 from retnet_edge.quantize.quantize import quantize
@@ -143,11 +148,13 @@ def test_what_cannot_be(bundle: Bundle, tiny: Tiny, tiny_transformer: Tiny) -> N
     for call, sentence in (
         (batch.join, "the batch is full: it has room for 1"),
         (lambda: batch.step({}), "sequence 0 was given no token"),
-        (lambda: batch.step({number: 1, 9: 1}), "sequence 9 is not in the batch"),
+        (lambda: batch.step({number: 1, 9: 1, 8: 1}), "sequence 8 is not in the batch; a step"),
         (lambda: batch.step({number: VOCABULARY}), "token id 384 is out of range"),
         (lambda: batch.prefill(number, []), "0 tokens"),
         (lambda: batch.leave(7), "sequence 7 is not in the batch"),
-        (lambda: Batch(bundle, 0), "capacity is 0"),
+        (lambda: batch.position(-1), "sequence -1 is not in the batch"),
+        (lambda: batch.seen(1), "sequence 1 is not in the batch"),
+        (lambda: Batch(bundle, 0), "capacity is 0; a batch has room for at least 1 sequence"),
         (lambda: Batch(tiny_transformer.open(), 1), "states of constant size"),
         (lambda: Batch(tiny.open(), 1), "no graph that takes both"),
     ):
@@ -161,3 +168,71 @@ def test_a_recipe_that_looks_across_rows_is_refused(fp32: Path, tmp_path: Path) 
     with pytest.raises(InputError, match="int8-dynamic, quantizes the activations of a whole"):
         Batch(Bundle.open(out), 2)
     shutil.rmtree(out)
+
+
+def test_sequences_are_numbered_as_they_come(bundle: Bundle) -> None:
+    batch = Batch(bundle, 2, threads=1)
+    assert [batch.join(), batch.join()] == [0, 1]
+    batch.leave(0)
+    assert batch.sequences == (1,)
+    assert batch.join() == 2
+    batch.leave(2)
+    assert [batch.join(), *batch.sequences] == [3, 1, 3]
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_batch_holds_one_set_of_states_or_two(fp32: Path, in_place: bool) -> None:
+    """One where the graph may write a next state over the past one."""
+    bundle = Bundle.open(fp32)
+    graphs = [msgspec.structs.replace(g, states_in_place=in_place) for g in bundle.manifest.graphs]
+    bundle = Bundle(fp32, msgspec.structs.replace(bundle.manifest, graphs=tuple(graphs)))
+
+    def allocated(capacity: int) -> int:
+        tracemalloc.start()
+        try:
+            batch = Batch(bundle, capacity, threads=1)
+            assert batch.sequences == ()
+            return tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+
+    logits, token, position = 4 * VOCABULARY, 8, 8
+    states = open_session(bundle, threads=1).state_bytes
+    each = (allocated(1025) - allocated(1)) / 1024
+    assert each == pytest.approx(
+        logits + token + position + states * (1 if in_place else 2), rel=0.02
+    )
+
+
+def test_a_graph_that_reads_past_states_late_gets_them_unchanged(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    """It does not allow that the next states are written over them."""
+    folder = Path(shutil.copytree(tiny.path, tmp_path / "late.edge"))
+    model = onnx.load(folder / "prefill.onnx", load_external_data=False)
+    nodes = list(model.graph.node)
+    at = next(i for i, node in enumerate(nodes) if "next_state_0" in node.input)
+    nodes[at].input[1] = "both"
+    nodes[at:at] = [  # the past state is needed when the next one is known
+        helper.make_node("ReduceMax", ["next_state_0"], ["largest"], keepdims=0),
+        helper.make_node("Mul", ["largest", "nought"], ["nothing"]),
+        helper.make_node("Add", ["state_0", "nothing"], ["past"]),
+        helper.make_node("Add", ["next_state_0", "past"], ["both"]),
+    ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0), "nought"))
+    onnx.save(model, folder / "prefill.onnx")
+    graphs = tiny.open().manifest.graphs
+    changed = [msgspec.structs.replace(g, serves_step=g.kind == "prefill") for g in graphs]
+    rewrite_manifest(folder, rehash=True, graphs=tuple(changed))
+    bundle = Bundle.open(folder)
+    batch = Batch(bundle, 2, threads=1)
+    first, second = batch.join(), batch.join()
+    for token in range(6):
+        batch.step({first: token, second: 299 - token})
+    session = open_session(bundle, threads=1)
+    wanted = [session.step(token).copy() for token in range(8)][-2:]
+    for token, logits in zip((6, 7), wanted, strict=True):
+        mine = batch.step({first: token, second: 3})[first]
+        np.testing.assert_allclose(mine, logits, atol=1e-5 * np.abs(logits).max())
