@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -57,6 +59,26 @@ def file_size_limit(limit: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+
+
+@contextmanager
+def another_thread_in(thing: Any) -> Iterator[None]:
+    """It stands where a method of `thing`, a session or its like, would be while it computes."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with thing._caller:
+            entered.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    entered.wait(60)
+    try:
+        yield
+    finally:
+        leave.set()
+        thread.join()
 
 
 def child_processes() -> set[str]:

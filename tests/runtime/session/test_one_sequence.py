@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Tiny
+from conftest import Tiny, another_thread_in
 from micro_checkpoint import exported_once
 
 from retnet_edge.errors import SessionBusyError
@@ -23,26 +22,6 @@ from retnet_edge.runtime.text.prompt_cache import PromptCache
 @pytest.fixture(scope="module")
 def fp32(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.open(exported_once(tmp_path_factory.getbasetemp(), "z_n").bundle)
-
-
-@contextmanager
-def another_thread_in(thing: Any) -> Iterator[None]:
-    """It stands where a method would be while it computes."""
-    entered, leave = threading.Event(), threading.Event()
-
-    def stay() -> None:
-        with thing._caller:
-            entered.set()
-            leave.wait(60)
-
-    thread = threading.Thread(target=stay)
-    thread.start()
-    entered.wait(60)
-    try:
-        yield
-    finally:
-        leave.set()
-        thread.join()
 
 
 @pytest.mark.parametrize("kind", ["tiny", "tiny_transformer"])
