@@ -221,7 +221,7 @@ def test_a_graph_that_reads_past_states_late_gets_them_unchanged(
     ]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(0), "nought"))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), "nought"))
     onnx.save(model, folder / "prefill.onnx")
     graphs = tiny.open().manifest.graphs
     changed = [msgspec.structs.replace(g, serves_step=g.kind == "prefill") for g in graphs]

@@ -32,7 +32,7 @@ from retnet_edge.runtime.text.sampling import Sampling
 TOKENIZER = train_tokenizer()
 GREEDY = Sampling(temperature=0)
 CLEF = TOKENIZER.encode("\N{MUSICAL SYMBOL G CLEF}").ids  # four tokens, a byte each
-GARBAGE = TOKENIZER.token_to_id("\u0122")  # byte 0x80 in byte-level BPE: never starts a character
+GARBAGE = CLEF[1]  # byte 0x9D: never starts a character
 
 
 def spoken(
