@@ -176,6 +176,22 @@ def test_garbage_waits_for_64_tokens(context: list[int]) -> None:
     assert pieces == [*[""] * 63, "\ufffd" * 64]
 
 
+def test_a_long_text_is_not_decoded_again_for_every_token() -> None:
+    lengths: list[int] = []
+
+    class Noted:
+        """The tokenizer, which notes how many tokens it is to decode."""
+
+        def decode(self, ids: list[int]) -> str:
+            lengths.append(len(ids))
+            return str(TOKENIZER.decode(ids))
+
+    text = IncrementalDetokenizer(Noted(), [])  # type: ignore[arg-type]
+    answer = TOKENIZER.encode("the cat sat on the mat " * 9).ids
+    assert "".join(text.push(token) for token in answer) == TOKENIZER.decode(answer)
+    assert max(lengths) == 2  # one new token, and the one before it
+
+
 def test_the_stop_string_that_is_complete_first_counts() -> None:
     for stop, text, shown in (
         (["abcd", "bc"], "abcd", "a"),  # `bc` is complete while `abcd` is not
@@ -185,6 +201,14 @@ def test_the_stop_string_that_is_complete_first_counts() -> None:
     ):
         stops = StopStrings(stop)
         assert (stops.push(text), stops.found, stops.flush()) == (shown, True, "")
+
+
+def test_every_beginning_of_a_stop_string_is_held_back() -> None:
+    for held in ("a", "ab", "abc", "abcd"):
+        stops = StopStrings(["abcde", "x"])
+        assert (stops.push(held), stops.push("!")) == ("", held + "!")
+        stops = StopStrings(["abcde", "x"])
+        assert (stops.push("1" + held), stops.flush()) == ("1", held)
 
 
 def byte_fallback() -> tokenizers.Tokenizer:
