@@ -170,6 +170,20 @@ def test_a_field_that_nobody_knows_is_refused(stored: Path, tiny: Tiny) -> None:
         load_snapshot(stored, tiny.open())
 
 
+@pytest.mark.parametrize("field", ["position", "tokens", "seen"])
+@pytest.mark.parametrize("value", [-1, 2**62 + 1])
+def test_counts_that_no_state_has_are_refused(
+    field: str, value: int, stored: Path, tiny: Tiny
+) -> None:
+    def change(header: bytes) -> bytes:
+        return json.dumps(json.loads(header) | {field: value}).encode()
+
+    stored.write_bytes(with_header(stored.read_bytes(), change))
+    sentence = rf"header of the state file was changed: Expected `int` [<>]= .*\$.{field}"
+    with pytest.raises(InputError, match=sentence):
+        load_snapshot(stored, tiny.open())
+
+
 def test_a_state_of_other_weights_is_refused(stored: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.edge"
     write_tiny_bundle(other, model=TinyModel(300, seed=1))
