@@ -85,7 +85,7 @@ def _check_config(manifest: Manifest, where: Path) -> None:
     says: dict[str, int] = {}
     for name in _NUMBERS:
         value = model.config.get(name, 0)
-        if not isinstance(value, int):
+        if not isinstance(value, int) or isinstance(value, bool):
             raise InputError(f"{where}: {name} of the model's configuration is no whole number")
         if name in model.config:
             says[name] = value

@@ -233,6 +233,8 @@ def test_what_cannot_be_tokenized(source: Path, bpe: Tokenizer, tmp_path: Path) 
         sentence = f"{workers} workers: give at least 1 and at most 256"
         with pytest.raises(InputError, match=sentence):
             write_shards([source], bpe, tmp_path / "x", workers=workers)
+    with pytest.raises(InputError, match=r"none\.txt: cannot be read"):  # 256 are allowed
+        write_shards([tmp_path / "none.txt"], bpe, tmp_path / "x", workers=256)
     empty = WRITERS["dataset"](tmp_path / "empty", [])
     with pytest.raises(InputError, match=r"empty: no text in 'text'"):
         write_shards([empty], bpe, tmp_path / "x")
@@ -298,6 +300,23 @@ def test_damaged_shards_are_refused_and_made_anew(
             Shards(folder)
     write_shards([source], bpe, folder, shard_tokens=1_000, replace=False)
     assert files(folder) == whole
+
+
+def test_a_manifest_of_64_mib_and_no_more(tmp_path: Path) -> None:
+    """One of that size is looked into; a larger one is not read."""
+    manifest, most = tmp_path / "manifest.json", 64 * 1024 * 1024
+    for size, says in (
+        (most, f"{manifest}: not a manifest of token shards: "),
+        (
+            most + 1,
+            f"{manifest} has {most + 1} bytes; a manifest of token shards has at most {most}",
+        ),
+    ):
+        with manifest.open("wb") as file:
+            file.truncate(size)
+        with pytest.raises(InputError) as caught:
+            read_manifest(tmp_path)
+        assert str(caught.value).startswith(says)
 
 
 def test_a_manifest_cannot_name_a_file_elsewhere(

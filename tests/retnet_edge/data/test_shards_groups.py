@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import text_files
+from conftest import child_processes
 from text_files import DOCUMENTS, WRITERS, files
 from tokenizers import Tokenizer
 
@@ -90,6 +91,26 @@ def test_many_short_documents_are_one_group(
     """A process's turn for each document would take longer than its work."""
     write_shards([source], bpe, tmp_path / "x")
     assert [len(group) for group in groups] == [len(DOCUMENTS)]
+
+
+def test_a_script_that_asks_for_no_workers_starts_no_process(
+    source: Path, bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lack `if __name__ == "__main__"`, which a process that is started would need."""
+    started: list[set[str]] = []
+
+    def seen(groups: Iterable[list[str]], *rest: object) -> Iterator[Encoded]:
+        for some in encode_groups(groups, *rest):  # type: ignore[arg-type]
+            started.append(child_processes() - before)
+            yield some
+
+    before = child_processes()
+    monkeypatch.setattr(module, "encode_groups", seen)
+    write_shards([source], bpe, tmp_path / "x")
+    assert started
+    assert not any(started)
+    write_shards([source], bpe, tmp_path / "y", workers=2)
+    assert started[-1]
 
 
 def test_hashing_the_shards_tells_how_far_it_is(
