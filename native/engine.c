@@ -1,12 +1,10 @@
 #define _GNU_SOURCE
-#include "retnet.h"
+#include "engine.h"
 
 #include <math.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <time.h>
 
-#include "check.h"
 #include "kernels.h"
 #include "pool.h"
 
@@ -30,10 +28,10 @@ typedef struct {
 } Buffers;
 
 struct Engine {
-    atomic_int busy; /* a call is under way */
-    Model model;
+    const Model *model;
     const Kernels *kernels;
     Pool *pool;
+    int threads;
     int widest;     /* the most columns or rows of a layer's matrix */
     Buffers single; /* of a step */
     char *scratch;  /* of each thread */
@@ -73,7 +71,7 @@ static void *allocate(uint64_t bytes) {
 /* Lay the buffers of a call out from `memory` on, each on a cache line; the bytes they take. NULL:
  * only count. */
 static uint64_t lay_out(const Engine *engine, uint64_t tokens, char *memory, Buffers *b) {
-    const Model *m = &engine->model;
+    const Model *m = engine->model;
     const uint64_t widest = (uint64_t)engine->widest;
     uint64_t at = 0;
 #define ALLOCATE_FIELD(field, count)                        \
@@ -139,7 +137,7 @@ static void linear(const Engine *engine, const Matrix *m, const Activations *x, 
 
 static void norm_and_quantize(Call *call, const float *weight, const Matrix *next, int token,
                               int thread) {
-    const Model *m = &call->engine->model;
+    const Model *m = call->engine->model;
     const Kernels *k = call->engine->kernels;
     float *normed = call->b->normed + (size_t)token * m->d_model;
     Activations codes = call->b->codes;
@@ -169,7 +167,7 @@ static void rotate(const float *x, const float *cos_sin, int n, float scale, flo
 /* One head, all tokens: from q, k, v, gate in `projected` to silu(gate) * norm(o) in `hidden`. */
 static void retention_head(void *arg, int head, int thread) {
     const Call *call = arg;
-    const Model *m = &call->engine->model;
+    const Model *m = call->engine->model;
     const Kernels *kernels = call->engine->kernels;
     const int keys = m->key_dim, values = m->value_dim, all_keys = m->heads * keys;
     const int all_values = m->heads * values, width = 2 * all_keys + 2 * all_values;
@@ -200,7 +198,7 @@ static void quantize_retention(void *arg, int token, int thread) {
 
 static void ffn_activation(void *arg, int token, int thread) {
     const Call *call = arg;
-    const Model *m = &call->engine->model;
+    const Model *m = call->engine->model;
     const Kernels *kernels = call->engine->kernels;
     const float *projected = call->b->projected + (size_t)token * call->layer->inner.rows;
     float *hidden = call->b->hidden + (size_t)token * m->ffn_dim;
@@ -236,7 +234,7 @@ static void run_layer(Call *call) {
     end_stage(engine, RETNET_OTHER);
     linear(engine, &layer->qkvg, &b->codes, tokens, b->projected, 0);
     end_stage(engine, RETNET_QKVG);
-    pool_run(engine->pool, retention_head, call, engine->model.heads);
+    pool_run(engine->pool, retention_head, call, engine->model->heads);
     end_stage(engine, RETNET_RETENTION);
     pool_run(engine->pool, quantize_retention, call, tokens);
     end_stage(engine, RETNET_OTHER);
@@ -252,14 +250,15 @@ static void run_layer(Call *call) {
     end_stage(engine, RETNET_DOWN);
 }
 
-/* Feed tokens that were checked. 0, or 1: out of memory. */
-static int feed(Engine *engine, const int64_t *tokens, int count, int64_t position,
-                const Floats *states, float *logits) {
-    const Model *m = &engine->model;
+int engine_run(Engine *engine, const int32_t *tokens, int count, int64_t position, float *states,
+               float *logits) {
+    const Model *m = engine->model;
+    const size_t state = (size_t)m->heads * (size_t)m->key_dim * (size_t)m->value_dim;
     Buffers many;
     const Buffers *b = &engine->single;
+    pool_enter(engine->pool);
     if (count > 1) {
-        if (!new_buffers(engine, count, &many)) return 1;
+        if (!new_buffers(engine, count, &many)) return RETNET_NO_MEMORY;
         b = &many;
     }
     engine->stage_start = now();
@@ -271,7 +270,7 @@ static int feed(Engine *engine, const int64_t *tokens, int count, int64_t positi
     Call call = {.engine = engine, .tokens = count, .b = b};
     for (int i = 0; i < m->layer_count; i++) {
         call.layer = &m->layers[i];
-        call.state = states[i].data;
+        call.state = states + (size_t)i * state;
         run_layer(&call);
     }
     Activations last = b->codes;
@@ -282,47 +281,7 @@ static int feed(Engine *engine, const int64_t *tokens, int count, int64_t positi
     linear(engine, &m->head, &last, 1, logits, 0);
     end_stage(engine, RETNET_HEAD);
     if (count > 1) free(many.memory);
-    return 0;
-}
-
-static int is_buffer(const float *data, uint64_t count, uint64_t expected) {
-    return data && (uintptr_t)data % sizeof(float) == 0 && count == expected;
-}
-
-/* Is it a call that can be made? Looks only at what no call changes. */
-static int check_call(const Model *m, const int64_t *tokens, int64_t count, int64_t position,
-                      const Floats *states, int32_t state_count, const float *logits,
-                      uint64_t logit_count) {
-    const uint64_t state = (uint64_t)m->heads * (uint64_t)m->key_dim * (uint64_t)m->value_dim;
-    if (!tokens || count < 1 || count > RETNET_MOST_TOKENS) return RETNET_BAD_COUNT;
-    if (position < 0 || position > INT64_MAX - count) return RETNET_BAD_POSITION;
-    if (!states || state_count != m->layer_count) return RETNET_BAD_BUFFER;
-    for (int i = 0; i < state_count; i++)
-        if (!is_buffer(states[i].data, states[i].count, state)) return RETNET_BAD_BUFFER;
-    if (!is_buffer(logits, logit_count, (uint64_t)m->vocab_size)) return RETNET_BAD_BUFFER;
-    for (int64_t i = 0; i < count; i++)
-        if (tokens[i] < 0 || tokens[i] >= m->vocab_size) return RETNET_BAD_TOKEN;
     return RETNET_OK;
-}
-
-/* 0 where another call is under way. */
-static int begin_call(Engine *engine) {
-    int free_before = 0;
-    return atomic_compare_exchange_strong(&engine->busy, &free_before, 1);
-}
-
-static void end_call(Engine *engine) { atomic_store(&engine->busy, 0); }
-
-int retnet_run(Engine *engine, const int64_t *tokens, int64_t count, int64_t position,
-               const Floats *states, int32_t state_count, float *logits, uint64_t logit_count) {
-    const int wrong = check_call(&engine->model, tokens, count, position, states, state_count,
-                                 logits, logit_count);
-    if (wrong) return wrong;
-    if (!begin_call(engine)) return RETNET_BUSY;
-    pool_enter(engine->pool);
-    const int failed = feed(engine, tokens, (int)count, position, states, logits);
-    end_call(engine);
-    return failed ? RETNET_NO_MEMORY : RETNET_OK;
 }
 
 /* The most columns or rows of a matrix whose products a call keeps. */
@@ -337,56 +296,41 @@ static int widest_of(const Model *m) {
     return widest;
 }
 
-int retnet_new(const ModelPlan *plan, int threads, const char *kernels, Engine **to, char *error,
-               size_t error_size) {
+int engine_new(const Model *model, int threads, const char *kernels, Engine **to) {
     *to = NULL;
-    if (error && error_size) *error = 0;
     if (threads < 1 || threads > RETNET_MOST_THREADS) return RETNET_BAD_THREADS;
     const Kernels *found = find_kernels(kernels);
     if (!found) return RETNET_NO_KERNELS;
-    Model model;
-    const int wrong = check_plan(plan, &model, error, error_size);
-    if (wrong) return wrong;
     Engine *engine = calloc(1, sizeof *engine);
-    if (!engine) {
-        free_model(&model);
-        return RETNET_NO_MEMORY;
-    }
+    if (!engine) return RETNET_NO_MEMORY;
     engine->model = model;
     engine->kernels = found;
-    engine->widest = widest_of(&model);
+    engine->threads = threads;
+    engine->widest = widest_of(model);
     /* expanded rows of a chunk, with scales and levels of their blocks; or q and k of a head */
     const uint64_t chunk = (uint64_t)PANEL_ROWS * (uint64_t)engine->widest;
     const uint64_t blocks = chunk / COLUMN_ALIGN + PANEL_ROWS * (BLOCK_ALIGN + 1);
     engine->scratch_bytes = round_to_cache_line(chunk * sizeof(int16_t) +
                                                 2 * blocks * sizeof(float) +
-                                                2 * sizeof(float) * (uint64_t)model.key_dim);
+                                                2 * sizeof(float) * (uint64_t)model->key_dim);
     engine->scratch = allocate(engine->scratch_bytes * (uint64_t)threads);
     engine->pool = pool_new(threads);
     if (!new_buffers(engine, 1, &engine->single) || !engine->scratch || !engine->pool) {
-        retnet_free(engine);
+        engine_free(engine);
         return RETNET_NO_MEMORY;
     }
     *to = engine;
     return RETNET_OK;
 }
 
-int retnet_free(Engine *engine) {
-    if (!engine) return RETNET_OK;
-    if (!begin_call(engine)) return RETNET_BUSY;
+void engine_free(Engine *engine) {
+    if (!engine) return;
     if (engine->pool) pool_free(engine->pool);
     free(engine->single.memory);
     free(engine->scratch);
-    free_model(&engine->model);
     free(engine);
-    return RETNET_OK;
 }
 
-const char *retnet_kernels(const Engine *engine) { return engine->kernels->name; }
-
-int retnet_seconds(Engine *engine, double seconds[RETNET_STAGES]) {
-    if (!begin_call(engine)) return RETNET_BUSY;
-    for (int i = 0; i < RETNET_STAGES; i++) seconds[i] = engine->seconds[i];
-    end_call(engine);
-    return RETNET_OK;
-}
+int engine_threads(const Engine *engine) { return engine->threads; }
+const char *engine_kernels(const Engine *engine) { return engine->kernels->name; }
+const double *engine_seconds(const Engine *engine) { return engine->seconds; }

@@ -1,4 +1,4 @@
-#include "check.h"
+#include "table.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -182,7 +182,7 @@ int check_plan(const ModelPlan *plan, Model *model, char *error, size_t size) {
     const Check c = {plan, error, size};
     *model = (Model){0};
     if (error && size) *error = 0;
-    if (!sizes(&c)) return RETNET_BAD_PLAN;
+    if (!sizes(&c)) return RETNET_BAD_FILE;
     *model = (Model){.layer_count = plan->layer_count, .d_model = plan->d_model,
                      .heads = plan->heads, .key_dim = plan->key_dim,
                      .value_dim = plan->value_dim, .ffn_dim = plan->ffn_dim,
@@ -201,9 +201,9 @@ int check_plan(const ModelPlan *plan, Model *model, char *error, size_t size) {
                             &model->head) &&
                      (model->final_norm = norm(&c, "model", "final_norm", &plan->final_norm,
                                                plan->d_model))))
-        status = RETNET_BAD_PLAN;
+        status = RETNET_BAD_FILE;
     for (int i = 0; !status && i < plan->layer_count; i++)
-        if (!layer(&c, i, &layers[i])) status = RETNET_BAD_PLAN;
+        if (!layer(&c, i, &layers[i])) status = RETNET_BAD_FILE;
     if (status) free_model(model);
     return status;
 }
