@@ -1,11 +1,10 @@
-#define _GNU_SOURCE
 #include "engine.h"
 
 #include <math.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "kernels.h"
+#include "platform.h"
 #include "pool.h"
 
 #define PI 3.14159265358979323846
@@ -57,15 +56,13 @@ typedef struct {
     float *y;
 } LinearTask;
 
+/* Where row `index` of rows of `width` begins. */
+static size_t row_start(int index, int width) { return (size_t)index * (size_t)width; }
+
 static int max_int(int a, int b) { return a > b ? a : b; }
 
 static uint64_t round_to_cache_line(uint64_t bytes) {
     return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
-}
-
-/* `bytes`, a multiple of a cache line, on one; NULL where there are not so many. */
-static void *allocate(uint64_t bytes) {
-    return bytes > PTRDIFF_MAX ? NULL : aligned_alloc(CACHE_LINE, (size_t)bytes);
 }
 
 /* Lay the buffers of a call out from `memory` on, each on a cache line; the bytes they take. NULL:
@@ -92,20 +89,14 @@ static uint64_t lay_out(const Engine *engine, uint64_t tokens, char *memory, Buf
 }
 
 static int new_buffers(const Engine *engine, int tokens, Buffers *b) {
-    b->memory = allocate(lay_out(engine, (uint64_t)tokens, NULL, b));
+    b->memory = allocate_aligned(lay_out(engine, (uint64_t)tokens, NULL, b));
     if (b->memory) lay_out(engine, (uint64_t)tokens, b->memory, b);
     return b->memory != NULL;
 }
 
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 /* All time since the stage before belongs to this one. */
 static void end_stage(Engine *engine, int stage) {
-    const double at = now();
+    const double at = monotonic_seconds();
     engine->seconds[stage] += at - engine->stage_start;
     engine->stage_start = at;
 }
@@ -139,9 +130,9 @@ static void norm_and_quantize(Call *call, const float *weight, const Matrix *nex
                               int thread) {
     const Model *m = call->engine->model;
     const Kernels *k = call->engine->kernels;
-    float *normed = call->b->normed + (size_t)token * m->d_model;
+    float *normed = call->b->normed + row_start(token, m->d_model);
     Activations codes = call->b->codes;
-    k->rms_norm(call->b->x + (size_t)token * m->d_model, weight, m->d_model, m->norm_eps, normed);
+    k->rms_norm(call->b->x + row_start(token, m->d_model), weight, m->d_model, m->norm_eps, normed);
     k->quantize(next, normed, &codes, token, thread_scratch(call->engine, thread));
 }
 
@@ -172,11 +163,11 @@ static void retention_head(void *arg, int head, int thread) {
     const int keys = m->key_dim, values = m->value_dim, all_keys = m->heads * keys;
     const int all_values = m->heads * values, width = 2 * all_keys + 2 * all_values;
     float *q = thread_scratch(call->engine, thread), *k = q + keys;
-    float *state = call->state + (size_t)head * keys * values;
+    float *state = call->state + row_start(head, keys * values);
     for (int token = 0; token < call->tokens; token++) {
-        const float *row = call->b->projected + (size_t)token * width;
-        const float *cos_sin = call->b->cos_sin + (size_t)token * keys;
-        float *o = call->b->hidden + (size_t)token * all_values + (size_t)head * values;
+        const float *row = call->b->projected + row_start(token, width);
+        const float *cos_sin = call->b->cos_sin + row_start(token, keys);
+        float *o = call->b->hidden + row_start(token, all_values) + head * values;
         rotate(row + head * keys, cos_sin, keys, 1.0f / sqrtf((float)keys), q);
         rotate(row + all_keys + head * keys, cos_sin, keys, 1.0f, k);
         kernels->retention_step(state, q, k, row + 2 * all_keys + head * values,
@@ -190,7 +181,7 @@ static void retention_head(void *arg, int head, int thread) {
 static void quantize_retention(void *arg, int token, int thread) {
     const Call *call = arg;
     const Matrix *out = &call->layer->out;
-    const float *hidden = call->b->hidden + (size_t)token * out->inputs;
+    const float *hidden = call->b->hidden + row_start(token, out->inputs);
     Activations codes = call->b->codes;
     call->engine->kernels->quantize(out, hidden, &codes, token,
                                     thread_scratch(call->engine, thread));
@@ -200,8 +191,8 @@ static void ffn_activation(void *arg, int token, int thread) {
     const Call *call = arg;
     const Model *m = call->engine->model;
     const Kernels *kernels = call->engine->kernels;
-    const float *projected = call->b->projected + (size_t)token * call->layer->inner.rows;
-    float *hidden = call->b->hidden + (size_t)token * m->ffn_dim;
+    const float *projected = call->b->projected + row_start(token, call->layer->inner.rows);
+    float *hidden = call->b->hidden + row_start(token, m->ffn_dim);
     Activations codes = call->b->codes;
     kernels->activate(projected, m->gated ? projected + m->ffn_dim : NULL, m->ffn_dim, m->gelu,
                       hidden);
@@ -211,7 +202,7 @@ static void ffn_activation(void *arg, int token, int thread) {
 
 /* Angles and head norm's eps of a token; n counts from 1. */
 static void set_position_terms(const Model *m, const Buffers *b, int token, int64_t position) {
-    float *cos_sin = b->cos_sin + (size_t)token * m->key_dim;
+    float *cos_sin = b->cos_sin + row_start(token, m->key_dim);
     for (int i = 0; i < m->key_dim / 2; i++) {
         const double angle = 2 * PI * fmod((double)position * m->frequencies[i], 1.0);
         cos_sin[i] = (float)cos(angle);
@@ -261,10 +252,10 @@ int engine_run(Engine *engine, const int32_t *tokens, int count, int64_t positio
         if (!new_buffers(engine, count, &many)) return RETNET_NO_MEMORY;
         b = &many;
     }
-    engine->stage_start = now();
+    engine->stage_start = monotonic_seconds();
     for (int token = 0; token < count; token++) {
         engine->kernels->embedding_row(&m->embedding, (size_t)tokens[token],
-                                b->x + (size_t)token * m->d_model, engine->scratch);
+                                b->x + row_start(token, m->d_model), engine->scratch);
         set_position_terms(m, b, token, position + token);
     }
     Call call = {.engine = engine, .tokens = count, .b = b};
@@ -274,13 +265,13 @@ int engine_run(Engine *engine, const int32_t *tokens, int count, int64_t positio
         run_layer(&call);
     }
     Activations last = b->codes;
-    const float *x = b->x + (size_t)(count - 1) * m->d_model;
+    const float *x = b->x + row_start(count - 1, m->d_model);
     engine->kernels->rms_norm(x, m->final_norm, m->d_model, m->norm_eps, b->normed);
     engine->kernels->quantize(&m->head, b->normed, &last, 0, engine->scratch);
     end_stage(engine, RETNET_OTHER);
     linear(engine, &m->head, &last, 1, logits, 0);
     end_stage(engine, RETNET_HEAD);
-    if (count > 1) free(many.memory);
+    if (count > 1) free_aligned(many.memory);
     return RETNET_OK;
 }
 
@@ -313,7 +304,7 @@ int engine_new(const Model *model, int threads, const char *kernels, Engine **to
     engine->scratch_bytes = round_to_cache_line(chunk * sizeof(int16_t) +
                                                 2 * blocks * sizeof(float) +
                                                 2 * sizeof(float) * (uint64_t)model->key_dim);
-    engine->scratch = allocate(engine->scratch_bytes * (uint64_t)threads);
+    engine->scratch = allocate_aligned(engine->scratch_bytes * (uint64_t)threads);
     engine->pool = pool_new(threads);
     if (!new_buffers(engine, 1, &engine->single) || !engine->scratch || !engine->pool) {
         engine_free(engine);
@@ -326,8 +317,8 @@ int engine_new(const Model *model, int threads, const char *kernels, Engine **to
 void engine_free(Engine *engine) {
     if (!engine) return;
     if (engine->pool) pool_free(engine->pool);
-    free(engine->single.memory);
-    free(engine->scratch);
+    free_aligned(engine->single.memory);
+    free_aligned(engine->scratch);
     free(engine);
 }
 

@@ -7,6 +7,9 @@
 
 #include "retnet.h"
 
+/* Of what is mapped: the file has alignments of its own, which hold only from here on. */
+enum { RETNET_BUFFER_ALIGN = 64 };
+
 /* A part of a file, mapped for reading: `size` bytes at `data`. */
 typedef struct {
     const uint8_t *data;

@@ -120,6 +120,7 @@ typedef struct {
     int32_t has_tokenizer; /* 0: token ids alone */
     int32_t begin_token;   /* what a text begins with, -1: nothing */
     uint64_t weight_bytes; /* mapped */
+    uint64_t step_bytes;   /* of weights that a step reads: all but an embedding that is no head */
     uint64_t state_bytes;  /* of a session's states, whatever its length */
     uint8_t fingerprint[RETNET_FINGERPRINT_BYTES];
 } retnet_model_info;
@@ -203,8 +204,7 @@ RETNET_API retnet_status retnet_session_seconds(retnet_session *session,
 
 /* Copies of the states, float32 [layers, heads, key_dim, value_dim], out of a session and into one,
  * which then is at `position`. size: state_bytes. seen: ids that the sequence holds, for the
- * repetition penalty. RETNET_BAD_BUFFER, RETNET_BAD_POSITION, RETNET_BAD_TOKEN; also where a state
- * holds what is no finite number. */
+ * repetition penalty. RETNET_BAD_BUFFER, RETNET_BAD_POSITION, RETNET_BAD_COUNT, RETNET_BAD_TOKEN. */
 RETNET_API retnet_status retnet_session_get_states(retnet_session *session, float *states,
                                                    uint64_t size);
 RETNET_API retnet_status retnet_session_set_states(retnet_session *session, const float *states,

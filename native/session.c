@@ -174,7 +174,6 @@ retnet_status retnet_session_set_states(retnet_session *session, const float *st
     const Model *m = &session->model->model;
     if (!states || (uintptr_t)states % sizeof(float) || size != sizeof(float) * state_floats(m))
         return RETNET_BAD_BUFFER;
-    if (!all_finite_floats(states, state_floats(m))) return RETNET_BAD_BUFFER;
     if (position < 0 || position == INT64_MAX) return RETNET_BAD_POSITION;
     if (seen_count < 0 || (seen_count && !seen)) return RETNET_BAD_COUNT;
     for (int32_t i = 0; i < seen_count; i++)

@@ -214,3 +214,67 @@ void free_model(Model *model) {
     free((void *)model->frequencies);
     *model = (Model){0};
 }
+
+/* Do `count` records of `bytes` lie in the table at `offset`, on a multiple of 8? */
+static int in_table(const Check *c, const char *what, Bytes table, uint64_t offset, int64_t count,
+                    uint64_t bytes) {
+    if (count >= 0 && offset % 8 == 0 && offset <= table.size &&
+        (uint64_t)count <= (table.size - offset) / bytes)
+        return 1;
+    return refuse(c, "%lld %s lie at byte %llu of a table of %llu, or at no multiple of 8",
+                  (long long)count, what, (unsigned long long)offset,
+                  (unsigned long long)table.size);
+}
+
+int read_table(Bytes table, Bytes weights, ModelPlan *plan, char *error, size_t size) {
+    const Check c = {plan, error, size};
+    *plan = (ModelPlan){0};
+    if (error && size) *error = 0;
+    const char *bytes = table.data;
+    retnet_table_header h;
+    if (table.size < sizeof h) {
+        refuse(&c, "it has %llu bytes; at least %llu are needed", (unsigned long long)table.size,
+               (unsigned long long)sizeof h);
+        return RETNET_BAD_FILE;
+    }
+    memcpy(&h, bytes, sizeof h);
+    const uint32_t known = RETNET_GATED_FFN | RETNET_GELU | RETNET_EPS_Z_N;
+    if (h.version != RETNET_TABLE_VERSION || h.header_bytes != sizeof h ||
+        h.layer_bytes != sizeof(LayerPlan)) {
+        refuse(&c, "its version is %u, with records of %u and %u bytes; this library reads %d, with "
+               "%llu and %llu", h.version, h.header_bytes, h.layer_bytes, RETNET_TABLE_VERSION,
+               (unsigned long long)sizeof h, (unsigned long long)sizeof(LayerPlan));
+        return RETNET_BAD_FILE;
+    }
+    if (h.flags & ~known || h.decay != RETNET_DECAY_CONSTANT || h.conv_width || h.reserved) {
+        refuse(&c, "it asks for what this library does not know: flags %u, decay %u, convolution %u",
+               h.flags, h.decay, h.conv_width);
+        return RETNET_BAD_FILE;
+    }
+    if (h.table_bytes != table.size) {
+        refuse(&c, "it has %llu bytes, and says %llu", (unsigned long long)table.size,
+               (unsigned long long)h.table_bytes);
+        return RETNET_BAD_FILE;
+    }
+    if (!in_table(&c, "layers", table, h.layers_offset, h.layer_count, sizeof(LayerPlan)) ||
+        !in_table(&c, "gammas", table, h.gammas_offset, h.heads, sizeof(double)) ||
+        !in_table(&c, "frequencies", table, h.frequencies_offset, h.key_dim / 2, sizeof(double)) ||
+        !in_table(&c, "own bytes", table, h.own_offset,
+                  h.own_bytes > INT64_MAX ? -1 : (int64_t)h.own_bytes, 1))
+        return RETNET_BAD_FILE;
+    *plan = (ModelPlan){.weights = weights,
+                        .own = {bytes + h.own_offset, h.own_bytes},
+                        .gammas = (const void *)(bytes + h.gammas_offset),
+                        .frequencies = (const void *)(bytes + h.frequencies_offset),
+                        .layers = (const void *)(bytes + h.layers_offset),
+                        .embedding = h.embedding, .head = h.head, .final_norm = h.final_norm,
+                        .layer_count = h.layer_count, .d_model = h.d_model, .heads = h.heads,
+                        .key_dim = h.key_dim, .value_dim = h.value_dim, .ffn_dim = h.ffn_dim,
+                        .vocab_size = h.vocab_size, .layer_plans = h.layer_count,
+                        .gamma_count = h.heads, .frequency_count = h.key_dim / 2,
+                        .gated = (h.flags & RETNET_GATED_FFN) != 0,
+                        .gelu = (h.flags & RETNET_GELU) != 0,
+                        .eps_z_n = (h.flags & RETNET_EPS_Z_N) != 0, .norm_eps = h.norm_eps,
+                        .head_norm_eps = h.head_norm_eps};
+    return RETNET_OK;
+}

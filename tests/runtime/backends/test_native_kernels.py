@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 PROGRAMS = ("check_kernels.c", "check_engine.c", "check_refused.c", "check_callers.c")
-SOURCES = ("native/retnet.c", "native/check.c", "native/kernels.c", "native/pool.c")
+SOURCES = tuple(sorted(f"native/{path.name}" for path in (ROOT / "native").glob("*.c")))
 SANITIZERS = {
     "memory": [
         "-fsanitize=address,undefined,float-cast-overflow",
