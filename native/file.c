@@ -97,6 +97,7 @@ static retnet_status check_section(const retnet_model *model, int32_t index, con
         if (s->offset < other->offset + other->bytes && other->offset < s->offset + s->bytes)
             return fail(error, RETNET_BAD_FILE, at, "section %d lies over section %d", index, i);
     }
+    if (s->kind > RETNET_KIND_GENERATION) return RETNET_OK; /* when it is asked for */
     if (s->kind == RETNET_KIND_WEIGHTS && flags & RETNET_SKIP_WEIGHT_HASH) return RETNET_OK;
     if (!same_bytes(file + s->offset, s->bytes, s->sha256))
         return fail(error, RETNET_BAD_FILE, s->offset,
@@ -310,6 +311,9 @@ void retnet_model_get_info(const retnet_model *model, retnet_model_info *info) {
 
 const void *retnet_model_section(const retnet_model *model, int32_t kind, uint64_t *size) {
     const retnet_section *s = kind > 0 ? find_section(model, (uint32_t)kind) : NULL;
+    if (s && s->kind > RETNET_KIND_GENERATION &&
+        !same_bytes(model->file + s->offset, s->bytes, s->sha256))
+        s = NULL;
     *size = s ? s->bytes : 0;
     return s ? model->file + s->offset : NULL;
 }

@@ -37,6 +37,8 @@ enum {
     RETNET_KIND_GOLDEN = 6,        /* retnet_golden_header … */
     RETNET_KIND_LICENCE = 7,       /* UTF-8 */
     RETNET_KIND_CARD = 8,          /* UTF-8, Markdown */
+    RETNET_KIND_MANIFEST = 9,      /* the bundle's manifest.json, for Python alone */
+    RETNET_KIND_TOKENIZER_JSON = 10, /* its tokenizer.json, for Python alone */
 };
 
 /* fingerprint: of the bundle that the file was packed from; state files carry it. sha256: of header

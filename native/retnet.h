@@ -135,7 +135,8 @@ typedef enum {
     RETNET_SECTION_CARD = 8,
 } retnet_section_kind;
 
-/* A section's bytes, in place, and how many they are; NULL and 0 where the file has none. */
+/* A section's bytes, in place, and how many they are; NULL and 0 where the file has none, or they are
+ * not those that it was packed with: their SHA-256 is computed now. */
 RETNET_API const void *retnet_model_section(const retnet_model *model, int32_t kind,
                                             uint64_t *size);
 
