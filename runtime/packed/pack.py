@@ -23,7 +23,7 @@ from retnet_edge.runtime.bundle import packed
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, Manifest, encode
 from retnet_edge.runtime.packed.tokenizer_table import encode_tokenizer
-from retnet_edge.runtime.parity.golden import GOLDEN_FILE, LOGIT_ROWS, NEAR_TOKENS, read_golden
+from retnet_edge.runtime.parity.golden import LOGIT_ROWS, NEAR_TOKENS, golden_arrays
 from retnet_edge.runtime.parity.probes import FAR_POSITION
 from retnet_edge.runtime.text.sampling import Sampling
 from retnet_edge.runtime.verify import CARD_FILE
@@ -68,7 +68,7 @@ def pack(
     cannot be written, or a text is none.
     """
     source, out = Bundle.open(bundle), Path(out)
-    _check_target(out)
+    check_file_target(out)
     manifest = source.manifest
     graph = manifest.graph_for("native", "step")
     if graph is None or len(graph.external_data) != 1:
@@ -103,7 +103,8 @@ def pack(
     return out
 
 
-def _check_target(out: Path) -> None:
+def check_file_target(out: Path) -> None:
+    """Raises InputError where a file cannot be made at `out`."""
     if out.exists() or out.is_symlink():
         raise InputError(f"{out} exists already: name a new file or remove it first")
     if not out.parent.is_dir():
@@ -149,9 +150,9 @@ def _generation(source: Bundle) -> bytes:
 
 def _golden(source: Bundle) -> bytes | None:
     """retnet_golden_header, then its arrays."""
-    if GOLDEN_FILE not in source.manifest.files:
+    arrays = golden_arrays(source)
+    if arrays is None:
         return None
-    arrays = read_golden(source.file(GOLDEN_FILE), source.manifest)
     states = [arrays[f"near_state_{i}"] for i in range(len(source.manifest.states))]
     return b"".join(
         (
@@ -202,9 +203,7 @@ def _pieces(parts: list[_Part], fingerprint: str) -> Iterator[bytes]:
     records, places = b"", []
     with hashing("hash the sections", sum(part.size for part in parts)) as advance:
         for part in parts:
-            align = (
-                packed.WEIGHTS_ALIGN if part.kind == packed.WEIGHTS else packed.SECTION_ALIGN
-            )
+            align = packed.WEIGHTS_ALIGN if part.kind == packed.WEIGHTS else packed.SECTION_ALIGN
             offset = -(-at // align) * align
             digest = hashlib.sha256()
             for piece in _content(part):
@@ -223,8 +222,8 @@ def _pieces(parts: list[_Part], fingerprint: str) -> Iterator[bytes]:
         bytes.fromhex(fingerprint),
         bytes(32),
     )
-    digest = hashlib.sha256(header + records).digest()
-    yield header[:-32] + digest + records
+    whole = hashlib.sha256(header + records).digest()
+    yield header[:-32] + whole + records
     at = len(header) + len(records)
     for part, offset in zip(parts, places, strict=True):
         yield bytes(offset - at)

@@ -58,10 +58,10 @@ def decode_table(table: bytes) -> Plan:
         )
 
     def layer(at: int) -> PlannedLayer:
-        norms = [place(at + i * PLACE_BYTES) for i in range(3)]
-        return PlannedLayer(
-            *norms, *[matrix(at + 3 * PLACE_BYTES + i * MATRIX_BYTES) for i in range(4)]
-        )
+        before, head, after = (place(at + i * PLACE_BYTES) for i in range(3))
+        first = at + 3 * PLACE_BYTES
+        qkvg, out, inner, down = (matrix(first + i * MATRIX_BYTES) for i in range(4))
+        return PlannedLayer(before, head, after, qkvg, out, inner, down)
 
     ends = struct.calcsize(HEADER_FORMAT)
     return Plan(

@@ -223,9 +223,7 @@ class Sequence:
         info = self.model.info
         shape = (info.layers, info.heads, info.key_dim, info.value_dim)
         found = np.empty(shape, dtype=np.float32)
-        _check(
-            _library().retnet_session_get_states(self._handle, found.ctypes.data, found.nbytes)
-        )
+        _check(_library().retnet_session_get_states(self._handle, found.ctypes.data, found.nbytes))
         return found
 
     def load(self, states: NDArray[np.float32], position: int, seen: Collection[int]) -> None:

@@ -18,9 +18,10 @@ from retnet_edge.errors import InputError
 from retnet_edge.runtime.backends.native import library
 from retnet_edge.runtime.backends.native.plan import check_states as check_manifest
 from retnet_edge.runtime.backends.native.plan import retnet_config
-from retnet_edge.runtime.backends.native.table import read_table
+from retnet_edge.runtime.backends.native.table import check_table, read_table
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE
+from retnet_edge.runtime.bundle.packed import TABLE, PackedBundle
 from retnet_edge.runtime.session.malloc_trim import trim_heap
 from retnet_edge.runtime.session.one_sequence import OneSequence, check_seen, one_caller
 from retnet_edge.runtime.session.protocol import (
@@ -60,7 +61,7 @@ class NativeSession(OneSequence):
     @property
     def state_bytes(self) -> int:
         """Bytes of the states."""
-        return self.sequence.model.info.state_bytes
+        return int(self.sequence.model.info.state_bytes)
 
     @one_caller
     def reset(self) -> None:
@@ -116,6 +117,8 @@ class NativeSession(OneSequence):
 
 def open_model(bundle: Bundle) -> library.Model:
     """The bundle's model on its mapped weights. Raises InputError as `NativeSession` does."""
+    if isinstance(bundle, PackedBundle):
+        return _packed_model(bundle)
     graph = bundle.manifest.graph_for("native", "step")
     if graph is None or len(graph.external_data) != 1:
         raise InputError(f"{bundle.path} has no native plan with one file of weights")
@@ -126,6 +129,15 @@ def open_model(bundle: Bundle) -> library.Model:
     weights = mapped(bundle.file(graph.external_data[0]))
     table = read_table(path, config, weights.size)
     return library.Model.of_parts(table, weights, bundle.fingerprint, str(path))
+
+
+def _packed_model(bundle: PackedBundle) -> library.Model:
+    """The file's own table is held against its manifest, as a bundle's is."""
+    model = library.Model.open(bundle.path)
+    config = retnet_config(bundle.manifest.model, f"{bundle.path}: manifest")
+    check_manifest(bundle.manifest, config, bundle.path)
+    check_table(bundle.section(TABLE) or b"", config, f"{bundle.path}: model table")
+    return model
 
 
 def mapped(path: Path) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ import msgspec
 import native_bundles
 import pytest
 from micro_checkpoint import VOCABULARY, exported_once
-from model_table import HEADER_FORMAT, changed, decode_table, header_of
+from model_table import changed, decode_table, header_of
 from native_bundles import Export, Quantized, mixed, silent
 from tiny_bundle import rewrite_manifest
 
@@ -273,7 +273,10 @@ def configured(**changes: Any) -> Callable[[dict[str, Any]], None]:
         (configured(vocab_size=383), "vocab_size is 384, and 383 in the model's configuration"),
         (configured(value_head_dim=7), r"configuration says \[batch, 2, 10, 7\]"),
         # what the shapes say nothing about, and what the native backend asks for beyond the others
-        (configured(d_model=32), "native.table: d_model is 64, and 32 in the manifest's configuration"),
+        (
+            configured(d_model=32),
+            "native.table: d_model is 64, and 32 in the manifest's",
+        ),
         (configured(ffn_dim=26), "native.table: ffn_dim is 52, and 26 in the manifest's"),
         (configured(ffn="mlp"), "native.table: flags is 1, and 0 in the manifest's"),
         (configured(gammas=[0.5, 0.75]), "native.table: its gammas are not those of the manifest"),
