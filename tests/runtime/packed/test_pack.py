@@ -178,7 +178,7 @@ def test_commands_take_it(
     )
     (measured,) = verdict.backends
     assert measured.parity.golden is not None
-    assert measured.parity.golden.near_logit_error < 0.1
+    assert measured.parity.golden.near_logit_error < 0.5
     assert out.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["b.retnet", "held.txt"]
 
