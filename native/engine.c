@@ -163,7 +163,7 @@ static void retention_head(void *arg, int head, int thread) {
     const int keys = m->key_dim, values = m->value_dim, all_keys = m->heads * keys;
     const int all_values = m->heads * values, width = 2 * all_keys + 2 * all_values;
     float *q = thread_scratch(call->engine, thread), *k = q + keys;
-    float *state = call->state + row_start(head, keys * values);
+    float *state = call->state + row_start(head, keys) * (size_t)values;
     for (int token = 0; token < call->tokens; token++) {
         const float *row = call->b->projected + row_start(token, width);
         const float *cos_sin = call->b->cos_sin + row_start(token, keys);

@@ -8,14 +8,28 @@ void no_error(retnet_error *error) {
     if (error) *error = (retnet_error){.offset = NO_OFFSET};
 }
 
-/* A sentence that was cut off must not end within a character. */
-static size_t whole_characters(const char *text, size_t size) {
-    size_t start = size;
-    while (start && ((unsigned char)text[start - 1] & 0xc0) == 0x80) start--;
-    if (!start) return size;
-    const unsigned char lead = (unsigned char)text[start - 1];
-    const size_t length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : lead >= 0xc0 ? 2 : 1;
-    return start - 1 + length <= size ? size : start - 1;
+/* Bytes of the UTF-8 character that stands here, 0: none does, or a control character. */
+static size_t character_bytes(const unsigned char *c) {
+    if (*c < 0x80) return *c >= 32 && *c != 127;
+    const size_t length = *c >= 0xf0 ? 4 : *c >= 0xe0 ? 3 : 2;
+    uint32_t value = *c & (0xffu >> (length + 1));
+    for (size_t i = 1; i < length; i++) { /* ends at the text's 0 */
+        if ((c[i] & 0xc0) != 0x80) return 0;
+        value = value << 6 | (c[i] & 0x3f);
+    }
+    const uint32_t least[] = {0, 0, 0xa0, 0x800, 0x10000}; /* 0x80 to 0x9f are controls */
+    if (*c < 0xc0 || value < least[length] || value > 0x10ffff || (value >= 0xd800 && value <= 0xdfff))
+        return 0;
+    return length;
+}
+
+/* Names of files hold any bytes, and a long one is cut off anywhere. */
+static void make_plain(char *text) {
+    for (unsigned char *c = (unsigned char *)text; *c;) {
+        const size_t length = character_bytes(c);
+        if (!length) *c = '?';
+        c += length ? length : 1;
+    }
 }
 
 retnet_status fail(retnet_error *error, retnet_status status, uint64_t offset, const char *format,
@@ -26,9 +40,7 @@ retnet_status fail(retnet_error *error, retnet_status status, uint64_t offset, c
     va_start(values, format);
     vsnprintf(error->message, sizeof error->message, format, values);
     va_end(values);
-    for (char *c = error->message; *c; c++)
-        if ((unsigned char)*c < 32 || *c == 127) *c = '?';
-    error->message[whole_characters(error->message, strlen(error->message))] = 0;
+    make_plain(error->message);
     return status;
 }
 

@@ -6,11 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A plan under check, and where a sentence about it goes. */
+/* A plan under check, where a sentence about it goes, and how many bytes its places took so far. */
 typedef struct {
     const ModelPlan *plan;
     char *error;
     size_t size;
+    uint64_t *taken;
 } Check;
 
 /* 0, after the sentence. */
@@ -43,6 +44,14 @@ static const void *place(const Check *c, const char *of, const char *part, const
         refuse(c, "%s: %s lies at byte %llu, and has %llu, of a buffer of %llu", of, part,
                (unsigned long long)p->offset, (unsigned long long)p->size,
                (unsigned long long)(in->data ? in->size : 0));
+        return NULL;
+    }
+    /* a tied head is there twice; a thousand layers in one place would be looked at as often */
+    const uint64_t most = 2 * (c->plan->weights.size + c->plan->own.size);
+    *c->taken += p->size;
+    if (*c->taken > most) {
+        refuse(c, "%s: up to its %s, tensors have %llu bytes; at most twice what is there is allowed, %llu",
+               of, part, (unsigned long long)*c->taken, (unsigned long long)most);
         return NULL;
     }
     const char *found = (const char *)in->data + p->offset;
@@ -180,7 +189,8 @@ static void *copied(const void *from, size_t bytes) {
 }
 
 int check_plan(const ModelPlan *plan, Model *model, char *error, size_t size) {
-    const Check c = {plan, error, size};
+    uint64_t taken = 0;
+    const Check c = {plan, error, size, &taken};
     *model = (Model){0};
     if (error && size) *error = 0;
     if (!sizes(&c)) return RETNET_BAD_FILE;
@@ -228,7 +238,7 @@ static int in_table(const Check *c, const char *what, Bytes table, uint64_t offs
 }
 
 int read_table(Bytes table, Bytes weights, ModelPlan *plan, char *error, size_t size) {
-    const Check c = {plan, error, size};
+    const Check c = {plan, error, size, NULL};
     *plan = (ModelPlan){0};
     if (error && size) *error = 0;
     const char *bytes = table.data;

@@ -208,6 +208,55 @@ static void check_tables(void) {
     free_small(&m);
 }
 
+/* Many layers in one place: opening would take as long as that many models. */
+static void check_layers_in_one_place(void) {
+    enum { MANY = 9 };
+    uint64_t seed = 25;
+    SmallModel m;
+    Model model;
+    LayerPlan layers[MANY];
+    char sentence[256];
+    make_small(&m, &BASE, &seed);
+    for (int i = 0; i < MANY; i++) layers[i] = m.layers[1];
+    m.plan.layers = layers;
+    m.plan.layer_count = m.plan.layer_plans = MANY;
+    expect(check_plan(&m.plan, &model, sentence, sizeof sentence) == RETNET_BAD_FILE &&
+               strstr(sentence, "; at most twice what is there is allowed, "), "in one place", sentence);
+    m.plan.layer_count = m.plan.layer_plans = 3;
+    m.plan.head = m.plan.embedding;
+    expect(check_plan(&m.plan, &model, sentence, sizeof sentence) == RETNET_OK, "tied", sentence);
+    free_model(&model);
+    free_small(&m);
+}
+
+/* What a file is called may be anything; what is said of it is UTF-8 without control characters. */
+static void check_sentences(void) {
+    static const char *const names[][2] = {
+        {"/no/a\xc3\xa9\xe2\x82\xac\xf0\x9f\x99\x82z", "/no/a\xc3\xa9\xe2\x82\xac\xf0\x9f\x99\x82z cannot be opened: there is no"},
+        {"/no/a\nb\x1b[2J\x7f", "/no/a?b?[2J? cannot"},
+        {"/no/\xc2\x9b\xc2\xa0", "/no/??\xc2\xa0 cannot"},
+        {"/no/\xff\x80\xc3", "/no/??? cannot"},
+        {"/no/\xc0\x80\xe0\x80\x80\xf0\x80\x80\x80", "/no/????????? cannot"},
+        {"/no/\xed\xa0\x80\xf4\x90\x80\x80\xfe", "/no/???????? cannot"}};
+    char longest[400];
+    retnet_model *model;
+    retnet_error error;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        expect(retnet_model_open(names[i][0], 0, &model, &error) == RETNET_NO_FILE && !model,
+               "a file that is none", "sentences");
+        expect(!strncmp(error.message, names[i][1], strlen(names[i][1])), error.message,
+               "another sentence");
+    }
+    for (int cut = 0; cut < 4; cut++) { /* a name that is cut off in a character */
+        memset(longest, 0, sizeof longest);
+        memset(longest, 'a', 160 - (size_t)cut);
+        strcat(longest, "\xf0\x9f\x99\x82");
+        expect(retnet_model_open(longest, 0, &model, &error) == RETNET_NO_FILE &&
+                   !strncmp(error.message + 160 - cut, "??? "+ 3 - cut, (size_t)cut + 1),
+               error.message, "a cut name");
+    }
+}
+
 static void check_calls(void) {
     uint64_t seed = 31;
     SmallModel m;
@@ -285,6 +334,8 @@ static void check_calls(void) {
 int main(void) {
     check_plans();
     check_tables();
+    check_layers_in_one_place();
+    check_sentences();
     check_calls();
     return failures > 0;
 }
