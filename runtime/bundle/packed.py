@@ -154,7 +154,7 @@ def _read_header(path: Path) -> tuple[dict[int, Section], str]:
                 f"{VERSION}"
             )
         expected = HEADER.size + count * SECTION.size
-        if count > MOST_SECTIONS or header_bytes != expected or file_bytes != size:
+        if count > MOST_SECTIONS or header_bytes != expected or not expected <= file_bytes == size:
             raise InputError(
                 f"{path} has {size} bytes; its header says {file_bytes}, with {count} sections"
             )

@@ -67,7 +67,8 @@ def replay_golden(bundle: Bundle, session: Session) -> GoldenReplay:
     Raises InputError where there are none, or not the arrays of `golden_shapes`.
     """
     arrays = golden_arrays(bundle)
-    assert arrays is not None
+    if arrays is None:
+        raise InputError(f"{bundle.path} has no golden replay: it cannot be replayed")
     count = len(value_shapes(bundle.manifest.states))
     wanted = [arrays[f"near_state_{i}"] for i in range(count)]
     session.reset()

@@ -5,7 +5,7 @@
 
 The same seed is the same cases, one after another: `--seed N --cases 1` does case N again. With
 `--libfuzzer SECONDS`, libFuzzer looks for cases by coverage instead, and keeps those that reach
-something new in `--corpus` (Debian: apt install clang-14 libclang-rt-14-dev; `make fuzz-tools`).
+something new in `--corpus` (Debian: apt install clang libclang-rt-dev; `make fuzz-tools`).
 Exit status 1, and the end of what was said, where a sanitizer or a check of the program's own found
 something, or a case took 10 seconds.
 """
@@ -29,8 +29,8 @@ MOST_BYTES = {"engine": 600, "packed": 96 << 10}
 """Of a case of libFuzzer's; for packed files `MOST_FILE` of packed_seed.h."""
 FOUND = ROOT / "runs" / "fuzz" / "found"
 ENVIRONMENT = {
-    # AVX-512 asks for 64 bytes where GCC's copies of the stack have less (its bug 110027). A model may
-    # ask for much, and is told that there is none.
+    # AVX-512 asks for 64 bytes where GCC's copies of the stack have less (its bug 110027). A model
+    # may ask for much, and is told that there is none.
     "ASAN_OPTIONS": "detect_stack_use_after_return=0:allocator_may_return_null=1"
     ":max_allocation_size_mb=512",
     "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -79,7 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     compiler = args.compiler or ("clang" if args.libfuzzer else "cc")
     if shutil.which(compiler) is None:
-        print(f"{compiler} is missing (Debian: apt install clang-14, or gcc)", file=sys.stderr)
+        needed = "clang libclang-rt-dev" if args.libfuzzer else "gcc"
+        print(f"{compiler} is missing (Debian: apt install {needed})", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="native-fuzz-") as name:
         program = Path(name) / "fuzz"

@@ -38,18 +38,20 @@ static inline void put_bits(Input *in, File *file, uint64_t at, int is_double) {
         memcpy(file->data + at, is_double ? (const void *)&x : &bits, size);
 }
 
+static inline void set_count(File *file, uint32_t count) {
+    const uint32_t bytes = (uint32_t)record_at(count);
+    memcpy(file->data + offsetof(retnet_file_header, section_count), &count, 4);
+    memcpy(file->data + offsetof(retnet_file_header, header_bytes), &bytes, 4);
+}
+
 static inline void change_header(Input *in, File *file) {
     static const Field fields[] = {
         FIELD(retnet_file_header, version),    FIELD(retnet_file_header, header_bytes),
         FIELD(retnet_file_header, file_bytes), FIELD(retnet_file_header, section_count),
         FIELD(retnet_file_header, reserved),   {0, 8}, {32, 8}};
-    change_field(in, file, 0, fields, sizeof fields / sizeof *fields);
-}
-
-static inline void set_count(File *file, uint32_t count) {
-    const uint32_t bytes = (uint32_t)record_at(count);
-    memcpy(file->data + offsetof(retnet_file_header, section_count), &count, 4);
-    memcpy(file->data + offsetof(retnet_file_header, header_bytes), &bytes, 4);
+    if (below(in, 4) || file->size < sizeof(retnet_file_header))
+        change_field(in, file, 0, fields, sizeof fields / sizeof *fields);
+    else set_count(file, (uint32_t)below(in, 70)); /* what follows is read as records */
 }
 
 static inline void change_record(Input *in, File *file) {

@@ -154,6 +154,15 @@ def test_the_golden_replay(quantized: Quantized, file: Path) -> None:
     )
 
 
+def test_a_file_without_a_golden_replay(file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.retnet"
+    path.write_bytes(changed_record(packed.GOLDEN, kind=99)(file.read_bytes()))
+    bundle = opened(path)
+    assert golden_arrays(bundle) is None
+    with pytest.raises(InputError, match=r"a\.retnet has no golden replay"):
+        replay_golden(bundle, open_session(bundle, threads=1))
+
+
 def test_commands_take_it(
     quantized: Quantized, exported: Export, file: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -232,6 +241,16 @@ def flipped(kind: int) -> Callable[[bytes], bytes]:
     return change
 
 
+def cut_in_a_record(raw: bytes) -> bytes:
+    """Four sections by a header that fits, in a file that ends within the second's record."""
+    size = packed.HEADER.size + packed.SECTION.size + 10
+    start = packed.HEADER.pack(
+        packed.MAGIC, 1, packed.HEADER.size + 4 * packed.SECTION.size, size, 4, 0, *2 * (bytes(32),)
+    )
+    records = raw[packed.HEADER.size : size]
+    return start[:-32] + hashlib.sha256(start + records).digest() + records
+
+
 def of_generation(at: int, put: bytes) -> Callable[[bytes], bytes]:
     def change(raw: bytes) -> bytes:
         start = next(r[2] for r in records_of(raw) if r[0] == packed.GENERATION) + at
@@ -248,6 +267,7 @@ def of_generation(at: int, put: bytes) -> Callable[[bytes], bytes]:
         (lambda raw: raw[:95], "does not begin with RETNETPK"),
         (lambda raw: raw[:200], "the file has 200 bytes; its header says"),
         (lambda raw: raw[:-1], "its header says"),
+        (cut_in_a_record, "the file has 170 bytes; its header says 170, and a header of 352"),
         (lambda raw: raw + b"\0", "its header says"),
         (lambda raw: mended(raw, version=2), "the file's version is 2; this library reads 1"),
         (lambda raw: mended(raw, sections=65), "the file has 65 sections; at most 64 are allowed"),
@@ -288,6 +308,7 @@ def test_files_that_c_refuses(
     ("change", "message"),
     [
         (lambda raw: raw[:-1], "has .* bytes; its header says"),
+        (cut_in_a_record, "has 170 bytes; its header says 170, with 4 sections"),
         (lambda raw: mended(raw, version=2), "the file's version is 2"),
         (lambda raw: raw[:40] + b"\x55" + raw[41:], "header was changed"),
         (changed_record(packed.MANIFEST, kind=99), "carries no manifest: only libretnet can run"),
