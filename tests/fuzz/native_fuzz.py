@@ -24,6 +24,11 @@ ROOT = Path(__file__).parents[2]
 TARGETS = {"engine": "native_fuzz.c", "packed": "packed_fuzz.c"}
 NOT_OURS = ("cli", "main", "platform_windows")
 FLAGS = ["-std=c11", "-O1", "-g", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+LINKED = {
+    "engine": [],
+    # so that memory can run out
+    "packed": [f"-Wl,--wrap={name}" for name in ("malloc", "calloc", "aligned_alloc")],
+}
 SANITIZERS = "address,undefined,float-cast-overflow"
 MOST_BYTES = {"engine": 600, "packed": 96 << 10}
 """Of a case of libFuzzer's; for packed files `MOST_FILE` of packed_seed.h."""
@@ -49,7 +54,8 @@ def sources(target: str) -> list[str]:
 def build(program: Path, compiler: str, target: str, *options: str) -> None:
     """Compile the program. Raises CalledProcessError where the compiler fails."""
     command = [compiler, *FLAGS, *options, "-fno-sanitize-recover=all", *sources(target)]
-    subprocess.run([*command, "-o", str(program), "-lm", "-lpthread"], cwd=ROOT, check=True)
+    command += [*LINKED[target], "-o", str(program), "-lm", "-lpthread"]
+    subprocess.run(command, cwd=ROOT, check=True)
 
 
 def run(command: list[str]) -> int:

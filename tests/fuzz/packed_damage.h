@@ -254,12 +254,13 @@ static inline void damage_state(Input *in, File *file) {
                                    {40, 8}, {72, 4}, {76, 4}};
     for (int i = below(in, 3) ? 1 : 1 + below(in, 4); i; i--) {
         const size_t ids = 80, at = ids + 4 * (size_t)below(in, 12);
-        switch (below(in, 8)) {
+        switch (below(in, 9)) {
             case 0: case 1: change_field(in, file, 0, fields, sizeof fields / sizeof *fields); break;
             case 2: change_number(in, file, at, 4); break;
             case 3: change_bytes(in, file, 0, file->size); break;
             case 4: put_bits(in, file, (size_t)below(in, 4096) * 4 % (file->size + 1), 0); break;
             case 5: change_size(in, file); break;
+            case 6: if (file->size > 8) file->data[7] = below(in, 2) ? 'E' : '4'; break;
             default: { /* ids more, or fewer, and their number */
                 const int seen = below(in, 2), less = below(in, 2);
                 uint64_t count;

@@ -11,6 +11,7 @@
 #include <fcntl.h>
 
 #include "packed_damage.h"
+#include "packed_odd_calls.h"
 
 enum { MOST_STATES = 1 << 20, FAR = 4096 };
 
@@ -179,20 +180,6 @@ static void open_again(Input *in, const uint8_t *data, size_t size, uint32_t fla
     if (model) use(in, model);
 }
 
-/* Names of files that are not there, and what no file is called, as they come from anywhere. */
-static void open_nothing(Input *in) {
-    char path[400] = "/nothing/";
-    const size_t length = 9 + (size_t)below(in, 380);
-    for (size_t i = 9; i < length; i++)
-        path[i] = below(in, 3) ? (char)(1 + below(in, 255)) : "\xc3\xa9\xf0\x9f\x99\x82"[i % 6];
-    path[length] = 0;
-    retnet_model *model;
-    retnet_error error;
-    const retnet_status status = retnet_model_open(path, 0, &model, &error);
-    must_tell(status, &error, 0);
-    must(status == RETNET_NO_FILE && !model, "no file of this name");
-}
-
 static void packed_case(const uint8_t *data, size_t size) {
     uint8_t bytes[2048];
     Input in = bytes_of_seed(digest_of(data, size), bytes, sizeof bytes);
@@ -211,6 +198,8 @@ static void packed_case(const uint8_t *data, size_t size) {
     } else told.refused++;
     if (!below(&in, 8)) open_again(&in, data, size, flags, status, &error);
     if (!below(&in, 64)) open_nothing(&in);
+    if (!below(&in, 64)) open_badly(copy, size);
+    if (!below(&in, 16)) run_out_of_memory(&in, copy, size, saved_path);
     free(copy);
 }
 
