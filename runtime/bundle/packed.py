@@ -17,7 +17,7 @@ import tokenizers
 
 from retnet_edge.errors import InputError
 from retnet_edge.files import open_regular
-from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.bundle import Bundle, check_named_tokens, check_references
 from retnet_edge.runtime.bundle.contract import check_contract
 from retnet_edge.runtime.bundle.manifest import decode
 from retnet_edge.tokenizer import check_vocabulary, tokenizer_of
@@ -120,6 +120,7 @@ def open_packed(path: Path) -> PackedBundle:
         raise InputError(f"{path} carries no manifest: only libretnet can run it")
     where = f"{path}: manifest"
     manifest = decode(_read(path, raw, "manifest"), where)
+    check_references(manifest, Path(where))
     check_contract(manifest, Path(where))
     for graph in manifest.graphs:
         if graph.backend != "native":
@@ -130,7 +131,9 @@ def open_packed(path: Path) -> PackedBundle:
     bundle = PackedBundle(path, manifest, sections, label)
     if TOKENIZER_JSON in sections:
         _check_hash(path, sections, TOKENIZER_JSON, manifest.files[manifest.tokenizer.file].sha256)
-        check_vocabulary(bundle.tokenizer(), manifest.model.vocab_size, path)
+        tokenizer = bundle.tokenizer()
+        check_vocabulary(tokenizer, manifest.model.vocab_size, path)
+        check_named_tokens(tokenizer, manifest, path)
     return bundle
 
 

@@ -258,6 +258,14 @@ def test_documents_and_messages_survive_reading_and_writing() -> None:
     assert protobuf.write(protobuf.read(raw, "Model")) == raw
 
 
+def test_what_is_no_json_any_more_is_damaged_on() -> None:
+    """A value that nests as deeply as nobody reads, beside others that change places."""
+    raw = json.dumps({"a": [1, {"b": [2, 3]}], "c": {"d": [4.5, "e"]}}).encode()
+    found = [damage_json(raw, Random(number)) for number in range(4000)]
+    assert len(set(found)) > 1000
+    assert max(map(len, found)) < 64 << 20
+
+
 def test_most_damaged_json_is_json_still() -> None:
     raw = (BUNDLE / "manifest.json").read_bytes()
     read = 0

@@ -13,6 +13,8 @@ from typing import Any
 import native_bundles
 import numpy as np
 import pytest
+from fuzz.damage.bundles import mended_digest
+from fuzz.damage.packed import joined, sections_of
 from model_table import decode_table
 from native_bundles import TOKENS, Export, Quantized, silent
 
@@ -241,6 +243,20 @@ def flipped(kind: int) -> Callable[[bytes], bytes]:
     return change
 
 
+def of_manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
+    """Another manifest, with hashes that fit, its own among them."""
+
+    def changed(raw: bytes) -> bytes:
+        records, contents = sections_of(raw)
+        at = [record[0] for record in records].index(packed.MANIFEST)
+        manifest = json.loads(contents[at])
+        change(manifest)
+        contents[at] = mended_digest(json.dumps(manifest).encode())
+        return joined(list(packed.HEADER.unpack_from(raw)), records, contents)
+
+    return changed
+
+
 def cut_in_a_record(raw: bytes) -> bytes:
     """Four sections by a header that fits, in a file that ends within the second's record."""
     size = packed.HEADER.size + packed.SECTION.size + 10
@@ -316,6 +332,18 @@ def test_files_that_c_refuses(
         (flipped(packed.TOKENIZER_JSON), "its tokenizer.json was changed"),
         (changed_record(packed.TABLE, kind=99), "its model table is not the one that its manifest"),
         (lambda raw: mended(flipped(packed.WEIGHTS)(raw)), "its weights is not the one that its"),
+        (
+            of_manifest(lambda it: it["tokenizer"].update(file="other.json")),
+            "'other.json' .the tokenizer. is not listed in files",
+        ),
+        (
+            of_manifest(lambda it: it["graphs"][0].update(file="other.table")),
+            "'other.table' .the step graph. is not listed in files",
+        ),
+        (
+            of_manifest(lambda it: it["tokenizer"].update(end_of_text=383)),
+            "has no token 383, which the manifest names as end_of_text",
+        ),
         (changed_record(packed.CARD, kind=packed.LICENCE), "two sections are of kind 7"),
         (changed_record(packed.CARD, offset=2**62), "lies at bytes 4611686018427387904 to"),
     ],
