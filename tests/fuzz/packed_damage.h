@@ -124,6 +124,33 @@ static inline void reshape(Input *in, File *file, uint64_t at, uint64_t weights)
     memcpy(file->data + at, &m, sizeof m);
 }
 
+/* The table at the end of the file, with as many layers as may be, all of them its first one. */
+static inline void repeat_layer(Input *in, File *file, const retnet_section *s) {
+    const uint64_t at = round_up(file->size, 64), start = at + round_up(s->bytes, 8);
+    const uint64_t count = 1 + (uint64_t)below(in, below(in, 2) ? 4 : 60);
+    const uint64_t end = start + count * sizeof(LayerPlan);
+    retnet_table_header h;
+    memcpy(&h, file->data + s->offset, sizeof h);
+    if (end > MOST_FILE || h.layers_offset > s->bytes ||
+        sizeof(LayerPlan) > s->bytes - h.layers_offset)
+        return;
+    memset(file->data + file->size, 0, end - file->size);
+    memcpy(file->data + at, file->data + s->offset, s->bytes);
+    for (uint64_t i = 0; i < count; i++)
+        memcpy(file->data + start + i * sizeof(LayerPlan),
+               file->data + s->offset + h.layers_offset, sizeof(LayerPlan));
+    h.layers_offset = start - at, h.layer_count = (int32_t)count, h.table_bytes = end - at;
+    memcpy(file->data + at, &h, sizeof h);
+    file->size = end;
+    memcpy(file->data + offsetof(retnet_file_header, file_bytes), &end, 8);
+    for (uint32_t i = 0; i < records_in(file); i++) {
+        retnet_section moved = record_of(file, i);
+        if (moved.kind != RETNET_KIND_TABLE) continue;
+        moved.offset = at, moved.bytes = end - at;
+        put_record(file, i, &moved);
+    }
+}
+
 static inline void change_table(Input *in, File *file) {
     static const Field numbers[] = {
         {0, 4}, {4, 4}, {8, 4}, {12, 4}, {16, 4}, {20, 4}, {24, 4}, {28, 4}, {32, 4}, {36, 4},
@@ -139,7 +166,7 @@ static inline void change_table(Input *in, File *file) {
                            (uint64_t)below(in, 3) / 2 * sizeof(LayerPlan);
     const uint64_t matrix = below(in, 3) ? layer + 72 + (uint64_t)below(in, 4) * 96
                                          : s.offset + 136 + (uint64_t)below(in, 2) * 96;
-    switch (below(in, 12)) {
+    switch (below(in, 13)) {
         case 0: case 1: case 2:
             change_field(in, file, s.offset, numbers, sizeof numbers / sizeof *numbers);
             break;
@@ -153,6 +180,7 @@ static inline void change_table(Input *in, File *file) {
             break;
         case 9: put_bits(in, file, s.offset + h.gammas_offset % s.bytes +
                                        (uint64_t)below(in, 6) * 8, 1); break;
+        case 12: repeat_layer(in, file, &s); break;
         case 10: put_bits(in, file, s.offset + 56 + (uint64_t)below(in, 2) * 4, 0); break;
         default: put_bits(in, file, s.offset + (uint64_t)below(in, 4096) * 4 % s.bytes, 0);
     }
