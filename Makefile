@@ -27,7 +27,7 @@ MUTATION := .mutation-tools
 PIP_LOG := $(VENV)/pip.log
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow fuzz fuzz-quick test-hf4 test-lm-eval test-optimum mutation lint rooms docs docs-blocks bench bench-peers constraints clean mutation-native kill-test
+.PHONY: help setup demo test test-slow fuzz fuzz-quick fuzz-native fuzz-libfuzzer fuzz-tools test-hf4 test-lm-eval test-optimum mutation lint rooms docs docs-blocks bench bench-peers constraints clean mutation-native kill-test
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -54,11 +54,27 @@ test-slow: $(STAMP)  ## the tests that take minutes
 # tests/fuzz says what is counted; FUZZ_ARGS="--targets plan --seed 7 --jobs 4" and --replay are its own.
 FUZZ := PYTHONPATH=tests:tests/helpers:tests/helpers/bundles OMP_NUM_THREADS=1 $(PY) -m fuzz
 
+NATIVE_FUZZ := '$(PYTHON)' tests/fuzz/native_fuzz.py
+
 fuzz: $(STAMP)  ## damaged files of every kind, for FUZZ_SECONDS: each is read, or refused in a sentence
 	$(FUZZ) --seconds $(FUZZ_SECONDS) --jobs $(WORKERS) $(FUZZ_ARGS)
+	$(NATIVE_FUZZ) --target packed --seconds $(FUZZ_SECONDS)
+	$(NATIVE_FUZZ) --target engine --seconds $(FUZZ_SECONDS)
 
-fuzz-quick: $(STAMP)  ## two minutes of it, always the same cases first: CI runs this
-	$(FUZZ) --seconds 120 --seed 0 --jobs $(WORKERS)
+fuzz-quick: $(STAMP)  ## two minutes of it, half of them in C, always the same cases first: CI runs this
+	$(FUZZ) --seconds 60 --seed 0 --jobs $(WORKERS)
+	$(MAKE) fuzz-native
+
+fuzz-native:  ## a minute of damaged packed files, states, models and calls in C, under sanitizers (needs gcc)
+	$(NATIVE_FUZZ) --target packed --seed 1 --seconds 40
+	$(NATIVE_FUZZ) --target engine --seed 1 --seconds 20
+
+fuzz-libfuzzer:  ## the same by coverage, for FUZZ_SECONDS each (needs clang: make fuzz-tools)
+	$(NATIVE_FUZZ) --target packed --libfuzzer $(FUZZ_SECONDS) --corpus runs/fuzz/corpus/packed
+	$(NATIVE_FUZZ) --target engine --libfuzzer $(FUZZ_SECONDS) --corpus runs/fuzz/corpus/engine
+
+fuzz-tools:  ## what fuzz-libfuzzer needs, from Debian: clang, libclang-rt-dev (as root)
+	apt-get install -y clang libclang-rt-dev
 
 test-hf4: $(HF4)/.installed  ## retnet_edge.integrations.transformers on transformers 4.57, in a venv of its own
 	OMP_NUM_THREADS=1 $(HF4)/bin/python -m pytest --noconftest $(PYTEST_ARGS) tests/retnet_edge/integrations/test_transformers*.py

@@ -20,7 +20,6 @@ from retnet_edge.quantize.recipes.recipe import Recipe
 from retnet_edge.quantize.recipes.schemes import BlockInt4, BlockInt8
 from retnet_edge.runtime.backends.native.library import NOT_BUILT, native_available
 from retnet_edge.runtime.backends.native.plan import (
-    PLAN_FILE,
     PLAN_VERSION,
     Bits,
     Data,
@@ -29,9 +28,9 @@ from retnet_edge.runtime.backends.native.plan import (
     PlannedLayer,
     PlannedMatrix,
     check_plan,
-    encode_plan,
     retnet_config,
 )
+from retnet_edge.runtime.backends.native.table import TABLE_FILE, encode_table
 from retnet_edge.runtime.bundle.manifest import Backend, GraphSpec, ModelSpec, TensorSpec
 
 _PRODUCTS, _NORMS = 4, 3  # of a layer
@@ -48,10 +47,10 @@ def write_native_plan(
     matrix that the native backend cannot multiply with.
     """
     step = next(graph.file for graph in graphs if graph.kind == "step")
-    config = retnet_config(spec, PLAN_FILE)
+    config = retnet_config(spec, TABLE_FILE)
     plan = _plan(models[step], config)
-    check_plan(plan, config, (folder / WEIGHTS_FILE).stat().st_size, PLAN_FILE)
-    (folder / PLAN_FILE).write_bytes(encode_plan(plan))
+    check_plan(plan, config, (folder / WEIGHTS_FILE).stat().st_size, TABLE_FILE)
+    (folder / TABLE_FILE).write_bytes(encode_table(plan, config))
     return _specs(graphs)
 
 
@@ -197,7 +196,7 @@ def _specs(graphs: Sequence[GraphSpec]) -> list[GraphSpec]:
     return [
         msgspec.structs.replace(
             graph,
-            file=PLAN_FILE,
+            file=TABLE_FILE,
             backend="native",
             inputs=one(graph.inputs),
             outputs=one(graph.outputs),

@@ -1,9 +1,9 @@
 """retnet-edge: Retentive Network language models (arXiv 2307.08621) from training to a phone.
 
-The names below are the public interface; each is imported when it is first used, so importing
-this package loads neither torch nor a backend. `load`, `Model`, `Bundle`, `Sampling`, `Snapshot`
-and `bench` need the base install alone; `train`, `export`, `quantize`, `verify` and `build` the
-extras that README names.
+The names below are the public interface; each is imported when it is first used, so importing this
+package loads neither torch nor a backend. `load`, `Model`, `Bundle`, `Sampling`, `Snapshot`,
+`bench` and `pack` need the base install alone; `train`, `export`, `quantize`, `verify` and `build`
+the extras that README names.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from retnet_edge.quantize.quantize import quantize
     from retnet_edge.runtime.bench.bench import bench
     from retnet_edge.runtime.bundle.bundle import Bundle
+    from retnet_edge.runtime.packed.pack import pack
     from retnet_edge.runtime.text.model import Model, load
     from retnet_edge.runtime.text.sampling import Sampling
     from retnet_edge.runtime.text.snapshot import Snapshot
@@ -41,6 +42,7 @@ __all__ = [
     "build",
     "export",
     "load",
+    "pack",
     "quantize",
     "train",
     "verify",
@@ -59,6 +61,7 @@ _MODULES = {
     "bench": "runtime.bench.bench",
     "build": "pipeline.build",
     "load": "runtime.text.model",
+    "pack": "runtime.packed.pack",
     "train": "training.train",
     "verify": "pipeline.verify",
 }

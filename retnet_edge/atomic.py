@@ -15,7 +15,7 @@ import signal
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -161,8 +161,10 @@ def remove_leftovers_in(folder: Path) -> None:
             _remove_if_left(path)
 
 
-def replace_file(path: Path, content: bytes, mode: int = 0o666) -> None:
-    """Write `content` beside `path`, sync, and rename: a reader sees the old file or the new.
+def replace_file(path: Path, content: bytes | Iterable[bytes], mode: int = 0o666) -> None:
+    """Write `content`, or its pieces, beside `path`, sync, and rename.
+
+    A reader sees the old file or the new.
 
     What killed runs left of the same file is removed first.
     """
@@ -170,7 +172,7 @@ def replace_file(path: Path, content: bytes, mode: int = 0o666) -> None:
     beside, lock = _claimed(path, lambda new: new.touch(mode, exist_ok=False))
     try:
         with beside.open("wb") as file:
-            file.write(content)
+            file.writelines((content,) if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

@@ -23,6 +23,7 @@ __all__ = [
     "drawable_ids",
     "load_tokenizer",
     "padding_fields",
+    "tokenizer_of",
     "train_tokenizer",
     "used_vocabulary",
 ]
@@ -65,7 +66,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such tokenizer file")
-    raw = read_input(path, MOST_BYTES, "a tokenizer")
+    return tokenizer_of(read_input(path, MOST_BYTES, "a tokenizer"), path)
+
+
+def tokenizer_of(raw: bytes, path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json's bytes, which stand in `path`; as `load_tokenizer`."""
     try:
         judged = judge(raw)
     except ValueError as error:  # msgspec's are ValueErrors

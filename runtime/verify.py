@@ -19,11 +19,12 @@ from retnet_edge.runtime.backends.profile import profile
 from retnet_edge.runtime.backends.select import backend_version, choose_backend, open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, Backend, Verification, encode
+from retnet_edge.runtime.bundle.packed import PackedBundle, open_bundle
 from retnet_edge.runtime.bundle.writer import update_manifest
 from retnet_edge.runtime.memory.memory import Memory, measure_memory, memory_supported
 from retnet_edge.runtime.memory.side_by_side import SideBySide
 from retnet_edge.runtime.parity.backend_pairs import BackendPair, compare_backends
-from retnet_edge.runtime.parity.golden import GOLDEN_FILE, replay_golden
+from retnet_edge.runtime.parity.golden import golden_arrays, replay_golden
 from retnet_edge.runtime.parity.parity import BlockError, Reference, measure_parity
 from retnet_edge.runtime.parity.probes import LONG_PREFIX
 from retnet_edge.runtime.parity.replay import Replayed
@@ -74,7 +75,7 @@ def verify(
     what it should, and for contexts that do not fit.
     """
     check_threads(threads)
-    bundle = Bundle.open(bundle_path)
+    bundle = open_bundle(bundle_path)
     check_verdict_folder(bundle)
     has = bundle.manifest.backends
     chosen = has if backend is None else (choose_backend(bundle, backend),)
@@ -114,7 +115,10 @@ def verify(
 
 
 def check_verdict_folder(bundle: Bundle) -> None:
-    """Raises InputError where reports and a verdict cannot be written into the bundle."""
+    """Raises InputError where reports and a verdict cannot be written into the bundle.
+
+    Into a packed file none are.
+    """
     for folder in (bundle.path, bundle.path / REPORTS):
         if folder.is_dir():
             check_writable(folder, bundle.path / REPORT_FILE)
@@ -173,7 +177,7 @@ def _measure(
     graphs = {graph.kind: graph for graph in manifest.graphs if graph.backend == backend}
     tolerance = manifest.tolerance_of(backend)
     session = open_session(bundle, threads=threads, backend=backend)
-    has_golden = GOLDEN_FILE in manifest.files and not growing
+    has_golden = not growing and golden_arrays(bundle) is not None
     golden = replay_golden(bundle, session) if has_golden else None
     parity = measure_parity(
         session,
@@ -206,8 +210,11 @@ def _measure(
 def write_verdict(bundle: Bundle, verdict: Verdict) -> Bundle:
     """Write reports/{parity,memory,profile}.json, report.html, card.md and the manifest's verdict.
 
-    Raises InputError where the disk is full; the bundle then opens, as after an interrupted call.
+    Into a packed file, which is as it was packed, nothing is written. Raises InputError where the
+    disk is full; the bundle then opens, as after an interrupted call.
     """
+    if isinstance(bundle, PackedBundle):
+        return bundle
     title = bundle.path.resolve().name
     contents = {
         PARITY_FILE: to_json(

@@ -53,6 +53,7 @@ COMMANDS = {
     ),
     "verify": LazyCommand("retnet_edge.cli.make:verify", "Judge a bundle by its checkpoint."),
     "build": LazyCommand("retnet_edge.cli.make:build", "Export, quantize and verify in one go."),
+    "pack": LazyCommand("retnet_edge.cli.make:pack", "Write a bundle as one file for C."),
     "generate": LazyCommand("retnet_edge.cli.run:generate", "Continue a text with a bundle."),
     "prepare": LazyCommand(
         "retnet_edge.cli.bench:prepare", "Pack a bundle's weights for this machine."

@@ -96,13 +96,13 @@ def bench(
     from retnet_edge.runtime.backends.profile import profile as run_profile
     from retnet_edge.runtime.bench.bench import bench as run
     from retnet_edge.runtime.bench.output import print_bench, print_profile, to_csv, to_markdown
-    from retnet_edge.runtime.bundle.bundle import Bundle
+    from retnet_edge.runtime.bundle.packed import open_bundle
     from retnet_edge.tables import standard_output
 
     console = standard_output()
     if profile:
         steps = (generate or (128,))[0]
-        opened = Bundle.open(bundle)
+        opened = open_bundle(bundle)
         counts: tuple[int | None, ...] = threads or (None,)
         if form in ("markdown", "csv"):
             raise InputError(f"--profile prints a table or --json, not --{form}")

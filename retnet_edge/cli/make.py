@@ -189,12 +189,29 @@ def verify(
 @click.option("--calibration", type=_PATH, help=_CALIBRATION)
 @_state
 @_native
+@click.option(
+    "--pack", type=_PATH, help="Pack the bundle for the C library into this file (with --native)."
+)
 @_verification
 def build(checkpoint: Path, out: Path, as_json: bool, to: str, **options: Any) -> None:
     """Export CHECKPOINT, quantize it, verify it: a bundle at OUT; status 1 if a figure fails."""
     from retnet_edge.pipeline.build import build as run
 
     _conclude(out, run(checkpoint, out, to=to.split(","), say=say, **options), as_json)
+
+
+@click.command()
+@click.argument("bundle", type=_PATH)
+@click.argument("out", type=_PATH)
+@click.option("--licence", type=_PATH, help="A text to go along: the model's licence.")
+@click.option("--card", type=_PATH, help="The model card  [default: what verify found].")
+@click.option("--chat-template", type=_PATH, help="A chat template to go along.")
+def pack(bundle: Path, out: Path, **texts: Path | None) -> None:
+    """Write BUNDLE, which has a native plan, as one file OUT for the C library."""
+    from retnet_edge.runtime.packed.pack import pack as run
+
+    run(bundle, out, say=say, **texts)
+    show(f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB")
 
 
 def _conclude(path: Path, verdict: Verdict, as_json: bool) -> None:
@@ -222,10 +239,10 @@ def _conclude_all(found: Verdicts, as_json: bool) -> None:
 
 
 def _entries(verdicts: dict[str, Verdict]) -> list[ReportEntry]:
-    from retnet_edge.runtime.bundle.bundle import Bundle
+    from retnet_edge.runtime.bundle.packed import open_bundle
     from retnet_edge.runtime.report.page import labels
 
     called = labels(list(verdicts))
     return [
-        (called[path], Bundle.open(path).manifest, verdict) for path, verdict in verdicts.items()
+        (called[path], open_bundle(path).manifest, verdict) for path, verdict in verdicts.items()
     ]

@@ -76,7 +76,7 @@ def generate(
     """
     from retnet_edge.atomic import locked
     from retnet_edge.runtime.backends.select import open_session
-    from retnet_edge.runtime.bundle.bundle import Bundle
+    from retnet_edge.runtime.bundle.packed import open_bundle
     from retnet_edge.runtime.text.generate import generate as stream
     from retnet_edge.runtime.text.sampling import Sampling
     from retnet_edge.runtime.text.snapshot import check_state_folder, load_snapshot
@@ -94,7 +94,7 @@ def generate(
     if state is not None:
         check_state_folder(state)
     with nullcontext() if state is None else locked(state):
-        opened = Bundle.open(bundle)
+        opened = open_bundle(bundle)
         tokenizer = opened.tokenizer()
         session = open_session(opened, threads, backend)
         if state is not None and state.exists():

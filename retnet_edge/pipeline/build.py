@@ -15,6 +15,8 @@ from retnet_edge.pipeline.verify import verify
 from retnet_edge.quantize.quantize import check_recipes, quantize
 from retnet_edge.quantize.recipes.schemes import StateScheme
 from retnet_edge.quantize.recipes.toml_file import recipes_for
+from retnet_edge.runtime.packed.pack import check_file_target
+from retnet_edge.runtime.packed.pack import pack as write_packed
 from retnet_edge.runtime.report.verdict import Verdict
 from retnet_edge.runtime.session.threads import check_threads
 
@@ -31,6 +33,7 @@ def build(
     calibration: str | Path | None = None,
     state: StateScheme = "float32",
     native: bool = False,
+    pack: str | Path | None = None,
     text_field: str = "text",
     tokens: int = 24_576,
     context: int = 2048,
@@ -42,6 +45,7 @@ def build(
     """Make the bundle `out` from a checkpoint with `recipe` ("fp32": none) and verify it on `text`.
 
     `to`: keys of `export.BACKENDS`; each is verified. calibration, state, native: see `quantize`.
+    pack: where to write the packed file, which needs `native`.
     text_field: where the texts of both stand, if they are tables.
 
     What is made lies in a hidden folder beside `out` until it is verified, the fp32 bundle too. It
@@ -56,6 +60,10 @@ def build(
         raise InputError(f"--state {state} needs a recipe; fp32 leaves everything as it is")
     if recipe == FP32 and native:
         raise InputError("--native needs a recipe of 4 or 8 bits; fp32 has neither")
+    if pack is not None:
+        if not native:
+            raise InputError("--pack needs --native: a packed file holds a native plan")
+        check_file_target(Path(pack))
     if recipe != FP32:
         recipes = recipes_for(recipe, [BACKENDS[name] for name in to], state)
         check_recipes(recipes, calibration, native=native)
@@ -95,4 +103,6 @@ def build(
             say=say,
         )
         publish(made, out)
+    if pack is not None:
+        write_packed(out, pack, say=say)
     return verdict

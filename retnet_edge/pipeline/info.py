@@ -24,13 +24,16 @@ Facts = dict[str, dict[str, Any]]
 
 
 def info(path: str | Path) -> Facts:
-    """Tables (title -> name -> value) that describe the bundle or checkpoint directory at `path`.
+    """Tables (title -> name -> value) of the bundle, packed file or checkpoint at `path`.
 
-    A bundle is opened with all of its checks; of a checkpoint, config.json and the header of
+    A bundle is opened with all of its checks; of a packed file, header and manifest are checked; of
+    a checkpoint, config.json and the header of
     model.safetensors are read. Raises InputError where `path` is neither, or does not hold up.
     """
+    from retnet_edge.runtime.bundle.packed import is_packed
+
     path = Path(path)
-    if (path / MANIFEST_FILE).exists():
+    if is_packed(path) or (path / MANIFEST_FILE).exists():
         return _bundle(path)
     if (path / CONFIG_FILE).exists():
         return _checkpoint(path)
@@ -42,9 +45,9 @@ def info(path: str | Path) -> Facts:
 
 
 def _bundle(path: Path) -> Facts:
-    from retnet_edge.runtime.bundle.bundle import Bundle
+    from retnet_edge.runtime.bundle.packed import NAMES, PackedBundle, open_bundle
 
-    bundle = Bundle.open(path)
+    bundle = open_bundle(path)
     manifest = bundle.manifest
     verification = manifest.verification
     facts: Facts = {
@@ -77,6 +80,11 @@ def _bundle(path: Path) -> Facts:
             **manifest.provenance.versions,
         },
     }
+    if isinstance(bundle, PackedBundle):
+        facts["sections"] = {
+            NAMES.get(kind, f"kind {kind}"): section.size
+            for kind, section in bundle.sections.items()
+        }
     return facts
 
 

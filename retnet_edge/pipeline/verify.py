@@ -23,10 +23,11 @@ from retnet_edge.quantize.kernel_parity import KernelParity, measure_kernel_pari
 from retnet_edge.runtime.backends.select import choose_backend, open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Backend
+from retnet_edge.runtime.bundle.packed import open_bundle
 from retnet_edge.runtime.memory.memory import memory_supported, steps_at_first, time_alone
 from retnet_edge.runtime.memory.side_by_side import SideBySide
 from retnet_edge.runtime.parity.backend_pairs import BackendPair
-from retnet_edge.runtime.parity.golden import GOLDEN_FILE, read_golden
+from retnet_edge.runtime.parity.golden import golden_arrays
 from retnet_edge.runtime.parity.parity import BlockError
 from retnet_edge.runtime.parity.replay import replay
 from retnet_edge.runtime.report.page import column_name, labels
@@ -117,14 +118,13 @@ def verify_all(
     for path in bundles:
         if str(path) in opened:
             raise InputError(f"{path} is named twice; name each bundle once")
-        opened[str(path)] = bundle = Bundle.open(path)
+        opened[str(path)] = bundle = open_bundle(path)
         check_verdict_folder(bundle)
     columns: list[tuple[str, Bundle, Backend]] = []
     called = labels(list(opened))
     for name, bundle in opened.items():
         bundle.check_made_from(source.path, source.weights_sha256())
-        if GOLDEN_FILE in bundle.manifest.files:
-            read_golden(bundle.file(GOLDEN_FILE), bundle.manifest)
+        golden_arrays(bundle)  # it holds what it should
         has = bundle.manifest.backends
         chosen = has if backend is None else (choose_backend(bundle, backend),)
         columns += [(column_name(called[name], one), bundle, one) for one in chosen]

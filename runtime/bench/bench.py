@@ -19,6 +19,7 @@ from retnet_edge.runtime.bench.records import Bench, BenchRow, Load, MemoryUse, 
 from retnet_edge.runtime.bench.traffic import step_bytes, step_weight_bytes
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Backend
+from retnet_edge.runtime.bundle.packed import open_bundle
 from retnet_edge.runtime.memory.memory import child_output, memory_supported
 from retnet_edge.runtime.session.machine import processor
 from retnet_edge.runtime.session.threads import check_threads, default_threads, physical_cores
@@ -55,7 +56,7 @@ def bench(
     negative, for batch or repetitions below 1, threads that are not 1 to 256, for a bundle that
     cannot run a batch, and where nothing is asked for.
     """
-    opened = Bundle.open(bundle)
+    opened = open_bundle(bundle)
     chosen = choose_backend(opened, backend)
     for what, numbers, least in (
         ("prompt", prompt, 1),

@@ -80,13 +80,13 @@ def measure_times(work: BenchJob) -> Times:
     """Run every test once to warm up, then `repetitions` times, all tests in turn."""
     from retnet_edge.runtime.backends.select import open_session
     from retnet_edge.runtime.bench.read_bandwidth import ReadBandwidth
-    from retnet_edge.runtime.bundle.bundle import Bundle
+    from retnet_edge.runtime.bundle.packed import open_bundle
     from retnet_edge.runtime.text.batch import Batch
     from retnet_edge.runtime.text.snapshot import Snapshot
 
     load = measure_load(work) if work.load else None
     done = 0
-    bundle = Bundle.open(work.bundle)
+    bundle = open_bundle(work.bundle)
     session = open_session(bundle, threads=work.threads, backend=work.backend)
     vocab = bundle.manifest.model.vocab_size
     rng = np.random.default_rng(0)
@@ -154,10 +154,10 @@ def measure_load(work: BenchJob) -> Load:
 def _open_once(work: BenchJob) -> float:
     """Milliseconds."""
     from retnet_edge.runtime.backends.select import open_session
-    from retnet_edge.runtime.bundle.bundle import Bundle
+    from retnet_edge.runtime.bundle.packed import open_bundle
 
     began = time.perf_counter()
-    bundle = Bundle.open(work.bundle)
+    bundle = open_bundle(work.bundle)
     session = open_session(bundle, threads=work.threads, backend=work.backend)
     session.step(0)
     session.prefill([0] * 128)
@@ -177,12 +177,12 @@ def _drop_cached(folder: Path) -> None:
 def measure_use(work: BenchJob) -> MemoryUse:
     """Memory after the longest prompt of the tests and some steps."""
     from retnet_edge.runtime.backends.select import open_session
-    from retnet_edge.runtime.bundle.bundle import Bundle
+    from retnet_edge.runtime.bundle.packed import open_bundle
     from retnet_edge.runtime.memory.child import MemorySampler
 
     sampler = MemorySampler(1)
     base = sum(sampler.now())
-    bundle = Bundle.open(work.bundle)
+    bundle = open_bundle(work.bundle)
     session = open_session(bundle, threads=work.threads, backend=work.backend)
     longest = max((test.tokens for test in work.tests if test.test == "prompt"), default=0)
     # Spread over the vocabulary, without NumPy's generators: their 0.8 MB are none of a bundle's.

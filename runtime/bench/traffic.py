@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 
-from retnet_edge.runtime.backends.native import plan as native_plan
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.external_data import external_data
 from retnet_edge.runtime.bundle.manifest import Backend
@@ -23,7 +22,9 @@ def step_weight_bytes(bundle: Bundle, backend: Backend) -> int:
     graph = bundle.manifest.graph_for(backend, "step")
     assert graph is not None
     if backend == "native":
-        return native_plan.step_weight_bytes(native_plan.decode_plan(bundle.file(graph.file)))
+        from retnet_edge.runtime.backends.native.session import open_model
+
+        return int(open_model(bundle).info.step_bytes)
     if backend == "executorch":
         # the program's head is a packed copy of its own, also where the model ties it
         return bundle.manifest.files[graph.file].size - _embedding_bytes(bundle)

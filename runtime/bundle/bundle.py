@@ -55,7 +55,7 @@ class Bundle:
             raise InputError(f"{path} is not a bundle: it has no {MANIFEST_FILE}")
         regular_file(path, MANIFEST_FILE, path)
         manifest = decode(read_regular(where, _MANIFEST_BYTES, "a manifest"), str(where))
-        _check_references(manifest, where)
+        check_references(manifest, where)
         _check_files(path, manifest, where)
         for graph in manifest.graphs:
             if graph.backend == "onnxruntime":
@@ -64,18 +64,7 @@ class Bundle:
         bundle = cls(path, manifest)
         tokenizer, where = bundle.tokenizer(), bundle.file(manifest.tokenizer.file)
         check_vocabulary(tokenizer, manifest.model.vocab_size, where)
-        named = manifest.tokenizer
-        for name, ids in (
-            ("end_of_text", (named.end_of_text,)),
-            ("other_ends", named.other_ends),
-            ("begin_of_text", (named.begin_of_text,)),
-            ("padding", (named.padding,)),
-        ):
-            for token in ids:
-                if token is not None and tokenizer.id_to_token(token) is None:
-                    raise InputError(
-                        f"{where} has no token {token}, which the manifest names as {name}"
-                    )
+        check_named_tokens(tokenizer, manifest, where)
         return bundle
 
     @property
@@ -128,7 +117,7 @@ class Bundle:
         return listed + (self.path / MANIFEST_FILE).stat().st_size
 
 
-def _check_references(manifest: Manifest, where: Path) -> None:
+def check_references(manifest: Manifest, where: Path) -> None:
     """Every file that the manifest speaks of has an allowed name and an entry in `files`."""
     for name in manifest.files:
         check_name(name, where)
@@ -140,6 +129,22 @@ def _check_references(manifest: Manifest, where: Path) -> None:
         check_name(name, where)
         if name not in manifest.files:
             raise InputError(f"{where}: {name!r} ({role}) is not listed in files")
+
+
+def check_named_tokens(tokenizer: tokenizers.Tokenizer, manifest: Manifest, where: Path) -> None:
+    """Raises InputError unless the tokenizer has the tokens that the manifest names."""
+    named = manifest.tokenizer
+    for name, ids in (
+        ("end_of_text", (named.end_of_text,)),
+        ("other_ends", named.other_ends),
+        ("begin_of_text", (named.begin_of_text,)),
+        ("padding", (named.padding,)),
+    ):
+        for token in ids:
+            if token is not None and tokenizer.id_to_token(token) is None:
+                raise InputError(
+                    f"{where} has no token {token}, which the manifest names as {name}"
+                )
 
 
 def _check_files(root: Path, manifest: Manifest, where: Path) -> None:

@@ -179,12 +179,12 @@ def main(argv: list[str] | None = None) -> None:
 
     from retnet_edge.errors import InputError
     from retnet_edge.runtime.backends.select import open_session
-    from retnet_edge.runtime.bundle.bundle import Bundle
+    from retnet_edge.runtime.bundle.packed import open_bundle
 
     sampler = MemorySampler(args.steps // args.every)
     base_anonymous, base_files = sampler.now()
     try:
-        bundle = Bundle.open(args.bundle)
+        bundle = open_bundle(args.bundle)
         began = time.perf_counter()
         session = open_session(bundle, threads=args.threads, backend=args.backend)
     except InputError as error:

@@ -8,6 +8,7 @@ the file (`export/golden.py`); every runtime can replay it, without the checkpoi
 from __future__ import annotations
 
 import math
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from retnet_edge.errors import InputError
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import Manifest
+from retnet_edge.runtime.bundle.packed import GOLDEN, PackedBundle
 from retnet_edge.runtime.bundle.state_values import rounded_states, state_values, value_shapes
 from retnet_edge.runtime.parity.probes import FAR_POSITION
 from retnet_edge.runtime.parity.replay import run_steps
@@ -28,6 +30,7 @@ GOLDEN_FILE = "golden.npz"
 NEAR_TOKENS = 128
 LOGIT_ROWS = 16  # of the last tokens of a run
 
+_PACKED = struct.Struct("<IIIIq")
 _HEADER_BYTES = 4096  # of an array in the file, at most
 
 Arrays = dict[str, NDArray[Any]]
@@ -61,9 +64,11 @@ def golden_shapes(manifest: Manifest) -> dict[str, tuple[str, tuple[int, ...]]]:
 def replay_golden(bundle: Bundle, session: Session) -> GoldenReplay:
     """Step through both runs of the bundle's golden.npz (states of constant size only).
 
-    Raises InputError where the file is not listed or does not hold the arrays of `golden_shapes`.
+    Raises InputError where there are none, or not the arrays of `golden_shapes`.
     """
-    arrays = read_golden(bundle.file(GOLDEN_FILE), bundle.manifest)
+    arrays = golden_arrays(bundle)
+    if arrays is None:
+        raise InputError(f"{bundle.path} has no golden replay: it cannot be replayed")
     count = len(value_shapes(bundle.manifest.states))
     wanted = [arrays[f"near_state_{i}"] for i in range(count)]
     session.reset()
@@ -78,6 +83,38 @@ def replay_golden(bundle: Bundle, session: Session) -> GoldenReplay:
             np.max([*map(_relative_error, state_values(states), wanted)], initial=0.0)
         ),
     )
+
+
+def golden_arrays(bundle: Bundle) -> Arrays | None:
+    """The bundle's own arrays, None where it has none. Raises InputError as `read_golden` does."""
+    if isinstance(bundle, PackedBundle):
+        raw = bundle.section(GOLDEN)
+        return None if raw is None else _unpacked(raw, bundle)
+    if GOLDEN_FILE not in bundle.manifest.files:
+        return None
+    return read_golden(bundle.file(GOLDEN_FILE), bundle.manifest)
+
+
+def _unpacked(raw: bytes, bundle: Bundle) -> Arrays:
+    """Of a packed file's section (native/format.h, retnet_golden_header)."""
+    shapes = golden_shapes(bundle.manifest)
+    order = ("near_tokens", "far_tokens", "near_logits", "far_logits")
+    names = [*order, *(name for name in shapes if name not in order)]
+    size = _PACKED.size + sum(4 * math.prod(shapes[name][1]) for name in names)
+    header = (1, NEAR_TOKENS, LOGIT_ROWS, LOGIT_ROWS, FAR_POSITION)
+    if len(raw) != size or _PACKED.unpack_from(raw) != header:
+        raise InputError(
+            f"{bundle.path}: its golden replay has {len(raw)} bytes, or another header; this "
+            f"model's has {size}"
+        )
+    arrays, at = Arrays(), _PACKED.size
+    for name in names:
+        dtype, shape = shapes[name]
+        stored = "<i4" if dtype == "int64" else "<f4"
+        found = np.frombuffer(raw, stored, count=math.prod(shape), offset=at)
+        arrays[name] = found.astype(dtype).reshape(shape)
+        at += found.nbytes
+    return arrays
 
 
 def read_golden(path: Path, manifest: Manifest) -> Arrays:

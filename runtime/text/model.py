@@ -9,6 +9,7 @@ import tokenizers
 
 from retnet_edge.runtime.backends.select import choose_backend, open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.bundle.packed import open_bundle
 from retnet_edge.runtime.session.protocol import Session
 from retnet_edge.runtime.text.generate import generate
 from retnet_edge.runtime.text.sampling import Sampling
@@ -136,4 +137,4 @@ def load(path: str | Path, *, backend: str | None = None, threads: int | None = 
     sentence that names the file, the value and what is allowed, for a bundle that does not open,
     a backend that it lacks or that is not installed, and threads below 1.
     """
-    return Model(Bundle.open(path), backend=backend, threads=threads)
+    return Model(open_bundle(path), backend=backend, threads=threads)

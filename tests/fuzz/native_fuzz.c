@@ -1,64 +1,17 @@
 /* The C engine on models, weights, states and calls that nobody would write: bytes decide what is
  * changed, and a sanitizer sees what comes of it. `native_fuzz.py` builds and runs it.
  *
- * Buffers are as large as is said (an engine cannot know better); all else may be anything. Every
- * model is refused in a sentence or runs, and every call too. With -DLIBFUZZER the bytes are
- * libFuzzer's, else those of a seed: `native_fuzz CASES SEED`. */
-#include <stdio.h>
-
+ * Tables and weights are as large as is said (a library cannot know better); all else may be
+ * anything. Every model is refused in a sentence or runs, and every call too. With -DLIBFUZZER the
+ * bytes are libFuzzer's, else those of a seed: `native_fuzz CASES SEED SECONDS`. */
 #include "../runtime/backends/small_model.h"
-
-typedef struct {
-    const uint8_t *at, *end;
-} Input;
+#include "fuzz_input.h"
 
 static long long refused, ran;
-
-static uint32_t next(Input *in, int bytes) {
-    uint32_t found = 0;
-    for (int i = 0; i < bytes && in->at < in->end; i++) found = found << 8 | *in->at++;
-    return found;
-}
-
-static int below(Input *in, int n) { return (int)(next(in, 2) % (uint32_t)n); }
-
-static void must(int holds, const char *what) {
-    if (holds) return;
-    fprintf(stderr, "%s\n", what);
-    abort();
-}
-
-/* Numbers at the edges of what is stored in so many bytes. */
-static uint64_t odd_number(Input *in, uint64_t was) {
-    switch (below(in, 10)) {
-        case 0: return 0;
-        case 1: return 1;
-        case 2: return was + 1;
-        case 3: return was - 1;
-        case 4: return was * 2;
-        case 5: return was / 2;
-        case 6: return UINT64_MAX - (uint64_t)below(in, 3);
-        case 7: return (uint64_t)1 << below(in, 64);
-        case 8: return ((uint64_t)1 << below(in, 64)) - 1;
-        default: return (uint64_t)next(in, 4) << below(in, 33);
-    }
-}
-
-static uint32_t odd_float(Input *in) {
-    const uint32_t odd[] = {0, 0x80000000, 1, 0x7f800000, 0xff800000, 0x7fc00000, 0x7f7fffff,
-                            0x00800000, 0x3f800000, 0x3f800001};
-    const int which = below(in, 14);
-    return which < 10 ? odd[which] : next(in, 4);
-}
 
 static void change_float(Input *in, float *x) {
     const uint32_t bits = odd_float(in);
     memcpy(x, &bits, 4);
-}
-
-static void change_double(Input *in, double *x) {
-    const double odd[] = {0, -0.0, 1, 1.5, -1, NAN, INFINITY, -INFINITY, 1e300, 1e-320, 0.999999999};
-    *x = odd[below(in, 11)];
 }
 
 static void change_i32(Input *in, int32_t *x) {
@@ -97,8 +50,8 @@ static void change_plan(Input *in, SmallModel *m) {
         case 0: case 1: change_place(in, places[below(in, 4)]); break;
         case 2: case 3: case 4: change_matrix(in, matrices[below(in, 6)]); break;
         case 5: change_float(in, below(in, 2) ? &p->norm_eps : &p->head_norm_eps); break;
-        case 6: change_double(in, &m->gammas[below(in, SMALL_HEADS)]); break;
-        case 7: change_double(in, &m->frequencies[below(in, 8)]); break;
+        case 6: m->gammas[below(in, SMALL_HEADS)] = odd_double(in); break;
+        case 7: m->frequencies[below(in, 8)] = odd_double(in); break;
         case 8: /* fewer than there are */
             p->weights.size = odd_number(in, p->weights.size) % (p->weights.size + 1);
             break;
@@ -130,43 +83,81 @@ static Shape any_shape(Input *in) {
     return s;
 }
 
-/* A call with as much memory as it says, which need not be as much as it should have. `changed`:
- * the model was, so that logits need not be numbers. */
-static void call(Input *in, Engine *engine, const ModelPlan *p, int changed) {
-    const int32_t layers = below(in, 8) ? p->layer_count : below(in, 4);
-    Floats states[SMALL_LAYERS + 2];
-    uint64_t logit_count = (uint64_t)p->vocab_size;
-    if (!below(in, 12)) logit_count = odd_number(in, logit_count) % 4096;
-    for (int i = 0; i < SMALL_LAYERS + 2; i++) {
-        uint64_t count = (uint64_t)state_floats(p);
-        if (!below(in, 16)) count = odd_number(in, count) % 4096;
-        states[i] = (Floats){malloc(count ? count * sizeof(float) : 1), count};
-        if (count) memset(states[i].data, 0, count * sizeof(float));
-        for (int j = below(in, 8) - 5; j > 0 && count; j--, changed = 1)
-            change_float(in, &states[i].data[next(in, 2) % count]);
-    }
-    float *logits = malloc(logit_count ? logit_count * sizeof(float) : 1);
-    int64_t tokens[20], position = below(in, 5000);
+/* Tokens, most of them some of the vocabulary; how many, most often as many as there are. */
+static int64_t any_tokens(Input *in, int vocabulary, int32_t tokens[20]) {
     int64_t count = 1 + below(in, 20);
-    for (int i = 0; i < 20; i++) tokens[i] = below(in, p->vocab_size);
-    if (!below(in, 12)) tokens[below(in, 20)] = (int64_t)odd_number(in, (uint64_t)p->vocab_size);
-    if (!below(in, 8)) position = (int64_t)odd_number(in, (uint64_t)position);
+    for (int i = 0; i < 20; i++) tokens[i] = below(in, vocabulary);
+    if (!below(in, 12)) tokens[below(in, 20)] = (int32_t)odd_number(in, (uint64_t)vocabulary);
     if (!below(in, 12)) {
         count = (int64_t)odd_number(in, (uint64_t)count);
         if (count > 20 && count <= RETNET_MOST_TOKENS) count = 20;
     }
-    const int status = retnet_run(engine, tokens, count, position, states, layers, logits,
-                                  logit_count);
-    must(status == RETNET_OK || status >= RETNET_BAD_COUNT, "a call's status");
-    if (status == RETNET_OK && !changed)
-        for (uint64_t i = 0; i < logit_count; i++) must(isfinite(logits[i]), "a finite logit");
-    for (int i = 0; i < SMALL_LAYERS + 2; i++) free(states[i].data);
-    free(logits);
+    return count;
+}
+
+/* States, a position and tokens, with as much memory as is said, which need not be as much as it
+ * should be. `changed`: the model or a state was, so that logits need not be numbers. */
+static void call(Input *in, retnet_session *session, const retnet_model_info *info,
+                 int *changed) {
+    uint64_t size = info->state_bytes;
+    if (!below(in, 12)) size = odd_number(in, size) % 4096;
+    float *states = malloc(size ? size : 1);
+    if (size) memset(states, 0, size);
+    for (int j = below(in, 8) - 5; j > 0 && size >= 4; j--, *changed = 1)
+        change_float(in, &states[next(in, 2) % (size / 4)]);
+    int64_t position = below(in, 5000);
+    if (!below(in, 8)) position = (int64_t)odd_number(in, (uint64_t)position);
+    int32_t tokens[20];
+    const int32_t seen = below(in, 24) ? below(in, 4) : -1;
+    any_tokens(in, info->vocab_size, tokens);
+    const int64_t before = retnet_session_position(session);
+    retnet_status status = retnet_session_set_states(session, states, size, position, tokens, seen);
+    must(status == RETNET_OK || (status >= RETNET_BAD_COUNT && status <= RETNET_BAD_BUFFER),
+         "states' status");
+    must(retnet_session_position(session) == (status ? before : position), "a position");
+    const int64_t count = any_tokens(in, info->vocab_size, tokens);
+    const int64_t from = retnet_session_position(session);
+    status = retnet_session_feed(session, tokens, count);
+    must(status == RETNET_OK || (status >= RETNET_BAD_COUNT && status <= RETNET_BAD_POSITION),
+         "a call's status");
+    must(retnet_session_position(session) == (status ? from : from + count), "what was fed");
+    const float *logits = retnet_session_logits(session);
+    must(status || logits, "logits");
+    if (status == RETNET_OK && !*changed)
+        for (int i = 0; i < info->vocab_size; i++) must(isfinite(logits[i]), "a finite logit");
+    retnet_session_get_states(session, states, size);
+    free(states);
+}
+
+/* Sessions on a model that was opened. */
+static void use(Input *in, retnet_model *model, int changed) {
+    const char *const kernels[] = {NULL, "avx512", "avx2", "neon", "plain"};
+    retnet_model_info info;
+    retnet_model_get_info(model, &info);
+    must(info.vocab_size > 0 && info.layers > 0 && info.drawable == info.vocab_size, "an info");
+    int threads = 1 + below(in, 8) / 7;
+    if (!below(in, 40)) threads = (int)(int32_t)odd_number(in, 256);
+    if (threads > 4 && threads <= RETNET_MOST_THREADS) threads = 4;
+    retnet_session *session, *second = NULL;
+    retnet_error error;
+    const retnet_status status =
+        retnet_session_new(model, threads, kernels[below(in, 5)], &session, &error);
+    must_tell(status, &error, 0);
+    must(!status == (session != NULL), "a session or a refusal");
+    must(status == RETNET_OK || status == RETNET_BAD_THREADS || status == RETNET_NO_KERNELS,
+         "a session's status");
+    if (!session) return;
+    for (int i = 1 + below(in, 2); i; i--) call(in, session, &info, &changed);
+    if (!below(in, 8)) must(!retnet_session_fork(session, &second, &error), "a fork");
+    if (second) call(in, second, &info, &changed);
+    must(!retnet_session_free(second) && !retnet_session_free(session), "sessions that end");
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    static const uint8_t fingerprint[RETNET_FINGERPRINT_BYTES];
     Input in = {data, data + size};
-    uint64_t seed = next(&in, 4);
+    begin_case();
+    uint64_t seed = next(&in, 4), table_size;
     const Shape shape = any_shape(&in);
     SmallModel *m = calloc(1, sizeof *m);
     make_small(m, &shape, &seed);
@@ -174,40 +165,31 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const int plans = below(&in, 3) ? 0 : 1 + below(&in, 3), bytes = below(&in, 4);
     for (int i = 0; i < plans; i++) change_plan(&in, m);
     for (int i = 0; i < bytes; i++) change_weights(&in, m, weights, own);
-    const char *const kernels[] = {NULL, "avx512", "avx2", "neon", "plain"};
-    int threads = 1 + below(&in, 8) / 7;
-    if (!below(&in, 40)) threads = (int)(int32_t)odd_number(&in, 256);
-    if (threads > 4 && threads <= RETNET_MOST_THREADS) threads = 4;
-    char sentence[256];
-    Engine *engine;
-    const int status = retnet_new(&m->plan, threads, kernels[below(&in, 5)], &engine, sentence,
-                                  sizeof sentence);
-    must(status == RETNET_OK ? engine != NULL : engine == NULL, "an engine or a refusal");
-    must((status == RETNET_BAD_PLAN) == (*sentence != 0), "a sentence where a plan is refused");
-    must(status == RETNET_OK || status == RETNET_BAD_PLAN || status == RETNET_BAD_THREADS ||
-             status == RETNET_NO_KERNELS, "an engine's status");
-    if (engine) {
+    uint64_t *table = small_table(m, &table_size);
+    retnet_model *model;
+    retnet_error error;
+    const retnet_status status = retnet_model_open_parts(
+        table, table_size, m->weights, m->plan.weights.size, fingerprint, &model, &error);
+    must_tell(status, &error, table_size);
+    must(!status == (model != NULL), "a model or a refusal");
+    must(status == RETNET_OK || status == RETNET_BAD_FILE, "a model's status");
+    if (model) {
         ran++;
-        for (int i = 1 + below(&in, 2); i; i--) call(&in, engine, &m->plan, plans || bytes);
-        must(retnet_free(engine) == RETNET_OK, "an engine that ends");
+        use(&in, model, plans || bytes);
+        retnet_model_close(model);
     } else refused++;
+    free(table);
     free_small(m);
     free(m);
     return 0;
 }
 
 #ifndef LIBFUZZER
+static void one(Input *in) { LLVMFuzzerTestOneInput(in->at, (size_t)(in->end - in->at)); }
+
 int main(int count, char **words) {
-    const long long cases = count > 1 ? atoll(words[1]) : 10000;
-    const long long first = count > 2 ? atoll(words[2]) : 1;
-    for (long long i = 0; i < cases; i++) {
-        uint8_t data[400];
-        uint64_t seed = (uint64_t)(first + i) * 0x9e3779b97f4a7c15u;
-        for (size_t j = 0; j < sizeof data; j++) data[j] = (uint8_t)small_random(&seed);
-        fprintf(stderr, "\rcase %lld ", first + i); /* stands before a sanitizer's report */
-        LLVMFuzzerTestOneInput(data, sizeof data);
-    }
-    printf("%lld cases: %lld engines ran, %lld models were refused\n", cases, ran, refused);
+    const long long cases = run_seeds(count, words, one);
+    printf("%lld cases: %lld models ran, %lld were refused\n", cases, ran, refused);
     return 0;
 }
 #endif

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -13,8 +12,9 @@ from pathlib import Path
 from random import Random
 
 from fuzz.damage import containers, plain
-from fuzz.damage.bundles import damage_manifest, damage_plan
+from fuzz.damage.bundles import damage_manifest, damage_plan, mended_digest
 from fuzz.damage.documents import damage_json
+from fuzz.damage.packed import damage_packed, damage_table
 from fuzz.damage.protobuf import damage_graph
 
 Damage = Callable[[bytes, Random], bytes]
@@ -23,6 +23,8 @@ Damage = Callable[[bytes, Random], bytes]
 DAMAGES: tuple[tuple[str, Damage], ...] = (
     ("model.edge/manifest.json", damage_manifest),
     ("*/native.json", damage_plan),
+    ("*/native.table", damage_table),
+    ("*.retnet", damage_packed),
     ("*.json", damage_json),
     ("*.onnx", damage_graph),
     ("*.npz", containers.damage_npz),
@@ -36,7 +38,6 @@ DAMAGES: tuple[tuple[str, Damage], ...] = (
     ("*.prepared/*.bin", plain.damage_numbers),
     ("*", plain.damage_bytes),
 )
-DIGEST_FIELD = "manifest_sha256"
 ODD_SHARE = 0.03
 MENDED_SHARE = 0.88
 
@@ -102,18 +103,10 @@ def mend(case: Path, before: dict[str, bytes]) -> None:
 
 
 def _mend_digest(path: Path) -> None:
-    """A manifest's hash of itself: of its JSON in one form, the hash left out."""
     raw = path.read_bytes()
-    try:
-        record = json.loads(raw)
-        told = record.pop(DIGEST_FIELD)
-        form = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        digest = hashlib.sha256(form.encode()).hexdigest()
-    except (ValueError, RecursionError, KeyError, AttributeError, TypeError):
-        return  # nothing could agree with it
-    if isinstance(told, str) and re.fullmatch("[0-9a-f]{64}", told) and told != digest:
+    if (new := mended_digest(raw)) != raw:
         path.unlink()
-        path.write_bytes(raw.replace(told.encode(), digest.encode()))
+        path.write_bytes(new)
 
 
 def _rewrite(case: Path, before: dict[str, bytes], name: str, old: bytes, new: bytes) -> None:

@@ -33,6 +33,25 @@ def _old(folder: Path) -> None:
     shutil.copytree(OLD / "bundle", folder / "model.edge")
 
 
+def _packed(folder: Path) -> None:
+    """The committed bundle as one file, with all that it may hold."""
+    from retnet_edge.runtime.packed.pack import pack
+
+    licence, template = folder / "licence", folder / "template"
+    licence.write_text("All rights and wrongs. ©")
+    template.write_text("{{ messages[0].content }}")
+    pack(
+        OLD / "bundle",
+        folder / "model.retnet",
+        licence=licence,
+        card=ROOT / "README.md",
+        chat_template=template,
+        say=_silent,
+    )
+    licence.unlink()
+    template.unlink()
+
+
 def _prepared(folder: Path) -> None:
     from retnet_edge.runtime.backends.ort.prepare import prepare
 
@@ -156,6 +175,7 @@ SEEDS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "bundle-int4": (_new("int4"), ("torch", "onnx", "onnxscript")),
     "bundle-growing": (_growing, ("onnx",)),
     "executorch": (_executorch, ("torch", "executorch")),
+    "packed": (_packed, ()),
     "prepared": (_prepared, ()),
     "state": (_state, ()),
     "checkpoint": (_checkpoint, ("torch", "safetensors")),

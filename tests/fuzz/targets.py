@@ -40,7 +40,7 @@ class Target:
 def open_bundle(case: Path, damaged: Sequence[str]) -> None:
     """What `info` and the readers of a bundle's other files do."""
     from retnet_edge.pipeline.info import info
-    from retnet_edge.runtime.backends.native.plan import read_plan
+    from retnet_edge.runtime.backends.native.session import open_model
     from retnet_edge.runtime.backends.ort.prepacked import find_prepared
     from retnet_edge.runtime.bundle.bundle import Bundle
     from retnet_edge.runtime.parity.golden import GOLDEN_FILE, read_golden
@@ -50,11 +50,56 @@ def open_bundle(case: Path, damaged: Sequence[str]) -> None:
     assert len(bundle.fingerprint) == 64
     for graph in bundle.manifest.graphs:
         if graph.backend == "native" and len(graph.external_data) == 1:
-            read_plan(bundle, graph.file, bundle.file(graph.external_data[0]).stat().st_size)
+            open_model(bundle)
         if graph.backend == "onnxruntime":
             find_prepared(bundle, graph.file)
     if GOLDEN_FILE in bundle.manifest.files and bundle.manifest.model.kind == "retnet":
         read_golden(bundle.file(GOLDEN_FILE), bundle.manifest)
+
+
+def open_packed(case: Path, damaged: Sequence[str]) -> None:
+    """What `info` reads, the golden replay and the texts, and what the library checks."""
+    from retnet_edge.errors import InputError
+    from retnet_edge.pipeline.info import info
+    from retnet_edge.runtime.backends.native.library import Model
+    from retnet_edge.runtime.backends.native.session import open_model
+    from retnet_edge.runtime.bundle.packed import open_bundle as opened
+    from retnet_edge.runtime.parity.golden import golden_arrays
+
+    path = case / "model.retnet"
+
+    def by_python() -> None:
+        bundle = opened(path)
+        info(path)
+        assert len(bundle.fingerprint) == 64
+        golden_arrays(bundle)
+        open_model(bundle)
+
+    def by_c() -> None:
+        model = Model.open(path, skip_weight_hash=True)
+        for kind in range(-1, 14):
+            model.section(kind)
+
+    refused: InputError | None = None
+    for read in (by_python, by_c):  # what one refuses the other meets all the same
+        try:
+            read()
+        except InputError as error:
+            refused = error
+    if refused is not None:
+        raise refused
+
+
+def run_packed(case: Path, damaged: Sequence[str]) -> None:
+    """A session, the golden replay where there is one, and text."""
+    from retnet_edge import load
+    from retnet_edge.runtime.backends.select import open_session
+    from retnet_edge.runtime.bundle.packed import open_bundle as opened
+    from retnet_edge.runtime.parity.golden import golden_arrays
+
+    bundle = opened(case / "model.retnet")
+    use(open_session(bundle, 1, "native"), bundle, golden=golden_arrays(bundle) is not None)
+    "".join(load(case / "model.retnet", threads=1).generate(PROMPT, max_tokens=5))
 
 
 def run_bundle(case: Path, damaged: Sequence[str]) -> None:
@@ -246,10 +291,9 @@ def take_import(case: Path, damaged: Sequence[str]) -> None:
 
 BUNDLE_FILES = (
     *("model.edge/manifest.json", "model.edge/manifest.json", "model.edge/native.json"),
-    *("model.edge/*.onnx", "model.edge/weights.bin", "model.edge/tokenizer.json"),
-    "model.edge/golden.npz",
+    *("model.edge/native.table", "model.edge/*.onnx", "model.edge/weights.bin"),
+    *("model.edge/tokenizer.json", "model.edge/golden.npz"),
 )
-PLANNED = ("bundle-old", "bundle-int4")
 BUNDLES = ("bundle-old", "bundle-fp32", "bundle-int4", "bundle-growing")
 IMPORTS = tuple(
     f"import-{name}"
@@ -263,9 +307,9 @@ SOURCE_FILES = ("source/config.json", "source/*.index.json", "source/*.safetenso
 TARGETS = (
     Target("bundle", BUNDLES, BUNDLE_FILES, open_bundle, run_bundle, (10, 12)),
     Target("manifest", BUNDLES, BUNDLE_FILES[:1], open_bundle, run_bundle, (6, 6)),
-    Target(
-        "plan", ("bundle-old", "bundle-int4"), BUNDLE_FILES[2:3], open_bundle, run_bundle, (4, 5)
-    ),
+    Target("plan", ("bundle-old",), BUNDLE_FILES[2:3], open_bundle, run_bundle, (3, 3)),
+    Target("table", ("bundle-int4",), BUNDLE_FILES[3:4], open_bundle, run_bundle, (4, 4)),
+    Target("packed", ("packed",), ("model.retnet",), open_packed, run_packed, (8, 8)),
     Target("graph", BUNDLES, ("model.edge/*.onnx",), open_bundle, run_bundle, (6, 5)),
     Target(
         "executorch",
@@ -309,12 +353,15 @@ TARGETS = (
 
 
 TORCH = ("checkpoint", "run", "import")
+NATIVE = "retnet_edge.runtime.backends.native._native"
 
 
 def runnable(name: str) -> bool:
     """Whether what this target runs is installed; its seeds may come from another machine."""
     needed = ("torch", "safetensors") if name in TORCH else ()
     needed = ("torch", "executorch") if name == "executorch" else needed
+    if name == "packed" and importlib.util.find_spec(NATIVE) is None:
+        return False
     return all(importlib.util.find_spec(package) is not None for package in needed)
 
 

@@ -19,10 +19,15 @@ from fuzz import scene
 from fuzz.damage import containers, plain, protobuf
 from fuzz.damage.bundles import damage_manifest, damage_plan
 from fuzz.damage.documents import damage_json, parse, write
+from fuzz.damage.packed import HEADER, damage_packed, damage_table, mended, sections_of
 from fuzz.planted import PLANTED
 from fuzz.scene import Damage
 from fuzz.targets import TARGETS, open_bundle
 from fuzz.worker import Case, prepare_case, run_case
+from retnet_edge.runtime.backends.native.library import native_available
+from retnet_edge.runtime.bundle.bundle import Bundle
+from retnet_edge.runtime.packed.pack import pack
+from retnet_edge.runtime.text.snapshot import Snapshot, load_snapshot, save_snapshot
 
 TESTS = Path(__file__).resolve().parents[1]
 BUNDLE = TESTS / "data" / "compatibility" / "bundle"
@@ -175,6 +180,51 @@ def test_a_manifest_that_holds_its_own_hash_gets_another(seeds: Path, tmp_path: 
     assert found == record
 
 
+@pytest.fixture(scope="module")
+def packed_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed bundle in one file; its table is that of its JSON plan."""
+    return pack(BUNDLE, tmp_path_factory.mktemp("packed") / "model.retnet", say=lambda text: None)
+
+
+def test_damage_to_a_packed_file_follows_its_layout(packed_file: Path) -> None:
+    """Most has hashes that fit, and every kind of section is among what was changed."""
+    raw = packed_file.read_bytes()
+    records, contents = sections_of(raw)
+    assert mended(raw) == raw
+    changed = Counter[int]()
+    fitting = 0
+    for number in range(400):
+        damaged = damage_packed(raw, Random(number))
+        fitting += len(damaged) >= HEADER.size and mended(damaged) == damaged
+        found, others = sections_of(damaged)
+        if [record[0] for record in found] == [record[0] for record in records]:
+            changed.update(r[0] for r, a, b in zip(found, contents, others, strict=True) if a != b)
+    assert fitting > 300
+    assert set(changed) == {record[0] for record in records}
+
+
+@pytest.mark.skipif(not native_available(), reason="the native backend was not built")
+def test_damaged_packed_files_are_read_or_refused(packed_file: Path, tmp_path: Path) -> None:
+    """Both happen, and Python and C are asked."""
+    shutil.copytree(packed_file.parent, tmp_path / "seeds" / "packed")
+    said = Counter[str]()
+    for number in range(150):
+        case = Case("packed", "shallow", 2, number)
+        files = prepare_case(case, TARGET["packed"], tmp_path / "seeds", tmp_path / "case")
+        outcome = run_case(tmp_path / "case", TARGET["packed"], "shallow", files)
+        said[outcome.kind] += 1
+    assert set(said) == {"done", "refused"}
+    assert min(said.values()) > 30
+
+
+def test_a_damaged_table_in_its_bundle(packed_file: Path) -> None:
+    records, contents = sections_of(packed_file.read_bytes())
+    table = next(c for r, c in zip(records, contents, strict=True) if r[0] == 1)
+    found = {damage_table(table, Random(number)) for number in range(60)}
+    assert len(found - {table}) > 50
+    assert sum(len(one) == len(table) for one in found) > 40
+
+
 DAMAGED: dict[str, tuple[Path, Damage]] = {
     "json": (BUNDLE / "tokenizer.json", damage_json),
     "manifest": (BUNDLE / "manifest.json", damage_manifest),
@@ -208,6 +258,14 @@ def test_documents_and_messages_survive_reading_and_writing() -> None:
     assert protobuf.write(protobuf.read(raw, "Model")) == raw
 
 
+def test_what_is_no_json_any_more_is_damaged_on() -> None:
+    """A value that nests as deeply as nobody reads, beside others that change places."""
+    raw = json.dumps({"a": [1, {"b": [2, 3]}], "c": {"d": [4.5, "e"]}}).encode()
+    found = [damage_json(raw, Random(number)) for number in range(4000)]
+    assert len(set(found)) > 1000
+    assert max(map(len, found)) < 64 << 20
+
+
 def test_most_damaged_json_is_json_still() -> None:
     raw = (BUNDLE / "manifest.json").read_bytes()
     read = 0
@@ -220,11 +278,19 @@ def test_most_damaged_json_is_json_still() -> None:
     assert read > 60
 
 
-def test_damaged_states_have_digests_that_fit() -> None:
-    raw = (BUNDLE.parent / "native.state").read_bytes()
+@pytest.mark.parametrize("version", [1, 3])
+def test_damaged_states_have_digests_that_fit(version: int, tmp_path: Path) -> None:
+    path = BUNDLE.parent / "native.state"
+    if version == 3:
+        bundle = Bundle.open(BUNDLE)
+        kept = load_snapshot(path, bundle)
+        path = tmp_path / "new.state"
+        save_snapshot(Snapshot(kept.position, kept.states, (3, 1, 4)), bundle, path)
+    raw = path.read_bytes()
     found = [containers.damage_state(raw, Random(number)) for number in range(60)]
     fitting = [one for one in found if hashlib.sha256(one[:-32]).digest() == one[-32:]]
     assert len(fitting) > 40
+    assert len(set(fitting)) > 30
 
 
 def test_odd_files_of_every_kind_are_made_and_kept(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """The plan of a native backend: which bytes of the bundle's weights are which matrix of the model.
 
-A RetNet is four matrices and three norms a layer. The plan (`native.json`) says where each lies in
-the weights file that the ONNX graphs read too, so that a bundle holds its weights once. What the
-graphs keep to themselves, being small, stands in the plan.
+A RetNet is four matrices and three norms a layer. The plan says where each lies in the weights file
+that the ONNX graphs read too, so that a bundle holds its weights once. What the graphs keep to
+themselves, being small, stands in the plan. It is written as a table that C reads
+(`native.table`, table.py); bundles of older versions have it as JSON (`native.json`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ import msgspec
 
 from retnet_edge.config import RetNetConfig, decode_config
 from retnet_edge.errors import InputError
-from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, Manifest, ModelSpec
+from retnet_edge.runtime.bundle.manifest import Manifest, ModelSpec
 
-PLAN_FILE = "native.json"
 PLAN_VERSION = 1
 BLOCKS = (32, 64, 128, 256)
 """Sizes of blocks. The products of a longer one, of 8 by 16 bits, might not fit into 32, and a pair
@@ -92,19 +91,6 @@ class Plan(_Frozen, frozen=True):
     layers: Annotated[tuple[PlannedLayer, ...], msgspec.Meta(max_length=1024)]
 
 
-def step_weight_bytes(plan: Plan) -> int:
-    """Bytes of the weights that a step reads: layers and head, and next to nothing of an embedding
-    that is no head."""
-    data = [plan.final_norm]
-    matrices = [plan.head]
-    for layer in plan.layers:
-        data += [layer.retention_norm, layer.head_norm, layer.ffn_norm]
-        matrices += [layer.qkvg, layer.out, layer.inner, layer.down]
-    for matrix in matrices:
-        data += [matrix.codes, matrix.scales, matrix.zeros or b""]
-    return sum(map(_size, data))
-
-
 def _size(data: Data) -> int:
     return data.size if isinstance(data, FileRange) else len(data)
 
@@ -117,13 +103,11 @@ def retnet_config(model: ModelSpec, where: str) -> RetNetConfig:
     return config
 
 
-def encode_plan(plan: Plan) -> bytes:
-    """The plan as indented JSON, ending in a newline."""
-    return msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n"
-
-
 def decode_plan(path: Path) -> Plan:
-    """Raises InputError where the file is no plan, or one of another version."""
+    """The plan in a JSON file of an older version.
+
+    Raises InputError where the file is no plan, or one of another version.
+    """
     if (size := path.stat().st_size) > _LARGEST_FILE:
         raise InputError(f"{path} has {size} bytes; a plan has at most {_LARGEST_FILE}")
     try:
@@ -133,21 +117,6 @@ def decode_plan(path: Path) -> Plan:
     if plan.version != PLAN_VERSION:
         raise InputError(f"{path}: version is {plan.version}; this one reads {PLAN_VERSION}")
     return plan
-
-
-def read_plan(bundle: Bundle, file: str, weights_bytes: int) -> tuple[Plan, RetNetConfig]:
-    """The plan in `file` of the bundle, and the configuration that its shapes were held against.
-
-    weights_bytes: size of the weights file. Raises InputError where the plan does not parse, is of
-    another version, or describes another model than the manifest.
-    """
-    path = bundle.file(file)
-    manifest = bundle.path / MANIFEST_FILE
-    config = retnet_config(bundle.manifest.model, str(manifest))
-    check_states(bundle.manifest, config, manifest)
-    plan = decode_plan(path)
-    check_plan(plan, config, weights_bytes, str(path))
-    return plan, config
 
 
 def check_states(manifest: Manifest, config: RetNetConfig, where: Path) -> None:

@@ -13,11 +13,11 @@ def profile_steps(bundle: Bundle, *, steps: int, threads: int | None) -> list[Op
     session = NativeSession(bundle, threads=threads)
     for _ in range(WARMUP):
         session.step(0)
-    before = session.engine.seconds()
+    before = session.sequence.seconds()
     for _ in range(steps):
         session.step(0)
     layers = bundle.manifest.model.config["layers"]
-    found = zip(STAGES, session.engine.seconds() - before, strict=True)
+    found = zip(STAGES, session.sequence.seconds() - before, strict=True)
     return [
         OperatorTime(name, steps * (1 if name == "head" else layers), 1e6 * float(seconds))
         for name, seconds in found

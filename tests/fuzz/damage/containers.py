@@ -11,6 +11,7 @@ import zipfile
 from random import Random
 
 from fuzz.damage.documents import NUMBERS, Pairs, Raw, damage_json, parse, write
+from fuzz.damage.packed import damage_record_state
 from fuzz.damage.plain import damage_bytes, damage_numbers
 
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I8", "U8", "BOOL", "F8_E4M3", "F4", "X", "")
@@ -93,6 +94,8 @@ def _damage_tensors(header: bytes, rng: Random) -> bytes:
 
 def damage_state(raw: bytes, rng: Random) -> bytes:
     """A state file with another header, other numbers or other lengths, its digest made to fit."""
+    if raw.startswith(b"RETSTAT3"):
+        return damage_record_state(raw, rng)
     length = int.from_bytes(raw[8:12], "little")
     magic, header, body, way = (
         raw[:8],

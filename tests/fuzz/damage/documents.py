@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -205,9 +206,9 @@ def _change_everywhere(tree: Node, rng: Random) -> Node:
         return tree
     old = rng.choice(found)
     new = other_value(old, rng)
-    for box, at in slots(tree):
-        if type(box[at]) is type(old) and box[at] == old:
-            box[at] = new
+    same = [(box, at) for box, at in slots(tree) if type(box[at]) is type(old) and box[at] == old]
+    for box, at in same[: MOST_BYTES // len(write(new)) + 1]:
+        box[at] = new
     return tree
 
 
@@ -232,7 +233,8 @@ def _repeat(tree: Node, rng: Random) -> Node:
             again[1] = Raw(written := write(again[1]).decode("utf-8", "replace"))
         else:
             again = Raw(written := write(again).decode("utf-8", "replace"))
-        box[at:at] = [again] * min(rng.choice((1, 1, 2, 17, 1025)), MOST_BYTES // len(written) + 1)
+        count = min(rng.choice((1, 1, 2, 17, 1025)), MOST_BYTES // len(written) + 1)
+        box[at:at] = [again[:] if isinstance(box, Pairs) else again for _ in range(count)]
     return tree
 
 
@@ -251,7 +253,7 @@ def _swap(tree: Node, rng: Random) -> Node:
         return tree
     a, b = one[0][one[1]], two[0][two[1]]
     if isinstance(a, list) or isinstance(b, list):
-        one[0][one[1]] = parse(write(b))
+        one[0][one[1]] = deepcopy(b)
     else:
         one[0][one[1]], two[0][two[1]] = b, a
     return tree

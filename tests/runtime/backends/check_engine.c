@@ -127,53 +127,51 @@ static void check_numbers(const Shape *shape, const char *kernels, int64_t posit
                           uint64_t seed) {
     SmallModel m;
     make_small(&m, shape, &seed);
-    char sentence[256], of[128];
+    retnet_error error;
+    char of[128];
     snprintf(of, sizeof of, "%s, %d bits, blocks of %d, d %d, ffn %d%s%s%s", kernels, shape->bits,
              shape->block, shape->d_model, shape->ffn_dim, shape->gated ? ", gated" : "",
              shape->gelu ? ", gelu" : "", shape->eps_z_n ? ", z_n" : "");
-    Engine *engine;
-    const int status = retnet_new(&m.plan, 1, kernels, &engine, sentence, sizeof sentence);
-    expect(!status && !*sentence, sentence, of);
+    Opened o;
+    const retnet_status status = open_small(&m, &o, &error);
+    expect(!status && !*error.message && !error.code, error.message, of);
     if (status) return;
-    expect(!strcmp(retnet_kernels(engine), kernels), "other kernels", of);
-    Run alone = new_run(&m.plan);
-    int64_t tokens[TOKENS];
+    Run alone = new_run(o.model, &m.plan, 1, kernels, position);
+    expect(!strcmp(retnet_session_kernels(alone.session), kernels), "other kernels", of);
+    expect(!retnet_session_logits(alone.session), "logits of nothing", of);
+    int32_t tokens[TOKENS];
+    const size_t n = (size_t)state_floats(&m.plan);
     double *states[SMALL_LAYERS], *logits = malloc(sizeof(double) * (size_t)shape->vocab);
     for (int i = 0; i < shape->layers; i++) {
-        states[i] = malloc(sizeof(double) * alone.states[i].count);
-        for (size_t j = 0; j < alone.states[i].count; j++) states[i][j] = alone.states[i].data[j];
+        states[i] = malloc(sizeof(double) * n);
+        for (size_t j = 0; j < n; j++) states[i][j] = alone.states[(size_t)i * n + j];
     }
     const double bound = shape->bits == 8 ? 2e-3 : 0.1;
     for (int t = 0; t < TOKENS; t++) {
         tokens[t] = t ? (int)(small_random(&seed) % (uint32_t)shape->vocab) : shape->vocab - 1;
         define_step(&m, tokens[t], position + t, states, logits);
-        expect(!feed(engine, &alone, &tokens[t], 1, position + t), "a step's status", of);
+        expect(!feed(&alone, &tokens[t], 1), "a step's status", of);
         expect(difference(alone.logits, logits, (size_t)shape->vocab) < bound, "logits", of);
         for (int i = 0; i < shape->layers; i++)
-            expect(difference(alone.states[i].data, states[i], alone.states[i].count) < bound,
-                   "states", of);
+            expect(difference(alone.states + (size_t)i * n, states[i], n) < bound, "states", of);
     }
     double seconds[RETNET_STAGES];
-    expect(!retnet_seconds(engine, seconds), "seconds' status", of);
+    expect(!retnet_session_seconds(alone.session, seconds), "seconds' status", of);
     for (int i = 0; i < RETNET_STAGES; i++)
         expect(seconds[i] > 0 && seconds[i] < 60, "seconds", of);
-    expect(!retnet_free(engine), "freeing", of);
-    for (int threads = 1; threads <= 3; threads++) {
-        expect(!retnet_new(&m.plan, threads, kernels, &engine, NULL, 0), "a plan", of);
+    for (int threads = 1; threads <= 3; threads++)
         for (int piece = 2; piece <= TOKENS; piece += 3) {
-            Run together = new_run(&m.plan);
+            Run together = new_run(o.model, &m.plan, threads, kernels, position);
             for (int t = 0; t < TOKENS; t += piece)
-                expect(!feed(engine, &together, tokens + t,
-                             t + piece < TOKENS ? piece : TOKENS - t, position + t),
+                expect(!feed(&together, tokens + t, t + piece < TOKENS ? piece : TOKENS - t),
                        "a prompt's status", of);
             expect(same_bits(&together, &alone), "a prompt has other bits", of);
             free_run(&together);
         }
-        retnet_free(engine);
-    }
     free_run(&alone);
     for (int i = 0; i < shape->layers; i++) free(states[i]);
     free(logits);
+    close_small(&o);
     free_small(&m);
 }
 
@@ -208,16 +206,19 @@ static void check_odd_numbers(const char *kernels) {
             const float tiny = 1e-37f;
             for (int i = 0; odd == 2 && i < s.d_model; i++)
                 memcpy(m.own + m.layers[0].retention_norm.offset + 4 * i, &tiny, 4);
-            Engine *engine;
-            expect(!retnet_new(&m.plan, 1, kernels, &engine, NULL, 0), "a plan", kernels);
-            Run r = new_run(&m.plan);
-            if (odd < 2) r.states[0].data[3] = odd ? INFINITY : NAN;
-            const int64_t tokens[] = {3, 5};
-            expect(!feed(engine, &r, tokens, 2, 0), "a status", kernels);
+            Opened o;
+            expect(!open_small(&m, &o, NULL), "a plan", kernels);
+            Run r = new_run(o.model, &m.plan, 1, kernels, 0);
+            if (odd < 2) r.states[3] = odd ? INFINITY : NAN;
+            expect(!retnet_session_set_states(r.session, r.states,
+                                              all_states(&m.plan) * sizeof(float), 0, NULL, 0),
+                   "states", kernels);
+            const int32_t tokens[] = {3, 5};
+            expect(!feed(&r, tokens, 2), "a status", kernels);
             for (int i = 0; i < s.vocab; i++)
                 expect(!isfinite(r.logits[i]) == (odd < 2), "what is not finite", kernels);
             free_run(&r);
-            retnet_free(engine);
+            close_small(&o);
             free_small(&m);
         }
 }
@@ -227,11 +228,14 @@ int main(void) {
         uint64_t seed = 1;
         SmallModel m;
         make_small(&m, &BASE, &seed);
-        Engine *engine;
-        const int status = retnet_new(&m.plan, 1, KERNELS[n], &engine, NULL, 0);
-        retnet_free(engine);
+        Opened o;
+        expect(!open_small(&m, &o, NULL), "a plan", "small");
+        Run r = new_run(o.model, &m.plan, 1, KERNELS[n], 0);
+        const int there = r.session != NULL;
+        free_run(&r);
+        close_small(&o);
         free_small(&m);
-        if (status == RETNET_NO_KERNELS) continue;
+        if (!there) continue;
         printf("%s\n", KERNELS[n]);
         check_shapes(KERNELS[n]);
         check_odd_numbers(KERNELS[n]);

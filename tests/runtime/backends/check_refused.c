@@ -1,5 +1,6 @@
 /* What the engine refuses: plans, numbers and calls. Built and run by test_native_kernels.py;
  * writes what is wrong, and exits with 1. */
+#include "../../../native/table.h"
 #include "engine_checks.h"
 
 typedef struct {
@@ -80,19 +81,18 @@ static const Change CHANGES[] = {
 /* Without an error, or with one of these words. */
 static void refused(const SmallModel *m, const char *says) {
     char sentence[256], cut[8];
-    Engine *engine = (Engine *)sentence;
-    const int status = retnet_new(&m->plan, 1, NULL, &engine, sentence, sizeof sentence);
+    Model model;
+    const int status = check_plan(&m->plan, &model, sentence, sizeof sentence);
     if (!*says) {
-        expect(status == RETNET_OK || status == RETNET_BAD_PLAN, "a status", "refused");
-        retnet_free(engine);
+        expect(status == RETNET_OK || status == RETNET_BAD_FILE, "a status", "refused");
+        free_model(&model);
         return;
     }
-    expect(status == RETNET_BAD_PLAN, says, "not refused");
+    expect(status == RETNET_BAD_FILE, says, "not refused");
     expect(strstr(sentence, says) != NULL, says, sentence);
-    expect(engine == NULL, says, "an engine all the same");
-    expect(retnet_new(&m->plan, 1, NULL, &engine, NULL, 0) == status, says, "without words");
-    expect(retnet_new(&m->plan, 1, NULL, &engine, cut, sizeof cut) == status && !cut[7], says,
-           "few words");
+    expect(!model.layers && !model.gammas, says, "a model all the same");
+    expect(check_plan(&m->plan, &model, NULL, 0) == status, says, "without words");
+    expect(check_plan(&m->plan, &model, cut, sizeof cut) == status && !cut[7], says, "few words");
 }
 
 static void set_float(SmallModel *m, const Place *p, uint64_t at, uint32_t bits, int bytes) {
@@ -144,76 +144,198 @@ static void check_plans(void) {
     free_small(&m);
 }
 
+/* Numbers of the table's header, and where its parts lie. */
+static void check_tables(void) {
+    static const struct {
+        const char *says;
+        size_t at;
+        int size;
+        uint64_t value;
+    } changes[] = {
+#define OF_TABLE(field, value, says) \
+    {says, offsetof(retnet_table_header, field), sizeof(((retnet_table_header *)0)->field), value}
+        OF_TABLE(version, 2, "its version is 2, with records of 328 and 456 bytes; this library reads 1,"),
+        OF_TABLE(header_bytes, 320, "its version is 1, with records of 320 and 456 bytes;"),
+        OF_TABLE(layer_bytes, 464, "its version is 1, with records of 328 and 464 bytes;"),
+        OF_TABLE(flags, 8, "it asks for what this library does not know: flags 8, decay 0, conv"),
+        OF_TABLE(decay, 1, "decay 1, convolution 0"),
+        OF_TABLE(conv_width, 4, "decay 0, convolution 4"),
+        OF_TABLE(reserved, 1, "it asks for what this library does not know"),
+        OF_TABLE(table_bytes, 100, ", and says 100"),
+        OF_TABLE(layers_offset, 12, "2 layers lie at byte 12 of a table of"),
+        OF_TABLE(layers_offset, UINT64_MAX - 7, "2 layers lie at byte 18446744073709551608"),
+        OF_TABLE(layer_count, 1 << 30, "1073741824 layers lie at byte 328"),
+        OF_TABLE(layer_count, (uint64_t)-1, "-1 layers lie at byte 328"),
+        OF_TABLE(gammas_offset, 1 << 20, "2 gammas lie at byte 1048576"),
+        OF_TABLE(frequencies_offset, 4, "5 frequencies lie at byte 4"),
+        OF_TABLE(key_dim, (uint64_t)-8, "-4 frequencies lie"),
+        OF_TABLE(own_bytes, UINT64_MAX, "own bytes lie at byte"),
+        OF_TABLE(own_offset, 1 << 24, "own bytes lie at byte 16777216"),
+        OF_TABLE(heads, 0, "heads is 0; allowed is 1 to 1024"),
+#undef OF_TABLE
+    };
+    uint64_t seed = 24;
+    SmallModel m;
+    make_small(&m, &BASE, &seed);
+    const uint8_t print[RETNET_FINGERPRINT_BYTES] = {0};
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        uint64_t size;
+        uint64_t *table = small_table(&m, &size);
+        memcpy((char *)table + changes[i].at, &changes[i].value, (size_t)changes[i].size);
+        retnet_model *model = (retnet_model *)(void *)table;
+        retnet_error error;
+        expect(retnet_model_open_parts(table, size, m.weights, m.plan.weights.size, print, &model,
+                                       &error) == RETNET_BAD_FILE, changes[i].says, "not refused");
+        expect(strstr(error.message, changes[i].says) && !strncmp(error.message, "model table: ", 13),
+               changes[i].says, error.message);
+        expect(!model && error.code == RETNET_BAD_FILE && !error.offset, changes[i].says, "an error");
+        free(table);
+    }
+    uint64_t size;
+    uint64_t *table = small_table(&m, &size);
+    retnet_model *model;
+    for (uint64_t cut = 0; cut < size; cut += cut < 400 ? 8 : 97)
+        expect(retnet_model_open_parts(table, cut, m.weights, m.plan.weights.size, print, &model,
+                                       NULL) == RETNET_BAD_FILE, "a cut table", "not refused");
+    expect(retnet_model_open_parts(NULL, size, m.weights, 1, print, &model, NULL) ==
+                   RETNET_BAD_BUFFER &&
+               retnet_model_open_parts(table, size, NULL, 1, print, &model, NULL) ==
+                   RETNET_BAD_BUFFER &&
+               retnet_model_open_parts((char *)table + 4, size - 4, m.weights, 1, print, &model,
+                                       NULL) == RETNET_BAD_BUFFER,
+           "a buffer", "not refused");
+    free(table);
+    free_small(&m);
+}
+
+/* Many layers in one place: opening would take as long as that many models. */
+static void check_layers_in_one_place(void) {
+    enum { MANY = 9 };
+    uint64_t seed = 25;
+    SmallModel m;
+    Model model;
+    LayerPlan layers[MANY];
+    char sentence[256];
+    make_small(&m, &BASE, &seed);
+    for (int i = 0; i < MANY; i++) layers[i] = m.layers[1];
+    m.plan.layers = layers;
+    m.plan.layer_count = m.plan.layer_plans = MANY;
+    expect(check_plan(&m.plan, &model, sentence, sizeof sentence) == RETNET_BAD_FILE &&
+               strstr(sentence, "; at most twice what is there is allowed, "), "in one place", sentence);
+    m.plan.layer_count = m.plan.layer_plans = 3;
+    m.plan.head = m.plan.embedding;
+    expect(check_plan(&m.plan, &model, sentence, sizeof sentence) == RETNET_OK, "tied", sentence);
+    free_model(&model);
+    free_small(&m);
+}
+
+/* What a file is called may be anything; what is said of it is UTF-8 without control characters. */
+static void check_sentences(void) {
+    static const char *const names[][2] = {
+        {"/no/a\xc3\xa9\xe2\x82\xac\xf0\x9f\x99\x82z", "/no/a\xc3\xa9\xe2\x82\xac\xf0\x9f\x99\x82z cannot be opened: there is no"},
+        {"/no/a\nb\x1b[2J\x7f", "/no/a?b?[2J? cannot"},
+        {"/no/\xc2\x9b\xc2\xa0", "/no/??\xc2\xa0 cannot"},
+        {"/no/\xff\x80\xc3", "/no/??? cannot"},
+        {"/no/\xc0\x80\xe0\x80\x80\xf0\x80\x80\x80", "/no/????????? cannot"},
+        {"/no/\xed\xa0\x80\xf4\x90\x80\x80\xfe", "/no/???????? cannot"}};
+    char longest[400];
+    retnet_model *model;
+    retnet_error error;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        expect(retnet_model_open(names[i][0], 0, &model, &error) == RETNET_NO_FILE && !model,
+               "a file that is none", "sentences");
+        expect(!strncmp(error.message, names[i][1], strlen(names[i][1])), error.message,
+               "another sentence");
+    }
+    for (int cut = 0; cut < 4; cut++) { /* a name that is cut off in a character */
+        memset(longest, 0, sizeof longest);
+        memset(longest, 'a', 160 - (size_t)cut);
+        strcat(longest, "\xf0\x9f\x99\x82");
+        expect(retnet_model_open(longest, 0, &model, &error) == RETNET_NO_FILE &&
+                   !strncmp(error.message + 160 - cut, "??? "+ 3 - cut, (size_t)cut + 1),
+               error.message, "a cut name");
+    }
+}
+
 static void check_calls(void) {
     uint64_t seed = 31;
     SmallModel m;
     make_small(&m, &BASE, &seed);
-    Engine *engine;
+    Opened o;
+    expect(!open_small(&m, &o, NULL), "a plan", "calls");
+    retnet_session *session;
+    retnet_error error;
     for (int threads = -1; threads <= 100000; threads = threads ? threads * 20 + 20 : 257)
-        if (threads < 1 || threads > RETNET_MOST_THREADS)
-            expect(retnet_new(&m.plan, threads, NULL, &engine, NULL, 0) == RETNET_BAD_THREADS &&
-                       !engine, "a number of threads", "refused");
-    expect(!retnet_new(&m.plan, RETNET_MOST_THREADS, NULL, &engine, NULL, 0), "256 threads",
+        if (threads < 1 || threads > RETNET_MOST_THREADS) {
+            expect(retnet_session_new(o.model, threads, NULL, &session, &error) ==
+                           RETNET_BAD_THREADS && !session && error.code == RETNET_BAD_THREADS,
+                   "a number of threads", "refused");
+            expect(strstr(error.message, "; allowed is 1 to 256") != NULL, "threads", error.message);
+        }
+    expect(!retnet_session_new(o.model, RETNET_MOST_THREADS, NULL, &session, NULL), "256 threads",
            "refused");
-    retnet_free(engine);
-    expect(retnet_new(&m.plan, 1, "sse9", &engine, NULL, 0) == RETNET_NO_KERNELS && !engine,
-           "kernels", "refused");
-    expect(retnet_free(NULL) == RETNET_OK, "nothing to free", "freed");
-    expect(!retnet_new(&m.plan, 2, NULL, &engine, NULL, 0), "a plan", "calls");
-    Run r = new_run(&m.plan), before = new_run(&m.plan);
-    int64_t many[RETNET_MOST_TOKENS + 1] = {0};
-    const int64_t low[] = {0, -1}, high[] = {0, BASE.vocab}, good[] = {BASE.vocab - 1, 0};
-    const Floats kept = r.states[1];
-    const uint64_t vocab = (uint64_t)BASE.vocab;
-    expect(feed(engine, &r, good, 0, 0) == RETNET_BAD_COUNT, "0 tokens", "refused");
-    expect(feed(engine, &r, good, -1, 0) == RETNET_BAD_COUNT, "-1 tokens", "refused");
-    expect(feed(engine, &r, many, RETNET_MOST_TOKENS + 1, 0) == RETNET_BAD_COUNT, "4097 tokens",
-           "refused");
-    expect(feed(engine, &r, NULL, 1, 0) == RETNET_BAD_COUNT, "no tokens", "refused");
-    expect(feed(engine, &r, low, 2, 0) == RETNET_BAD_TOKEN, "token -1", "refused");
-    expect(feed(engine, &r, high, 2, 0) == RETNET_BAD_TOKEN, "token 61", "refused");
-    expect(feed(engine, &r, good, 2, -1) == RETNET_BAD_POSITION, "position -1", "refused");
-    expect(feed(engine, &r, good, 2, INT64_MAX - 1) == RETNET_BAD_POSITION, "a position",
-           "refused");
-    expect(retnet_run(engine, good, 2, 0, r.states, 1, r.logits, vocab) == RETNET_BAD_BUFFER,
-           "one state", "refused");
-    expect(retnet_run(engine, good, 2, 0, NULL, 2, r.logits, vocab) == RETNET_BAD_BUFFER,
-           "no states", "refused");
-    for (int off = -1; off <= 1; off += 2)
-        expect(retnet_run(engine, good, 2, 0, r.states, 2, r.logits, vocab + (uint64_t)off) ==
-                   RETNET_BAD_BUFFER, "logits", "refused");
-    expect(retnet_run(engine, good, 2, 0, r.states, 2, NULL, vocab) == RETNET_BAD_BUFFER,
-           "no logits", "refused");
-    const Floats bad[] = {{kept.data, kept.count - 1}, {kept.data, kept.count + 1}, {NULL, kept.count},
-                          {(float *)((char *)kept.data + 2), kept.count}};
-    for (int i = 0; i < 4; i++) {
-        r.states[1] = bad[i];
-        expect(feed(engine, &r, good, 2, 0) == RETNET_BAD_BUFFER, "a state", "refused");
-    }
-    r.states[1] = kept;
+    retnet_session_free(session);
+    expect(retnet_session_new(o.model, 1, "sse9", &session, &error) == RETNET_NO_KERNELS &&
+               !session && strstr(error.message, "has no kernels sse9"), "kernels", error.message);
+    expect(retnet_session_free(NULL) == RETNET_OK, "nothing to free", "freed");
+    Run r = new_run(o.model, &m.plan, 2, NULL, 0), before = new_run(o.model, &m.plan, 2, NULL, 0);
+    int32_t many[RETNET_MOST_TOKENS + 1] = {0};
+    const int32_t low[] = {0, -1}, high[] = {0, BASE.vocab}, good[] = {BASE.vocab - 1, 0};
+    const uint64_t bytes = all_states(&m.plan) * sizeof(float);
+    expect(!feed(&r, good, 2) && !feed(&before, good, 2), "a status", "calls");
+    expect(feed(&r, good, 0) == RETNET_BAD_COUNT, "0 tokens", "refused");
+    expect(feed(&r, good, -1) == RETNET_BAD_COUNT, "-1 tokens", "refused");
+    expect(feed(&r, many, RETNET_MOST_TOKENS + 1) == RETNET_BAD_COUNT, "4097 tokens", "refused");
+    expect(feed(&r, NULL, 1) == RETNET_BAD_COUNT, "no tokens", "refused");
+    expect(feed(&r, low, 2) == RETNET_BAD_TOKEN, "token -1", "refused");
+    expect(feed(&r, high, 2) == RETNET_BAD_TOKEN, "token 61", "refused");
+    float *copy = malloc(bytes + 4);
+    memcpy(copy, r.states, bytes);
+    const retnet_status bad_sets[] = {
+        retnet_session_set_states(r.session, NULL, bytes, 0, NULL, 0),
+        retnet_session_set_states(r.session, copy, bytes - 4, 0, NULL, 0),
+        retnet_session_set_states(r.session, copy, bytes + 4, 0, NULL, 0),
+        retnet_session_set_states(r.session, (float *)(void *)((char *)copy + 2), bytes, 0, NULL, 0),
+        retnet_session_get_states(r.session, NULL, bytes),
+        retnet_session_get_states(r.session, copy, bytes - 4),
+        retnet_session_get_states(r.session, copy, bytes + 4)};
+    for (int i = 0; i < 7; i++) expect(bad_sets[i] == RETNET_BAD_BUFFER, "states", "refused");
+    expect(retnet_session_set_states(r.session, copy, bytes, -1, NULL, 0) == RETNET_BAD_POSITION,
+           "position -1", "refused");
+    expect(retnet_session_set_states(r.session, copy, bytes, 0, low, 2) == RETNET_BAD_TOKEN &&
+               retnet_session_set_states(r.session, copy, bytes, 0, high, 2) == RETNET_BAD_TOKEN &&
+               retnet_session_set_states(r.session, copy, bytes, 0, NULL, 2) == RETNET_BAD_COUNT &&
+               retnet_session_set_states(r.session, copy, bytes, 0, good, -1) == RETNET_BAD_COUNT,
+           "what was seen", "refused");
     expect(same_bits(&r, &before), "a refused call changed something", "calls");
-    expect(!feed(engine, &r, good, 2, INT64_MAX - 2), "the last position", "calls");
-    expect(!feed(engine, &r, many, RETNET_MOST_TOKENS, 0), "the most tokens", "calls");
+    expect(!retnet_session_set_states(r.session, copy, bytes, INT64_MAX - 3, good, 1), "states",
+           "calls");
+    expect(!retnet_session_logits(r.session) && retnet_session_seen(r.session)[BASE.vocab - 1] &&
+               !retnet_session_seen(r.session)[0], "logits or tokens of another sequence", "calls");
+    expect(!feed(&r, good, 2), "a late position", "calls");
+    expect(feed(&r, good, 2) == RETNET_BAD_POSITION, "beyond the last position", "calls");
+    expect(!retnet_session_reset(r.session) && !feed(&r, many, RETNET_MOST_TOKENS),
+           "the most tokens", "calls");
+    free(copy);
     free_run(&r), free_run(&before);
-    retnet_free(engine);
     /* gammas, frequencies and layers were copied */
-    Run one = new_run(&m.plan), other = new_run(&m.plan);
-    Engine *second;
-    expect(!retnet_new(&m.plan, 1, NULL, &engine, NULL, 0), "a plan", "copies");
-    expect(!retnet_new(&m.plan, 1, NULL, &second, NULL, 0), "a plan", "copies");
-    expect(!feed(engine, &one, good, 2, 5), "a status", "copies");
-    memset(m.layers, 0xff, sizeof m.layers);
-    memset(m.gammas, 0xff, sizeof m.gammas);
-    memset(m.frequencies, 0xff, sizeof m.frequencies);
-    expect(!feed(second, &other, good, 2, 5), "a status", "copies");
+    Run one = new_run(o.model, &m.plan, 1, NULL, 5), other = new_run(o.model, &m.plan, 1, NULL, 5);
+    expect(!feed(&one, good, 2), "a status", "copies");
+    retnet_table_header h;
+    memcpy(&h, o.table, sizeof h);
+    memset(o.table, 0xff, h.own_offset);
+    expect(!feed(&other, good, 2), "a status", "copies");
     expect(same_bits(&one, &other), "what was to be copied", "copies");
     free_run(&one), free_run(&other);
-    retnet_free(engine), retnet_free(second);
+    close_small(&o);
     free_small(&m);
 }
 
 int main(void) {
     check_plans();
+    check_tables();
+    check_layers_in_one_place();
+    check_sentences();
     check_calls();
     return failures > 0;
 }

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../../native/plan.h"
 #include "../../../native/retnet.h"
 
 enum { SMALL_LAYERS = 2, SMALL_HEADS = 3, SMALL_WIDTH = 512, SMALL_GAP = 4 };
@@ -137,6 +138,35 @@ static inline void make_small(SmallModel *m, const Shape *s, uint64_t *seed) {
 static inline void free_small(SmallModel *m) {
     free(m->weights);
     free(m->own);
+}
+
+/* The model's table as format.h has it, with its own bytes; for `free`. */
+static inline uint64_t *small_table(const SmallModel *m, uint64_t *size) {
+    const ModelPlan *p = &m->plan;
+    retnet_table_header h = {
+        .version = RETNET_TABLE_VERSION, .header_bytes = sizeof h, .layer_bytes = sizeof(LayerPlan),
+        .flags = (uint32_t)((p->gated ? RETNET_GATED_FFN : 0) | (p->gelu ? RETNET_GELU : 0) |
+                            (p->eps_z_n ? RETNET_EPS_Z_N : 0)),
+        .layer_count = p->layer_count, .d_model = p->d_model, .heads = p->heads,
+        .key_dim = p->key_dim, .value_dim = p->value_dim, .ffn_dim = p->ffn_dim,
+        .vocab_size = p->vocab_size, .norm_eps = p->norm_eps, .head_norm_eps = p->head_norm_eps,
+        .final_norm = p->final_norm, .embedding = p->embedding, .head = p->head};
+    const uint64_t layers = (uint64_t)p->layer_plans * sizeof(LayerPlan);
+    const uint64_t gammas = (uint64_t)p->gamma_count * 8;
+    const uint64_t frequencies = (uint64_t)p->frequency_count * 8;
+    h.layers_offset = sizeof h;
+    h.gammas_offset = h.layers_offset + layers;
+    h.frequencies_offset = h.gammas_offset + gammas;
+    h.own_offset = h.frequencies_offset + frequencies;
+    h.own_bytes = p->own.size;
+    h.table_bytes = *size = h.own_offset + h.own_bytes;
+    char *to = malloc(h.table_bytes);
+    memcpy(to, &h, sizeof h);
+    memcpy(to + h.layers_offset, m->layers, layers);
+    memcpy(to + h.gammas_offset, m->gammas, gammas);
+    memcpy(to + h.frequencies_offset, m->frequencies, frequencies);
+    memcpy(to + h.own_offset, m->own, p->own.size);
+    return (uint64_t *)(void *)to;
 }
 
 static inline int state_floats(const ModelPlan *p) { return p->heads * p->key_dim * p->value_dim; }

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from micro_checkpoint import VOCABULARY, Exported, random_states, reference
+from model_table import decode_table
 from native_bundles import SCHEMES, TOKENS, Export, Quantized, silent
 from numpy.typing import NDArray
 
@@ -20,15 +21,14 @@ from retnet_edge.config import RetNetConfig
 from retnet_edge.errors import InputError
 from retnet_edge.pipeline.build import build
 from retnet_edge.quantize.tuning.tune import TuneOptions, tune
-from retnet_edge.runtime.backends.native.library import STAGES, floats
+from retnet_edge.runtime.backends.native.library import STAGES, Sequence
 from retnet_edge.runtime.backends.native.plan import (
     Data,
     FileRange,
     Plan,
     PlannedMatrix,
-    decode_plan,
 )
-from retnet_edge.runtime.backends.native.session import NativeSession, load_engine
+from retnet_edge.runtime.backends.native.session import NativeSession, open_model
 from retnet_edge.runtime.backends.profile import profile
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bench.bench import bench
@@ -45,7 +45,7 @@ CASES = [("base", name) for name in ("int8", "int4-weight", *SCHEMES)] + [
 
 
 def plan_of(bundle: Bundle) -> Plan:
-    return decode_plan(bundle.file("native.json"))
+    return decode_table(bundle.file("native.table").read_bytes())
 
 
 def weights_of(bundle: Bundle, matrix: PlannedMatrix) -> NDArray[np.float64]:
@@ -170,34 +170,32 @@ def test_sessions_of_many_threads_at_once(quantized: Quantized) -> None:
             np.testing.assert_array_equal(other, logits[0])
 
 
-def test_two_threads_on_one_engine(quantized: Quantized) -> None:
+def test_two_threads_on_one_sequence(quantized: Quantized) -> None:
     """One call at a time, under whatever a session does itself: the other is told, and changes
-    nothing. (check_engine.c has it under a thread sanitizer.)"""
-    engine = load_engine(quantized(), 2)
-    config = quantized().manifest.model.config
-    shape = config["heads"], config["key_head_dim"], config["value_head_dim"]
-    tokens = np.array(TOKENS[:256], dtype=np.int64)
+    nothing. (check_callers.c has it under a thread sanitizer.)"""
+    model = open_model(quantized())
+    tokens = np.array(TOKENS[:256], dtype=np.int32)
     refused = []
 
-    def feed() -> NDArray[np.float32]:
-        states = [np.zeros(shape, dtype=np.float32) for _ in range(config["layers"])]
-        logits = np.zeros(VOCABULARY, dtype=np.float32)
+    def feed(sequence: Sequence) -> None:
         while True:
             try:
-                engine.run(
-                    tokens.ctypes.data, tokens.size, 0, floats(states), logits.ctypes.data,
-                    logits.size,
-                )  # fmt: skip
-                return logits
+                sequence.feed(tokens.ctypes.data, tokens.size)
+                return
             except InputError as error:
                 refused.append(str(error))
 
-    alone = feed()
+    alone = Sequence(model, 2)
+    for _ in range(6):
+        feed(alone)
     assert not refused
-    with ThreadPoolExecutor(3) as pool:
-        while not refused:
-            for task in [pool.submit(feed) for _ in range(6)]:
-                np.testing.assert_array_equal(task.result(timeout=120), alone)
+    while not refused:
+        shared = Sequence(model, 2)
+        with ThreadPoolExecutor(3) as pool:
+            for task in [pool.submit(feed, shared) for _ in range(6)]:
+                task.result(timeout=120)
+        np.testing.assert_array_equal(shared.states(), alone.states())
+        np.testing.assert_array_equal(shared.logits(), alone.logits())
     assert "in use by another thread" in refused[0]
 
 
@@ -233,7 +231,7 @@ def test_the_weights_lie_in_the_bundle_once(quantized: Quantized, variant: str) 
     bundle = quantized(variant, "int8-weight")
     manifest = bundle.manifest
     assert manifest.backends == ("onnxruntime", "native")
-    assert manifest.files_of("native") == ("native.json", "weights.bin")
+    assert manifest.files_of("native") == ("native.table", "weights.bin")
     plan = plan_of(bundle)
     assert (plan.head == plan.embedding) == (variant == "base")
     # the graphs keep tensors of less than 1 KiB to themselves, which no step_weight_bytes counts

@@ -2,7 +2,8 @@
 
 `check_kernels.c`: kernels and pool against their definitions; `check_engine.c`: the engine against
 the model's; `check_refused.c`: plans and calls that it refuses; `check_callers.c`: several threads
-on one engine, and a forked process.
+on one engine, and a forked process; `check_shared.c`: several threads on one packed file and one
+state file.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-PROGRAMS = ("check_kernels.c", "check_engine.c", "check_refused.c", "check_callers.c")
-SOURCES = ("native/retnet.c", "native/check.c", "native/kernels.c", "native/pool.c")
+PROGRAMS = (
+    *("check_kernels.c", "check_engine.c", "check_refused.c", "check_callers.c"),
+    "check_shared.c",
+)
+SOURCES = tuple(sorted(f"native/{path.name}" for path in (ROOT / "native").glob("*.c")))
 SANITIZERS = {
     "memory": [
         "-fsanitize=address,undefined,float-cast-overflow",
@@ -78,11 +82,11 @@ def run(*command: str | Path) -> list[str]:
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler: apt install gcc")
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_programs(sanitizer: str, tmp_path: Path) -> None:
-    kernels, engine, refused, callers = build("cc", tmp_path, "-g", *SANITIZERS[sanitizer])
+    kernels, engine, refused, callers, shared = build("cc", tmp_path, "-g", *SANITIZERS[sanitizer])
     sets = run(kernels)
     assert sets[-1] == "plain"
     assert run(engine) == sets
-    assert run(refused) == run(callers) == []
+    assert run(refused) == run(callers) == run(shared) == []
 
 
 @pytest.mark.skipif(
@@ -90,6 +94,7 @@ def test_programs(sanitizer: str, tmp_path: Path) -> None:
     reason="apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user runs it",
 )
 def test_programs_on_arm(tmp_path: Path) -> None:
-    kernels, engine, refused, callers = build("aarch64-linux-gnu-gcc", tmp_path, "-static")
+    kernels, engine, refused, callers, shared = build("aarch64-linux-gnu-gcc", tmp_path, "-static")
     assert run("qemu-aarch64", kernels) == run("qemu-aarch64", engine) == ["neon", "plain"]
-    assert run("qemu-aarch64", refused) == run("qemu-aarch64", callers) == []
+    for program in (refused, callers, shared):
+        assert run("qemu-aarch64", program) == []

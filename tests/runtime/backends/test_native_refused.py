@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import native_bundles
 import pytest
 from micro_checkpoint import VOCABULARY, exported_once
+from model_table import changed, decode_table, header_of
 from native_bundles import Export, Quantized, mixed, silent
 from tiny_bundle import rewrite_manifest
 
@@ -20,7 +23,7 @@ from retnet_edge.pipeline.build import build
 from retnet_edge.quantize.quantize import quantize
 from retnet_edge.quantize.recipes.schemes import BlockInt6, BlockInt8, Float32
 from retnet_edge.runtime.backends.native import library as native_library
-from retnet_edge.runtime.backends.native.session import load_engine
+from retnet_edge.runtime.backends.native.session import open_model
 from retnet_edge.runtime.backends.select import open_session
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import digest
@@ -81,18 +84,102 @@ def test_without_the_library(
     assert open_session(bundle, threads=1).step(1).shape == (VOCABULARY,)
 
 
-def damaged(bundle: Bundle, folder: Path, change: Callable[[Any], None]) -> Bundle:
-    """A copy whose plan was changed, and whose manifest agrees with it."""
-    copied = folder / "damaged.edge"
-    copied.mkdir()
+def copied_to(bundle: Bundle, folder: Path) -> Path:
+    folder.mkdir()
     for path in bundle.path.iterdir():
         if path.is_file():
-            (copied / path.name).write_bytes(path.read_bytes())
-    plan = json.loads((copied / "native.json").read_bytes())
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def damaged(bundle: Bundle, folder: Path, change: Callable[[Any], None]) -> Bundle:
+    """A copy with its plan as older versions wrote it, changed; its manifest agrees with it."""
+    copied = copied_to(bundle, folder / "damaged.edge")
+    table = copied / "native.table"
+    plan = json.loads(msgspec.json.encode(decode_table(table.read_bytes())))
+    table.unlink()
     change(plan)
     (copied / "native.json").write_text(json.dumps(plan))
+    files = {
+        name.replace("native.table", "native.json"): entry
+        for name, entry in bundle.manifest.files.items()
+    }
+    graphs = tuple(
+        msgspec.structs.replace(graph, file=graph.file.replace("native.table", "native.json"))
+        for graph in bundle.manifest.graphs
+    )
+    rewrite_manifest(copied, rehash=True, files=files, graphs=graphs)
+    return Bundle.open(copied)
+
+
+def with_table(bundle: Bundle, folder: Path, change: Callable[[bytes], bytes]) -> Bundle:
+    """A copy whose table was changed, and whose manifest agrees with it."""
+    copied = copied_to(bundle, folder / "table.edge")
+    table = copied / "native.table"
+    table.write_bytes(change(table.read_bytes()))
     rewrite_manifest(copied, rehash=True)
     return Bundle.open(copied)
+
+
+def test_a_plan_of_an_older_version(quantized: Quantized, tmp_path: Path) -> None:
+    old = open_session(damaged(quantized(), tmp_path, lambda p: None), threads=1, backend="native")
+    new = open_session(quantized(), threads=1, backend="native")
+    assert old.prefill([1, 2, 3]).tobytes() == new.prefill([1, 2, 3]).tobytes()
+
+
+def of_layer(index: int, at: int, *numbers: int) -> Callable[[bytes], bytes]:
+    """int32 numbers at a byte of a layer's record."""
+
+    def change(table: bytes) -> bytes:
+        start = header_of(table)["layers_offset"] + 456 * index + at
+        put = struct.pack(f"<{len(numbers)}i", *numbers)
+        return table[:start] + put + table[start + len(put) :]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[:100], "native.table: it has 100 bytes; at least 328 are needed"),
+        (lambda t: t[:-8], r"native.table: it has \d+ bytes, and says \d+"),
+        (lambda t: t + bytes(8), r"native.table: it has \d+ bytes, and says \d+"),
+        (lambda t: changed(t, version=2), "native.table: its version is 2"),
+        (lambda t: changed(t, flags=6), "native.table: flags is 6, and 1 in the manifest's conf"),
+        (lambda t: changed(t, layer_count=1), "layers is 1, and 2 in the manifest's"),
+        (lambda t: changed(t, d_model=63), "d_model is 63, and 64 in the manifest's"),
+        (lambda t: changed(t, heads=3), "heads is 3, and 2 in the manifest's"),
+        (lambda t: changed(t, key_dim=12), "key_head_dim is 12, and 10 in the manifest's"),
+        (lambda t: changed(t, value_dim=15), "value_head_dim is 15, and 14 in the manifest's"),
+        (lambda t: changed(t, ffn_dim=1), "ffn_dim is 1, and "),
+        (lambda t: changed(t, vocab_size=383), "vocab_size is 383, and 384 in the manifest's"),
+        (lambda t: changed(t, decay=1), "decay is 1, and 0 in the manifest's"),
+        (lambda t: changed(t, conv_width=4), "convolution is 4, and 0 in the manifest's"),
+        (lambda t: changed(t, norm_eps=0.5), "norm_eps is 0.5, and 1e-06 in the manifest's"),
+        (lambda t: changed(t, head_norm_eps=0.5), "head_norm_eps is 0.5, and 1e-06 in the man"),
+        (
+            lambda t: changed(t, gammas_offset=header_of(t)["frequencies_offset"]),
+            "its gammas are not those of the manifest's configuration",
+        ),
+        (
+            lambda t: changed(t, frequencies_offset=header_of(t)["gammas_offset"]),
+            "its thetas are not those of the manifest's configuration",
+        ),
+        (lambda t: changed(t, layers_offset=2**40), "2 layers lie at byte 1099511627776"),
+        (lambda t: changed(t, own_bytes=2**63), "own bytes lie at byte"),
+        (of_layer(0, 72 + 72, 5), r"layer 0 qkvg is \[5, 64\]; the model says"),
+        (of_layer(1, 72 + 96 + 84, 160), "layer 1 out has blocks of 160; allowed are 32, 64"),
+    ],
+)
+def test_tables_that_do_not_hold_up(
+    quantized: Quantized, tmp_path: Path, change: Callable[[bytes], bytes], message: str
+) -> None:
+    """What C refuses is in check_refused.c as well, in every field."""
+    bundle = with_table(quantized(), tmp_path, change)
+    with pytest.raises(InputError, match=message) as caught:
+        open_session(bundle, threads=1, backend="native")
+    assert "\n" not in str(caught.value)
+    assert open_session(bundle, threads=1).step(1).shape == (VOCABULARY,)
 
 
 @pytest.mark.parametrize(
@@ -186,16 +273,20 @@ def configured(**changes: Any) -> Callable[[dict[str, Any]], None]:
         (configured(vocab_size=383), "vocab_size is 384, and 383 in the model's configuration"),
         (configured(value_head_dim=7), r"configuration says \[batch, 2, 10, 7\]"),
         # what the shapes say nothing about, and what the native backend asks for beyond the others
-        (configured(d_model=32), "final_norm has 256 bytes; its shape needs 128"),
-        (configured(ffn_dim=26), "layer 0 inner is"),
-        (configured(ffn="mlp"), "layer 0 inner is"),
+        (
+            configured(d_model=32),
+            "native.table: d_model is 64, and 32 in the manifest's",
+        ),
+        (configured(ffn_dim=26), "native.table: ffn_dim is 52, and 26 in the manifest's"),
+        (configured(ffn="mlp"), "native.table: flags is 1, and 0 in the manifest's"),
+        (configured(gammas=[0.5, 0.75]), "native.table: its gammas are not those of the manifest"),
         (configured(layers=None), "manifest.json: not a valid model configuration"),
         (configured(vocab_size=None), "manifest.json: not a valid model configuration"),
         (configured(gammas=[0.5, 1.5]), "gammas holds 1.5; a decay lies in"),
         (configured(gammas=[0.5]), "gammas has 1 values; 2 heads need one each"),
         (configured(thetas=[1.0] * 4), "thetas has 4 values"),
-        (configured(norm_eps=1e-300), r"norm_eps is 0 as float32; allowed is \(0, 1\]"),
-        (configured(head_norm_eps=1e-60), r"head_norm_eps is 0 as float32; allowed is \(0, 1\]"),
+        (configured(norm_eps=1e-300), "norm_eps is 1e-06, and 0 in the manifest's"),
+        (configured(head_norm_eps=1e-60), "head_norm_eps is 1e-06, and 0 in the manifest's"),
     ],
 )
 def test_manifests_of_another_model(
@@ -219,9 +310,10 @@ def test_manifests_of_another_model(
 
 def test_threads_that_native_refuses_itself(quantized: Quantized) -> None:
     """Past the check in Python."""
+    model = open_model(quantized())
     for bad in (0, 257, 100_000):
         with pytest.raises(InputError, match="the number of threads is not 1 to 256"):
-            load_engine(quantized(), bad)
+            native_library.Sequence(model, bad)
 
 
 def test_an_empty_file_of_weights(quantized: Quantized, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-#include "check.h"
+#include "table.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -6,14 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Products of two widths, and of one and a number of bits, fit into what they are computed in. */
-enum { MOST_LAYERS = 1024, MOST_HEADS = 1024, MOST_WIDTH = 1 << 24 };
-
-/* A plan under check, and where a sentence about it goes. */
+/* A plan under check, where a sentence about it goes, and how many bytes its places took so far. */
 typedef struct {
     const ModelPlan *plan;
     char *error;
     size_t size;
+    uint64_t *taken;
 } Check;
 
 /* 0, after the sentence. */
@@ -48,6 +46,14 @@ static const void *place(const Check *c, const char *of, const char *part, const
                (unsigned long long)(in->data ? in->size : 0));
         return NULL;
     }
+    /* a tied head is there twice; a thousand layers in one place would be looked at as often */
+    const uint64_t most = 2 * (c->plan->weights.size + c->plan->own.size);
+    *c->taken += p->size;
+    if (*c->taken > most) {
+        refuse(c, "%s: up to its %s, tensors have %llu bytes; at most twice what is there is allowed, %llu",
+               of, part, (unsigned long long)*c->taken, (unsigned long long)most);
+        return NULL;
+    }
     const char *found = (const char *)in->data + p->offset;
     if ((uintptr_t)found % align) {
         refuse(c, "%s: %s lies at byte %llu; its numbers need a multiple of %llu", of, part,
@@ -57,17 +63,21 @@ static const void *place(const Check *c, const char *of, const char *part, const
     return found;
 }
 
+/* Without a branch in the loops, which a compiler turns into vectors: a model has a million scales. */
 static int all_finite(const Check *c, const char *of, const char *part, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        if (!isfinite(x[i])) return refuse(c, "%s: %s holds what is no finite number", of, part);
-    return 1;
+    uint32_t odd = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        odd |= (bits & 0x7f800000) == 0x7f800000;
+    }
+    return odd ? refuse(c, "%s: %s holds what is no finite number", of, part) : 1;
 }
 
 static int halves_finite(const Check *c, const char *of, const uint16_t *x, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        if ((x[i] & 0x7c00) == 0x7c00)
-            return refuse(c, "%s: scales holds what is no finite number", of);
-    return 1;
+    uint32_t odd = 0;
+    for (size_t i = 0; i < n; i++) odd |= (x[i] & 0x7c00) == 0x7c00;
+    return odd ? refuse(c, "%s: scales holds what is no finite number", of) : 1;
 }
 
 static const float *norm(const Check *c, const char *of, const char *part, const Place *p, int n) {
@@ -179,10 +189,11 @@ static void *copied(const void *from, size_t bytes) {
 }
 
 int check_plan(const ModelPlan *plan, Model *model, char *error, size_t size) {
-    const Check c = {plan, error, size};
+    uint64_t taken = 0;
+    const Check c = {plan, error, size, &taken};
     *model = (Model){0};
     if (error && size) *error = 0;
-    if (!sizes(&c)) return RETNET_BAD_PLAN;
+    if (!sizes(&c)) return RETNET_BAD_FILE;
     *model = (Model){.layer_count = plan->layer_count, .d_model = plan->d_model,
                      .heads = plan->heads, .key_dim = plan->key_dim,
                      .value_dim = plan->value_dim, .ffn_dim = plan->ffn_dim,
@@ -201,9 +212,9 @@ int check_plan(const ModelPlan *plan, Model *model, char *error, size_t size) {
                             &model->head) &&
                      (model->final_norm = norm(&c, "model", "final_norm", &plan->final_norm,
                                                plan->d_model))))
-        status = RETNET_BAD_PLAN;
+        status = RETNET_BAD_FILE;
     for (int i = 0; !status && i < plan->layer_count; i++)
-        if (!layer(&c, i, &layers[i])) status = RETNET_BAD_PLAN;
+        if (!layer(&c, i, &layers[i])) status = RETNET_BAD_FILE;
     if (status) free_model(model);
     return status;
 }
@@ -213,4 +224,68 @@ void free_model(Model *model) {
     free((void *)model->gammas);
     free((void *)model->frequencies);
     *model = (Model){0};
+}
+
+/* Do `count` records of `bytes` lie in the table at `offset`, on a multiple of 8? */
+static int in_table(const Check *c, const char *what, Bytes table, uint64_t offset, int64_t count,
+                    uint64_t bytes) {
+    if (count >= 0 && offset % 8 == 0 && offset <= table.size &&
+        (uint64_t)count <= (table.size - offset) / bytes)
+        return 1;
+    return refuse(c, "%lld %s lie at byte %llu of a table of %llu, or at no multiple of 8",
+                  (long long)count, what, (unsigned long long)offset,
+                  (unsigned long long)table.size);
+}
+
+int read_table(Bytes table, Bytes weights, ModelPlan *plan, char *error, size_t size) {
+    const Check c = {plan, error, size, NULL};
+    *plan = (ModelPlan){0};
+    if (error && size) *error = 0;
+    const char *bytes = table.data;
+    retnet_table_header h;
+    if (table.size < sizeof h) {
+        refuse(&c, "it has %llu bytes; at least %llu are needed", (unsigned long long)table.size,
+               (unsigned long long)sizeof h);
+        return RETNET_BAD_FILE;
+    }
+    memcpy(&h, bytes, sizeof h);
+    const uint32_t known = RETNET_GATED_FFN | RETNET_GELU | RETNET_EPS_Z_N;
+    if (h.version != RETNET_TABLE_VERSION || h.header_bytes != sizeof h ||
+        h.layer_bytes != sizeof(LayerPlan)) {
+        refuse(&c, "its version is %u, with records of %u and %u bytes; this library reads %d, with "
+               "%llu and %llu", h.version, h.header_bytes, h.layer_bytes, RETNET_TABLE_VERSION,
+               (unsigned long long)sizeof h, (unsigned long long)sizeof(LayerPlan));
+        return RETNET_BAD_FILE;
+    }
+    if (h.flags & ~known || h.decay != RETNET_DECAY_CONSTANT || h.conv_width || h.reserved) {
+        refuse(&c, "it asks for what this library does not know: flags %u, decay %u, convolution %u",
+               h.flags, h.decay, h.conv_width);
+        return RETNET_BAD_FILE;
+    }
+    if (h.table_bytes != table.size) {
+        refuse(&c, "it has %llu bytes, and says %llu", (unsigned long long)table.size,
+               (unsigned long long)h.table_bytes);
+        return RETNET_BAD_FILE;
+    }
+    if (!in_table(&c, "layers", table, h.layers_offset, h.layer_count, sizeof(LayerPlan)) ||
+        !in_table(&c, "gammas", table, h.gammas_offset, h.heads, sizeof(double)) ||
+        !in_table(&c, "frequencies", table, h.frequencies_offset, h.key_dim / 2, sizeof(double)) ||
+        !in_table(&c, "own bytes", table, h.own_offset,
+                  h.own_bytes > INT64_MAX ? -1 : (int64_t)h.own_bytes, 1))
+        return RETNET_BAD_FILE;
+    *plan = (ModelPlan){.weights = weights,
+                        .own = {bytes + h.own_offset, h.own_bytes},
+                        .gammas = (const void *)(bytes + h.gammas_offset),
+                        .frequencies = (const void *)(bytes + h.frequencies_offset),
+                        .layers = (const void *)(bytes + h.layers_offset),
+                        .embedding = h.embedding, .head = h.head, .final_norm = h.final_norm,
+                        .layer_count = h.layer_count, .d_model = h.d_model, .heads = h.heads,
+                        .key_dim = h.key_dim, .value_dim = h.value_dim, .ffn_dim = h.ffn_dim,
+                        .vocab_size = h.vocab_size, .layer_plans = h.layer_count,
+                        .gamma_count = h.heads, .frequency_count = h.key_dim / 2,
+                        .gated = (h.flags & RETNET_GATED_FFN) != 0,
+                        .gelu = (h.flags & RETNET_GELU) != 0,
+                        .eps_z_n = (h.flags & RETNET_EPS_Z_N) != 0, .norm_eps = h.norm_eps,
+                        .head_norm_eps = h.head_norm_eps};
+    return RETNET_OK;
 }

@@ -1,13 +1,10 @@
-#define _GNU_SOURCE
-#include "retnet.h"
+#include "engine.h"
 
 #include <math.h>
-#include <stdatomic.h>
 #include <stdlib.h>
-#include <time.h>
 
-#include "check.h"
 #include "kernels.h"
+#include "platform.h"
 #include "pool.h"
 
 #define PI 3.14159265358979323846
@@ -30,10 +27,10 @@ typedef struct {
 } Buffers;
 
 struct Engine {
-    atomic_int busy; /* a call is under way */
-    Model model;
+    const Model *model;
     const Kernels *kernels;
     Pool *pool;
+    int threads;
     int widest;     /* the most columns or rows of a layer's matrix */
     Buffers single; /* of a step */
     char *scratch;  /* of each thread */
@@ -59,21 +56,19 @@ typedef struct {
     float *y;
 } LinearTask;
 
+/* Where row `index` of rows of `width` begins. */
+static size_t row_start(int index, int width) { return (size_t)index * (size_t)width; }
+
 static int max_int(int a, int b) { return a > b ? a : b; }
 
 static uint64_t round_to_cache_line(uint64_t bytes) {
     return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
 }
 
-/* `bytes`, a multiple of a cache line, on one; NULL where there are not so many. */
-static void *allocate(uint64_t bytes) {
-    return bytes > PTRDIFF_MAX ? NULL : aligned_alloc(CACHE_LINE, (size_t)bytes);
-}
-
 /* Lay the buffers of a call out from `memory` on, each on a cache line; the bytes they take. NULL:
  * only count. */
 static uint64_t lay_out(const Engine *engine, uint64_t tokens, char *memory, Buffers *b) {
-    const Model *m = &engine->model;
+    const Model *m = engine->model;
     const uint64_t widest = (uint64_t)engine->widest;
     uint64_t at = 0;
 #define ALLOCATE_FIELD(field, count)                        \
@@ -94,20 +89,14 @@ static uint64_t lay_out(const Engine *engine, uint64_t tokens, char *memory, Buf
 }
 
 static int new_buffers(const Engine *engine, int tokens, Buffers *b) {
-    b->memory = allocate(lay_out(engine, (uint64_t)tokens, NULL, b));
+    b->memory = allocate_aligned(lay_out(engine, (uint64_t)tokens, NULL, b));
     if (b->memory) lay_out(engine, (uint64_t)tokens, b->memory, b);
     return b->memory != NULL;
 }
 
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 /* All time since the stage before belongs to this one. */
 static void end_stage(Engine *engine, int stage) {
-    const double at = now();
+    const double at = monotonic_seconds();
     engine->seconds[stage] += at - engine->stage_start;
     engine->stage_start = at;
 }
@@ -139,11 +128,11 @@ static void linear(const Engine *engine, const Matrix *m, const Activations *x, 
 
 static void norm_and_quantize(Call *call, const float *weight, const Matrix *next, int token,
                               int thread) {
-    const Model *m = &call->engine->model;
+    const Model *m = call->engine->model;
     const Kernels *k = call->engine->kernels;
-    float *normed = call->b->normed + (size_t)token * m->d_model;
+    float *normed = call->b->normed + row_start(token, m->d_model);
     Activations codes = call->b->codes;
-    k->rms_norm(call->b->x + (size_t)token * m->d_model, weight, m->d_model, m->norm_eps, normed);
+    k->rms_norm(call->b->x + row_start(token, m->d_model), weight, m->d_model, m->norm_eps, normed);
     k->quantize(next, normed, &codes, token, thread_scratch(call->engine, thread));
 }
 
@@ -169,16 +158,16 @@ static void rotate(const float *x, const float *cos_sin, int n, float scale, flo
 /* One head, all tokens: from q, k, v, gate in `projected` to silu(gate) * norm(o) in `hidden`. */
 static void retention_head(void *arg, int head, int thread) {
     const Call *call = arg;
-    const Model *m = &call->engine->model;
+    const Model *m = call->engine->model;
     const Kernels *kernels = call->engine->kernels;
     const int keys = m->key_dim, values = m->value_dim, all_keys = m->heads * keys;
     const int all_values = m->heads * values, width = 2 * all_keys + 2 * all_values;
     float *q = thread_scratch(call->engine, thread), *k = q + keys;
-    float *state = call->state + (size_t)head * keys * values;
+    float *state = call->state + row_start(head, keys) * (size_t)values;
     for (int token = 0; token < call->tokens; token++) {
-        const float *row = call->b->projected + (size_t)token * width;
-        const float *cos_sin = call->b->cos_sin + (size_t)token * keys;
-        float *o = call->b->hidden + (size_t)token * all_values + (size_t)head * values;
+        const float *row = call->b->projected + row_start(token, width);
+        const float *cos_sin = call->b->cos_sin + row_start(token, keys);
+        float *o = call->b->hidden + row_start(token, all_values) + head * values;
         rotate(row + head * keys, cos_sin, keys, 1.0f / sqrtf((float)keys), q);
         rotate(row + all_keys + head * keys, cos_sin, keys, 1.0f, k);
         kernels->retention_step(state, q, k, row + 2 * all_keys + head * values,
@@ -192,7 +181,7 @@ static void retention_head(void *arg, int head, int thread) {
 static void quantize_retention(void *arg, int token, int thread) {
     const Call *call = arg;
     const Matrix *out = &call->layer->out;
-    const float *hidden = call->b->hidden + (size_t)token * out->inputs;
+    const float *hidden = call->b->hidden + row_start(token, out->inputs);
     Activations codes = call->b->codes;
     call->engine->kernels->quantize(out, hidden, &codes, token,
                                     thread_scratch(call->engine, thread));
@@ -200,10 +189,10 @@ static void quantize_retention(void *arg, int token, int thread) {
 
 static void ffn_activation(void *arg, int token, int thread) {
     const Call *call = arg;
-    const Model *m = &call->engine->model;
+    const Model *m = call->engine->model;
     const Kernels *kernels = call->engine->kernels;
-    const float *projected = call->b->projected + (size_t)token * call->layer->inner.rows;
-    float *hidden = call->b->hidden + (size_t)token * m->ffn_dim;
+    const float *projected = call->b->projected + row_start(token, call->layer->inner.rows);
+    float *hidden = call->b->hidden + row_start(token, m->ffn_dim);
     Activations codes = call->b->codes;
     kernels->activate(projected, m->gated ? projected + m->ffn_dim : NULL, m->ffn_dim, m->gelu,
                       hidden);
@@ -213,7 +202,7 @@ static void ffn_activation(void *arg, int token, int thread) {
 
 /* Angles and head norm's eps of a token; n counts from 1. */
 static void set_position_terms(const Model *m, const Buffers *b, int token, int64_t position) {
-    float *cos_sin = b->cos_sin + (size_t)token * m->key_dim;
+    float *cos_sin = b->cos_sin + row_start(token, m->key_dim);
     for (int i = 0; i < m->key_dim / 2; i++) {
         const double angle = 2 * PI * fmod((double)position * m->frequencies[i], 1.0);
         cos_sin[i] = (float)cos(angle);
@@ -236,7 +225,7 @@ static void run_layer(Call *call) {
     end_stage(engine, RETNET_OTHER);
     linear(engine, &layer->qkvg, &b->codes, tokens, b->projected, 0);
     end_stage(engine, RETNET_QKVG);
-    pool_run(engine->pool, retention_head, call, engine->model.heads);
+    pool_run(engine->pool, retention_head, call, engine->model->heads);
     end_stage(engine, RETNET_RETENTION);
     pool_run(engine->pool, quantize_retention, call, tokens);
     end_stage(engine, RETNET_OTHER);
@@ -252,77 +241,38 @@ static void run_layer(Call *call) {
     end_stage(engine, RETNET_DOWN);
 }
 
-/* Feed tokens that were checked. 0, or 1: out of memory. */
-static int feed(Engine *engine, const int64_t *tokens, int count, int64_t position,
-                const Floats *states, float *logits) {
-    const Model *m = &engine->model;
+int engine_run(Engine *engine, const int32_t *tokens, int count, int64_t position, float *states,
+               float *logits) {
+    const Model *m = engine->model;
+    const size_t state = (size_t)m->heads * (size_t)m->key_dim * (size_t)m->value_dim;
     Buffers many;
     const Buffers *b = &engine->single;
+    pool_enter(engine->pool);
     if (count > 1) {
-        if (!new_buffers(engine, count, &many)) return 1;
+        if (!new_buffers(engine, count, &many)) return RETNET_NO_MEMORY;
         b = &many;
     }
-    engine->stage_start = now();
+    engine->stage_start = monotonic_seconds();
     for (int token = 0; token < count; token++) {
         engine->kernels->embedding_row(&m->embedding, (size_t)tokens[token],
-                                b->x + (size_t)token * m->d_model, engine->scratch);
+                                b->x + row_start(token, m->d_model), engine->scratch);
         set_position_terms(m, b, token, position + token);
     }
     Call call = {.engine = engine, .tokens = count, .b = b};
     for (int i = 0; i < m->layer_count; i++) {
         call.layer = &m->layers[i];
-        call.state = states[i].data;
+        call.state = states + (size_t)i * state;
         run_layer(&call);
     }
     Activations last = b->codes;
-    const float *x = b->x + (size_t)(count - 1) * m->d_model;
+    const float *x = b->x + row_start(count - 1, m->d_model);
     engine->kernels->rms_norm(x, m->final_norm, m->d_model, m->norm_eps, b->normed);
     engine->kernels->quantize(&m->head, b->normed, &last, 0, engine->scratch);
     end_stage(engine, RETNET_OTHER);
     linear(engine, &m->head, &last, 1, logits, 0);
     end_stage(engine, RETNET_HEAD);
-    if (count > 1) free(many.memory);
-    return 0;
-}
-
-static int is_buffer(const float *data, uint64_t count, uint64_t expected) {
-    return data && (uintptr_t)data % sizeof(float) == 0 && count == expected;
-}
-
-/* Is it a call that can be made? Looks only at what no call changes. */
-static int check_call(const Model *m, const int64_t *tokens, int64_t count, int64_t position,
-                      const Floats *states, int32_t state_count, const float *logits,
-                      uint64_t logit_count) {
-    const uint64_t state = (uint64_t)m->heads * (uint64_t)m->key_dim * (uint64_t)m->value_dim;
-    if (!tokens || count < 1 || count > RETNET_MOST_TOKENS) return RETNET_BAD_COUNT;
-    if (position < 0 || position > INT64_MAX - count) return RETNET_BAD_POSITION;
-    if (!states || state_count != m->layer_count) return RETNET_BAD_BUFFER;
-    for (int i = 0; i < state_count; i++)
-        if (!is_buffer(states[i].data, states[i].count, state)) return RETNET_BAD_BUFFER;
-    if (!is_buffer(logits, logit_count, (uint64_t)m->vocab_size)) return RETNET_BAD_BUFFER;
-    for (int64_t i = 0; i < count; i++)
-        if (tokens[i] < 0 || tokens[i] >= m->vocab_size) return RETNET_BAD_TOKEN;
+    if (count > 1) free_aligned(many.memory);
     return RETNET_OK;
-}
-
-/* 0 where another call is under way. */
-static int begin_call(Engine *engine) {
-    int free_before = 0;
-    return atomic_compare_exchange_strong(&engine->busy, &free_before, 1);
-}
-
-static void end_call(Engine *engine) { atomic_store(&engine->busy, 0); }
-
-int retnet_run(Engine *engine, const int64_t *tokens, int64_t count, int64_t position,
-               const Floats *states, int32_t state_count, float *logits, uint64_t logit_count) {
-    const int wrong = check_call(&engine->model, tokens, count, position, states, state_count,
-                                 logits, logit_count);
-    if (wrong) return wrong;
-    if (!begin_call(engine)) return RETNET_BUSY;
-    pool_enter(engine->pool);
-    const int failed = feed(engine, tokens, (int)count, position, states, logits);
-    end_call(engine);
-    return failed ? RETNET_NO_MEMORY : RETNET_OK;
 }
 
 /* The most columns or rows of a matrix whose products a call keeps. */
@@ -337,56 +287,41 @@ static int widest_of(const Model *m) {
     return widest;
 }
 
-int retnet_new(const ModelPlan *plan, int threads, const char *kernels, Engine **to, char *error,
-               size_t error_size) {
+int engine_new(const Model *model, int threads, const char *kernels, Engine **to) {
     *to = NULL;
-    if (error && error_size) *error = 0;
     if (threads < 1 || threads > RETNET_MOST_THREADS) return RETNET_BAD_THREADS;
     const Kernels *found = find_kernels(kernels);
     if (!found) return RETNET_NO_KERNELS;
-    Model model;
-    const int wrong = check_plan(plan, &model, error, error_size);
-    if (wrong) return wrong;
     Engine *engine = calloc(1, sizeof *engine);
-    if (!engine) {
-        free_model(&model);
-        return RETNET_NO_MEMORY;
-    }
+    if (!engine) return RETNET_NO_MEMORY;
     engine->model = model;
     engine->kernels = found;
-    engine->widest = widest_of(&model);
+    engine->threads = threads;
+    engine->widest = widest_of(model);
     /* expanded rows of a chunk, with scales and levels of their blocks; or q and k of a head */
     const uint64_t chunk = (uint64_t)PANEL_ROWS * (uint64_t)engine->widest;
     const uint64_t blocks = chunk / COLUMN_ALIGN + PANEL_ROWS * (BLOCK_ALIGN + 1);
     engine->scratch_bytes = round_to_cache_line(chunk * sizeof(int16_t) +
                                                 2 * blocks * sizeof(float) +
-                                                2 * sizeof(float) * (uint64_t)model.key_dim);
-    engine->scratch = allocate(engine->scratch_bytes * (uint64_t)threads);
+                                                2 * sizeof(float) * (uint64_t)model->key_dim);
+    engine->scratch = allocate_aligned(engine->scratch_bytes * (uint64_t)threads);
     engine->pool = pool_new(threads);
     if (!new_buffers(engine, 1, &engine->single) || !engine->scratch || !engine->pool) {
-        retnet_free(engine);
+        engine_free(engine);
         return RETNET_NO_MEMORY;
     }
     *to = engine;
     return RETNET_OK;
 }
 
-int retnet_free(Engine *engine) {
-    if (!engine) return RETNET_OK;
-    if (!begin_call(engine)) return RETNET_BUSY;
+void engine_free(Engine *engine) {
+    if (!engine) return;
     if (engine->pool) pool_free(engine->pool);
-    free(engine->single.memory);
-    free(engine->scratch);
-    free_model(&engine->model);
+    free_aligned(engine->single.memory);
+    free_aligned(engine->scratch);
     free(engine);
-    return RETNET_OK;
 }
 
-const char *retnet_kernels(const Engine *engine) { return engine->kernels->name; }
-
-int retnet_seconds(Engine *engine, double seconds[RETNET_STAGES]) {
-    if (!begin_call(engine)) return RETNET_BUSY;
-    for (int i = 0; i < RETNET_STAGES; i++) seconds[i] = engine->seconds[i];
-    end_call(engine);
-    return RETNET_OK;
-}
+int engine_threads(const Engine *engine) { return engine->threads; }
+const char *engine_kernels(const Engine *engine) { return engine->kernels->name; }
+const double *engine_seconds(const Engine *engine) { return engine->seconds; }

@@ -1,0 +1,1 @@
+"""Packed models: one file that the C library maps and runs (native/format.h)."""
