@@ -18,6 +18,16 @@ enum {
     TILE_TOKENS = 2,
 };
 
+/* The same of kernels_dot_impl.h. */
+enum {
+    DOT_ROWS = 4,     /* rows whose sums lie in one vector */
+    DOT_TOKENS = 4,   /* of a tile */
+    DOT_TILE = 8,     /* rows of a tile */
+    DOT_COLUMNS = 32, /* that are multiplied together: 4-bit weights of a register */
+    CACHE_LINE = 64,  /* bytes */
+    NEON_LANES = 8,   /* of a vector of floats in isa_neon.h */
+};
+
 #define TINY 1e-33f /* 32767 / TINY is finite */
 
 #define UNROLL _Pragma("GCC unroll 8")
@@ -58,10 +68,19 @@ static inline int columns_per_accumulator(int bits, int block) {
     return bits == 4 && block == 32 ? INT4_PER_VEC : block;
 }
 
-#define KERNEL_TABLE(isa, check)                                                                   \
-    {#isa,           check,          gemv_##isa,                                                   \
-     gemm_##isa,     quantize_##isa, embedding_row_##isa,                                          \
-     rms_norm_##isa, activate_##isa, retention_step_##isa}
+/* `products`: the set that has products of its own; `rest`: the one that all else is of. */
+#define KERNEL_TABLE_OF(products, rest, check, limit)                                              \
+    {#products,       check,           limit,                                                      \
+     gemv_##products, gemm_##products, quantize_##products,                                        \
+     embedding_row_##rest, rms_norm_##rest, activate_##rest, retention_step_##rest}
+#define KERNEL_TABLE(isa, check) KERNEL_TABLE_OF(isa, isa, check, INT16_MAX)
+
+/* Where benchmarks/speed/arm_model.py finds the loop that decoding spends its time in. */
+#ifdef RETNET_MARK_LOOPS
+#define LOOP_MARK(bits) __asm__ volatile("// decode loop of %0 bits" ::"i"(bits))
+#else
+#define LOOP_MARK(bits) (void)0
+#endif
 
 #if defined(__x86_64__)
 #include "isa_avx512.h"
@@ -79,6 +98,11 @@ static int has_avx2(void) {
 #elif defined(__aarch64__)
 #include "isa_neon.h"
 #include "kernels_impl.h"
+#include "isa_arm.h"
+#include "isa_dotprod.h"
+#include "kernels_dot_impl.h"
+#include "isa_i8mm.h"
+#include "kernels_dot_impl.h"
 #endif
 #include "isa_plain.h"
 #include "kernels_impl.h"
@@ -90,6 +114,8 @@ static const Kernels KERNEL_SETS[] = {
     KERNEL_TABLE(avx512, has_avx512),
     KERNEL_TABLE(avx2, has_avx2),
 #elif defined(__aarch64__)
+    KERNEL_TABLE_OF(i8mm, neon, has_i8mm, SPLIT_LIMIT),
+    KERNEL_TABLE_OF(dotprod, neon, has_dotprod, SPLIT_LIMIT),
     KERNEL_TABLE(neon, always_supported),
 #endif
     KERNEL_TABLE(plain, always_supported),

@@ -77,7 +77,7 @@ static void check(const Kernels *k, int bits, int block, int inputs, int half, i
                 if (bits == 8 || i < (b + 1) * block)
                     largest = fmaxf(largest, fabsf(x[t * inputs + i]));
             const float step = codes.scales[t * padded_blocks(blocks) + b];
-            expect(step == largest / (bits == 8 ? 32767.0f : 127.0f), "a step", &m, k->name);
+            expect(step == largest / (bits == 8 ? (float)k->int8_limit : 127.0f), "a step", &m, k->name);
         }
     }
     float one[TOKENS * ROWS], many[TOKENS * ROWS], added[TOKENS * ROWS], row[4096];
@@ -181,8 +181,8 @@ static void check_pool(int threads) {
 }
 
 int main(void) {
-    const char *names[] = {"avx512", "avx2", "neon", "plain"};
-    for (int n = 0; n < 4; n++) {
+    const char *names[] = {"avx512", "avx2", "i8mm", "dotprod", "neon", "plain"};
+    for (size_t n = 0; n < sizeof names / sizeof names[0]; n++) {
         const Kernels *k = find_kernels(names[n]);
         if (!k) continue;
         printf("%s\n", k->name);
