@@ -77,9 +77,9 @@ static inline int columns_per_accumulator(int bits, int block) {
 
 /* Where benchmarks/speed/arm_model.py finds the loop that decoding spends its time in. */
 #ifdef RETNET_MARK_LOOPS
-#define LOOP_MARK(bits) __asm__ volatile("// decode loop of %0 bits" ::"i"(bits))
+#define LOOP_MARK(bits, block) __asm__ volatile("// decode loop %0 %1" ::"i"(bits), "ri"(block))
 #else
-#define LOOP_MARK(bits) (void)0
+#define LOOP_MARK(bits, block) (void)0
 #endif
 
 #if defined(__x86_64__)

@@ -33,33 +33,34 @@ TARGET static inline int32x4_t NAME(sums_of_lanes)(const int32x4_t v[DOT_ROWS]) 
 /* sums + what blocks of four rows add: the products of the halves and what they begin with, times
  * the blocks' steps. */
 TARGET static inline float32x4_t NAME(add_block)(float32x4_t sums, int32x4_t low, int32x4_t high,
-                                                 int32_t init, float32x4_t steps) {
-    const int32x4_t all = vaddq_s32(vaddq_s32(low, vshlq_n_s32(high, 8)), vdupq_n_s32(init));
+                                                 const int32_t *init, float32x4_t steps) {
+    const int32x4_t all = vaddq_s32(vaddq_s32(low, vshlq_n_s32(high, 8)), vld1q_dup_s32(init));
     return vfmaq_f32(sums, vcvtq_f32_s32(all), steps);
 }
 
-/* Four rows times one token, into y. bits and block are the matrix's, and constants. */
-TARGET static inline __attribute__((always_inline)) void NAME(gemv_rows)(
-    const Matrix *m, const int rows[DOT_ROWS], const Activations *x, float y[DOT_ROWS],
-    const int bits, const int block, float *buffer) {
-    const int columns = m->columns, blocks = columns / block;
-    const int block_bytes = block * bits / 8;
-    float of_zeros[DOT_ROWS];
-    const float *steps = NAME(block_steps)(m, rows, x, of_zeros, buffer);
+/* The sums over blocks of four rows times one token. bits and block are the matrix's, and
+ * constants. */
+TARGET static inline __attribute__((always_inline)) float32x4_t NAME(gemv_blocks)(
+    const Matrix *m, const int rows[DOT_ROWS], const Activations *x, const float *steps,
+    const int bits, const int block) {
+    const int columns = m->columns, blocks = columns / block, block_bytes = block * bits / 8;
     const uint8_t *at[DOT_ROWS];
     UNROLL for (int r = 0; r < DOT_ROWS; r++) at[r] =
         m->codes + (size_t)rows[r] * (size_t)(columns * bits / 8);
     const int8_t *of_low = int8_codes(x), *of_high = of_low + columns;
+    const int32_t *init = x->acc_init;
     float32x4_t sums = vdupq_n_f32(0);
     for (int b = 0; b < blocks; b++) {
-        LOOP_MARK(bits);
+        LOOP_MARK(bits, block);
         int32x4_t low[DOT_ROWS], high[DOT_ROWS];
         UNROLL for (int r = 0; r < DOT_ROWS; r++) low[r] = high[r] = vdupq_n_s32(0);
-        for (int r = 0; r < DOT_ROWS; r++)
-            for (int byte = 0; byte < block_bytes; byte += CACHE_LINE)
-                if (block_bytes >= CACHE_LINE || b % (CACHE_LINE / block_bytes) == 0)
-                    __builtin_prefetch(at[r] + byte + PREFETCH_BYTES);
+        if (block_bytes >= CACHE_LINE || b % (CACHE_LINE / block_bytes) == 0)
+            UNROLL for (int r = 0; r < DOT_ROWS; r++) UNROLL for (int byte = 0; byte < block_bytes;
+                                                                  byte += CACHE_LINE)
+                __builtin_prefetch(at[r] + byte + PREFETCH_BYTES);
         UNROLL for (int j = 0; j < block; j += DOT_COLUMNS) {
+            /* GCC would read a whole block first, more than there are registers for */
+            __asm__ volatile("" ::: "memory");
             const int8x16_t first = vld1q_s8(of_low + j), second = vld1q_s8(of_low + j + 16);
             if (bits == 8) {
                 const int8x16_t third = vld1q_s8(of_high + j), fourth = vld1q_s8(of_high + j + 16);
@@ -78,12 +79,35 @@ TARGET static inline __attribute__((always_inline)) void NAME(gemv_rows)(
         of_low += block, of_high += block;
         UNROLL for (int r = 0; r < DOT_ROWS; r++) at[r] += block_bytes;
         const int32x4_t highs = bits == 8 ? NAME(sums_of_lanes)(high) : vdupq_n_s32(0);
-        sums = NAME(add_block)(sums, NAME(sums_of_lanes)(low), highs, x->acc_init[b],
+        sums = NAME(add_block)(sums, NAME(sums_of_lanes)(low), highs, init + b,
                                vld1q_f32(steps + DOT_ROWS * b));
     }
-    vst1q_f32(y, sums);
+    return sums;
+}
+
+/* Every size of a block that check.c lets pass has loops of its own. */
+TARGET static inline __attribute__((always_inline)) float32x4_t NAME(gemv_bits)(
+    const Matrix *m, const int rows[DOT_ROWS], const Activations *x, const float *steps,
+    const int bits) {
+    switch (m->block) {
+    case 32: return NAME(gemv_blocks)(m, rows, x, steps, bits, 32);
+    case 64: return NAME(gemv_blocks)(m, rows, x, steps, bits, 64);
+    case 128: return NAME(gemv_blocks)(m, rows, x, steps, bits, 128);
+    default: return NAME(gemv_blocks)(m, rows, x, steps, bits, 256);
+    }
+}
+
+/* Four rows times one token, into y. */
+TARGET static __attribute__((noinline)) void NAME(gemv_rows)(const Matrix *m,
+                                                             const int rows[DOT_ROWS],
+                                                             const Activations *x,
+                                                             float y[DOT_ROWS], float *buffer) {
+    float of_zeros[DOT_ROWS];
+    const float *steps = NAME(block_steps)(m, rows, x, of_zeros, buffer);
+    vst1q_f32(y, m->bits == 8 ? NAME(gemv_bits)(m, rows, x, steps, 8)
+                              : NAME(gemv_bits)(m, rows, x, steps, 4));
     for (int r = 0; r < DOT_ROWS; r++)
-        y[r] = (y[r] - of_zeros[r]) * (bits == 8 ? x->scales[0] : 1);
+        y[r] = (y[r] - of_zeros[r]) * (m->bits == 8 ? x->scales[0] : 1);
 }
 
 /* As for the other instruction sets: rows from far places, each read straight on. What is left at
@@ -98,10 +122,7 @@ TARGET static void NAME(gemv)(const Matrix *m, int first, int last, const Activa
             const int beside = left + r < last ? left + r : last - 1;
             rows[r] = i < apart ? first + i + r * apart : beside;
         }
-        if (m->bits == 8 && m->block == 128) NAME(gemv_rows)(m, rows, x, found, 8, 128, scratch);
-        else if (m->bits == 8) NAME(gemv_rows)(m, rows, x, found, 8, m->block, scratch);
-        else if (m->block == 32) NAME(gemv_rows)(m, rows, x, found, 4, 32, scratch);
-        else NAME(gemv_rows)(m, rows, x, found, 4, m->block, scratch);
+        NAME(gemv_rows)(m, rows, x, found, scratch);
         for (int r = 0; r < (i < apart ? DOT_ROWS : last - left); r++) {
             float *to = y + rows[r];
             *to = found[r] + (add ? *to : 0);
@@ -187,8 +208,8 @@ TARGET static inline __attribute__((always_inline)) void NAME(tile)(
             UNROLL for (int t = 0; t < DOT_TOKENS; t++) {
                 float32x4_t steps = vld1q_f32(c->scales + b * PANEL_ROWS + row + g * DOT_ROWS);
                 if (bits == 4) steps = vmulq_f32(steps, vdupq_n_f32(x[t].scales[b]));
-                sums[g][t] = NAME(add_block)(sums[g][t], low[g][t], high[g][t], x[t].acc_init[b],
-                                             steps);
+                sums[g][t] = NAME(add_block)(sums[g][t], low[g][t], high[g][t],
+                                             x[t].acc_init + b, steps);
             }
         }
     }

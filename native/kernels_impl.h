@@ -88,7 +88,7 @@ TARGET static inline __attribute__((always_inline)) void NAME(gemv_rows)(
     const int16_t *shorts = x->codes;
     const int8_t *fours = int8_codes(x);
     for (int u = 0; u < units; u++) {
-        LOOP_MARK(bits);
+        LOOP_MARK(bits, block);
         VecI32 parts[GEMV_ROWS];
         UNROLL for (int r = 0; r < count; r++) parts[r] =
             NAME(load_i32)(x->acc_init + u * I32_LANES);
