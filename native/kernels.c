@@ -24,6 +24,7 @@ enum {
     DOT_TOKENS = 4,   /* of a tile */
     DOT_TILE = 8,     /* rows of a tile */
     DOT_COLUMNS = 32, /* that are multiplied together: 4-bit weights of a register */
+    DOT_INIT = 4,     /* lanes that a block's sum begins with */
     CACHE_LINE = 64,  /* bytes */
     NEON_LANES = 8,   /* of a vector of floats in isa_neon.h */
 };

@@ -30,58 +30,77 @@ TARGET static inline int32x4_t NAME(sums_of_lanes)(const int32x4_t v[DOT_ROWS]) 
     return vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3]));
 }
 
-/* sums + what blocks of four rows add: the products of the halves and what they begin with, times
- * the blocks' steps. */
+/* sums + what blocks of four rows add: the products of the halves times the blocks' steps. */
 TARGET static inline float32x4_t NAME(add_block)(float32x4_t sums, int32x4_t low, int32x4_t high,
-                                                 const int32_t *init, float32x4_t steps) {
-    const int32x4_t all = vaddq_s32(vaddq_s32(low, vshlq_n_s32(high, 8)), vld1q_dup_s32(init));
+                                                 float32x4_t steps) {
+    const int32x4_t all = vaddq_s32(low, vshlq_n_s32(high, 8));
     return vfmaq_f32(sums, vcvtq_f32_s32(all), steps);
 }
 
-/* The sums over blocks of four rows times one token. bits and block are the matrix's, and
- * constants. */
+/* Four rows and one token while their blocks are gone through: where the next one's codes and halves
+ * of activations lie, its steps and what it begins with. */
+typedef struct {
+    const uint8_t *rows[DOT_ROWS];
+    const int8_t *low, *high;
+    const float *steps;
+    const int32_t *init;
+} NAME(Cursor);
+
+/* sums + what the next block adds. bits and block are the matrix's, and constants. */
+TARGET static inline __attribute__((always_inline)) float32x4_t
+NAME(gemv_block)(NAME(Cursor) *at, float32x4_t sums, const int bits, const int block) {
+    int32x4_t low[DOT_ROWS], high[DOT_ROWS];
+    UNROLL for (int r = 0; r < DOT_ROWS; r++) {
+        low[r] = vld1q_s32(at->init);
+        high[r] = vdupq_n_s32(0);
+    }
+    UNROLL for (int j = 0; j < block; j += DOT_COLUMNS) {
+        /* GCC would read a whole block first, more than there are registers for */
+        __asm__ volatile("" ::: "memory");
+        const int8x16_t first = vld1q_s8(at->low + j), second = vld1q_s8(at->low + j + 16);
+        if (bits == 8) {
+            const int8x16_t third = vld1q_s8(at->high + j), fourth = vld1q_s8(at->high + j + 16);
+            UNROLL for (int r = 0; r < DOT_ROWS; r++) {
+                const uint8x16_t w = NAME(operand)(vld1q_u8(at->rows[r] + j));
+                const uint8x16_t v = NAME(operand)(vld1q_u8(at->rows[r] + j + 16));
+                low[r] = NAME(dot)(NAME(dot)(low[r], w, first), v, second);
+                high[r] = NAME(dot)(NAME(dot)(high[r], w, third), v, fourth);
+            }
+        } else UNROLL for (int r = 0; r < DOT_ROWS; r++) {
+                const uint8x16_t both = vld1q_u8(at->rows[r] + j / 2);
+                low[r] = NAME(dot)(low[r], vandq_u8(both, vdupq_n_u8(15)), first);
+                low[r] = NAME(dot)(low[r], vshrq_n_u8(both, 4), second);
+            }
+    }
+    const int32x4_t highs = bits == 8 ? NAME(sums_of_lanes)(high) : vdupq_n_s32(0);
+    sums = NAME(add_block)(sums, NAME(sums_of_lanes)(low), highs, vld1q_f32(at->steps));
+    UNROLL for (int r = 0; r < DOT_ROWS; r++) at->rows[r] += block * bits / 8;
+    at->low += block, at->high += block, at->steps += DOT_ROWS, at->init += DOT_INIT;
+    return sums;
+}
+
+/* The sums over blocks of four rows times one token, some at a time that are a cache line or more
+ * of each row. */
 TARGET static inline __attribute__((always_inline)) float32x4_t NAME(gemv_blocks)(
     const Matrix *m, const int rows[DOT_ROWS], const Activations *x, const float *steps,
     const int bits, const int block) {
-    const int columns = m->columns, blocks = columns / block, block_bytes = block * bits / 8;
-    const uint8_t *at[DOT_ROWS];
-    UNROLL for (int r = 0; r < DOT_ROWS; r++) at[r] =
+    const int columns = m->columns, blocks = columns / block, bytes = block * bits / 8;
+    const int together = bytes < CACHE_LINE ? CACHE_LINE / bytes : 1;
+    NAME(Cursor) at = {.low = int8_codes(x), .steps = steps, .init = x->acc_init};
+    at.high = at.low + columns;
+    UNROLL for (int r = 0; r < DOT_ROWS; r++) at.rows[r] =
         m->codes + (size_t)rows[r] * (size_t)(columns * bits / 8);
-    const int8_t *of_low = int8_codes(x), *of_high = of_low + columns;
-    const int32_t *init = x->acc_init;
     float32x4_t sums = vdupq_n_f32(0);
-    for (int b = 0; b < blocks; b++) {
+    int b = 0;
+    for (; b + together <= blocks; b += together) {
         LOOP_MARK(bits, block);
-        int32x4_t low[DOT_ROWS], high[DOT_ROWS];
-        UNROLL for (int r = 0; r < DOT_ROWS; r++) low[r] = high[r] = vdupq_n_s32(0);
-        if (block_bytes >= CACHE_LINE || b % (CACHE_LINE / block_bytes) == 0)
-            UNROLL for (int r = 0; r < DOT_ROWS; r++) UNROLL for (int byte = 0; byte < block_bytes;
-                                                                  byte += CACHE_LINE)
-                __builtin_prefetch(at[r] + byte + PREFETCH_BYTES);
-        UNROLL for (int j = 0; j < block; j += DOT_COLUMNS) {
-            /* GCC would read a whole block first, more than there are registers for */
-            __asm__ volatile("" ::: "memory");
-            const int8x16_t first = vld1q_s8(of_low + j), second = vld1q_s8(of_low + j + 16);
-            if (bits == 8) {
-                const int8x16_t third = vld1q_s8(of_high + j), fourth = vld1q_s8(of_high + j + 16);
-                UNROLL for (int r = 0; r < DOT_ROWS; r++) {
-                    const uint8x16_t w = NAME(operand)(vld1q_u8(at[r] + j));
-                    const uint8x16_t v = NAME(operand)(vld1q_u8(at[r] + j + 16));
-                    low[r] = NAME(dot)(NAME(dot)(low[r], w, first), v, second);
-                    high[r] = NAME(dot)(NAME(dot)(high[r], w, third), v, fourth);
-                }
-            } else UNROLL for (int r = 0; r < DOT_ROWS; r++) {
-                    const uint8x16_t both = vld1q_u8(at[r] + j / 2);
-                    low[r] = NAME(dot)(low[r], vandq_u8(both, vdupq_n_u8(15)), first);
-                    low[r] = NAME(dot)(low[r], vshrq_n_u8(both, 4), second);
-                }
-        }
-        of_low += block, of_high += block;
-        UNROLL for (int r = 0; r < DOT_ROWS; r++) at[r] += block_bytes;
-        const int32x4_t highs = bits == 8 ? NAME(sums_of_lanes)(high) : vdupq_n_s32(0);
-        sums = NAME(add_block)(sums, NAME(sums_of_lanes)(low), highs, init + b,
-                               vld1q_f32(steps + DOT_ROWS * b));
+        UNROLL for (int r = 0; r < DOT_ROWS; r++) UNROLL for (int ahead = 0;
+                                                              ahead < together * bytes;
+                                                              ahead += CACHE_LINE)
+            __builtin_prefetch(at.rows[r] + ahead + PREFETCH_BYTES);
+        UNROLL for (int i = 0; i < together; i++) sums = NAME(gemv_block)(&at, sums, bits, block);
     }
+    for (; b < blocks; b++) sums = NAME(gemv_block)(&at, sums, bits, block);
     return sums;
 }
 
@@ -208,8 +227,9 @@ TARGET static inline __attribute__((always_inline)) void NAME(tile)(
             UNROLL for (int t = 0; t < DOT_TOKENS; t++) {
                 float32x4_t steps = vld1q_f32(c->scales + b * PANEL_ROWS + row + g * DOT_ROWS);
                 if (bits == 4) steps = vmulq_f32(steps, vdupq_n_f32(x[t].scales[b]));
-                sums[g][t] = NAME(add_block)(sums[g][t], low[g][t], high[g][t],
-                                             x[t].acc_init + b, steps);
+                const int32x4_t init = vdupq_n_s32(x[t].acc_init[b * DOT_INIT]);
+                sums[g][t] = NAME(add_block)(sums[g][t], vaddq_s32(low[g][t], init), high[g][t],
+                                             steps);
             }
         }
     }
@@ -259,6 +279,7 @@ TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *
     }
     const Activations to = token_activations(m, out, token);
     for (int i = 0; i < padded_blocks(blocks); i++) to.scales[i] = to.sums[i] = 0;
+    memset(to.acc_init, 0, sizeof(int32_t) * (size_t)(DOT_INIT * blocks));
     const float of_all = m->bits == 8 ? absmax_neon(x, columns) : 0;
     for (int b = 0; b < blocks; b++) {
         const float largest = m->bits == 8 ? of_all : absmax_neon(x + b * block, block);
@@ -284,7 +305,7 @@ TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *
         to.sums[b] = (m->bits == 8 ? 1.0f : scale) * (float)total;
         /* codes . x, or (codes - the middle) . x where no block has a zero point of its own */
         const int32_t offset = m->bits == 8 ? CODE_OFFSET : 0;
-        to.acc_init[b] = (offset - (m->zeros ? 0 : 1 << (m->bits - 1))) * total;
+        to.acc_init[b * DOT_INIT] = (offset - (m->zeros ? 0 : 1 << (m->bits - 1))) * total;
     }
 }
 

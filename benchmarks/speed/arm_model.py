@@ -1,0 +1,189 @@
+"""How fast the ARM kernels could go through weights, by llvm-mca: a model, not a measurement.
+
+    python -m benchmarks.speed.arm_model --mca llvm-mca-19     # Debian: apt install llvm-19
+        gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+
+The loops that decoding spends its time in (`LOOP_MARK` in native/) are compiled as the package is,
+cut out of the assembly, and run through llvm-mca, which simulates the issue ports and latencies of
+a core whose caches always hit. Beside it: the same loops counted by hand against the pipes that
+vendors (Arm's software optimization guides) and measurements (dougallj's tables of the M1) give,
+and the cycles that memory takes for a byte. Decoding is bound by memory where that is more.
+Prints tables in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+ITERATIONS = 200
+
+
+class Core(NamedTuple):
+    """A core, how LLVM models it, and its pipes: of loads of 16 bytes, vectors, and multiply-adds
+    that widen.
+
+    gigahertz, gigabytes: the clock, and what memory delivers a second to one core.
+    """
+
+    name: str
+    llvm: str
+    width: int
+    loads: float
+    vectors: float
+    widening: float
+    gigahertz: float
+    gigabytes: float
+    has_i8mm: bool
+
+    @property
+    def memory_cycles(self) -> float:
+        """Cycles that a byte takes from memory."""
+        return self.gigahertz / self.gigabytes
+
+
+# Kirin 980 and Snapdragon 855 (2.6 GHz, 34 GB/s for all cores), Snapdragon 8 Gen 1 (3 GHz, 51 GB/s),
+# M1 (3.2 GHz, 68 GB/s; AnandTech read 58 GB/s with one core). The first two cores' own shares are
+# assumptions, on the high side, so that the goal is hard.
+CORES = (
+    Core("Cortex-A76", "neoverse-n1", 4, 2, 2, 1, 2.6, 15, False),
+    Core("Cortex-X2", "cortex-x2", 8, 3, 4, 2, 3.0, 25, True),
+    Core("Apple M1", "apple-m1", 8, 3, 4, 4, 3.2, 58, False),
+)
+
+
+class Loop(NamedTuple):
+    """One turn goes through so many bytes of codes."""
+
+    name: str
+    marker: str
+    bytes_a_turn: dict[str, int]
+
+
+SETS = {"neon": "gemv_neon", "dotprod": "gemv_rows_dotprod", "i8mm": "gemv_rows_i8mm"}
+"""Kernels, and the function that their loops are in."""
+LOOPS = (
+    Loop("8 bits, blocks of 128", "8 128", {"neon": 2 * 128, "dotprod": 4 * 128, "i8mm": 4 * 128}),
+    Loop("4 bits, blocks of 32", "4 32", {"neon": 4 * 32, "dotprod": 4 * 64, "i8mm": 4 * 64}),
+    Loop("4 bits, blocks of 128", "4 128", {"dotprod": 4 * 64, "i8mm": 4 * 64}),
+)
+_LABEL = re.compile(r"^(\.?\w+):")
+_BRANCH = re.compile(r"^\s(?:b(?:\.?\w+)?|cbn?z|tbn?z)\s.*?(\.L\w+)$")
+_WIDENING = re.compile(r"^(?:[us]ml[as]l2?|[us]mull2?|mla)\b")
+
+
+def assembly(compiler: str) -> list[str]:
+    """The lines of native/kernels.c compiled as the package is, with marks."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    (extension,) = settings["ext-modules"]
+    flags = [flag for flag in extension["extra-compile-args"] if flag != "-fvisibility=hidden"]
+    command = [compiler, *flags, "-DRETNET_MARK_LOOPS", "-S", "-o", "-", "native/kernels.c"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def function(lines: list[str], name: str) -> list[str]:
+    """The lines of one function."""
+    start = lines.index(f"{name}:")
+    end = next(i for i in range(start, len(lines)) if lines[i].startswith(f"\t.size\t{name},"))
+    return lines[start:end]
+
+
+def loop_around(lines: list[str], marker: str) -> list[str]:
+    """The instructions of the innermost loop that holds a mark.
+
+    From the last label before it that a branch after it jumps back to, to the last such branch.
+    Raises LookupError where there is no such loop.
+    """
+    at = next((i for i, line in enumerate(lines) if line.strip() == f"// decode loop {marker}"), -1)
+    if at < 0:
+        raise LookupError(f"no mark {marker!r}")
+    labels = [(i, m[1]) for i, line in enumerate(lines[:at]) if (m := _LABEL.match(line))]
+    for start, label in reversed(labels):
+        back = [
+            i for i in range(at, len(lines)) if (m := _BRANCH.match(lines[i])) and m[1] == label
+        ]
+        if back:
+            return list(instructions(lines[start : back[-1] + 1]))
+    raise LookupError(f"the mark {marker!r} is in no loop")
+
+
+def instructions(lines: list[str]) -> Iterator[str]:
+    """Without labels, directives and comments."""
+    for line in lines:
+        text = line.strip()
+        if text and text[0] not in "./#" and not _LABEL.match(line):
+            yield text.replace("\t", " ")
+
+
+def simulated_cycles(mca: str, cpu: str, loop: list[str]) -> float:
+    """Of a turn, by llvm-mca."""
+    command = [mca, "-mtriple=aarch64-linux-gnu", f"-mcpu={cpu}", "-mattr=+dotprod,+i8mm"]
+    # every branch falls through there: what it would jump over is counted
+    done = subprocess.run(
+        [*command, f"-iterations={ITERATIONS}", "-"],
+        input="\n".join(loop) + "\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (total,) = re.findall(r"Total Cycles:\s+(\d+)", done.stdout)
+    return int(total) / ITERATIONS
+
+
+def counted_cycles(core: Core, loop: list[str]) -> float:
+    """Of a turn, where only the number of pipes and the width hold it up."""
+    loads = vectors = widening = 0
+    for text in loop:
+        name, _, operands = text.partition(" ")
+        if name.startswith(("ld", "prfm", "st")):
+            loads += 2 if name in ("ldp", "stp") and operands.startswith("q") else 1
+        elif re.match(r"[vsdq]\d", operands) and not zeroing(name, operands):
+            vectors += 1
+            widening += bool(_WIDENING.match(name))
+    every = len(loop) + sum(text.startswith("ldp q") for text in loop)
+    return max(
+        loads / core.loads, vectors / core.vectors, widening / core.widening, every / core.width
+    )
+
+
+def zeroing(name: str, operands: str) -> bool:
+    """True of moves between registers and of zeros, which cores make when they rename."""
+    return name in ("mov", "movi") and "[" not in operands
+
+
+def main() -> None:
+    """Print what the cores take for a byte of codes, and what memory does."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--compiler", default="aarch64-linux-gnu-gcc")
+    parser.add_argument("--mca", default="llvm-mca")
+    args = parser.parse_args()
+    version = subprocess.run([args.mca, "--version"], capture_output=True, text=True, check=True)
+    lines = assembly(args.compiler)
+    print(f"Cycles for a byte of codes ({re.findall(r'LLVM version [0-9.]+', version.stdout)[0]}):\n")
+    cores = [f"{core.name}, {core.llvm}" for core in CORES]
+    print("| weights | kernels | " + " | ".join(cores) + " |")
+    print("|---|---|" + "---|" * len(CORES))
+    for loop in LOOPS:
+        for kernels, count in loop.bytes_a_turn.items():
+            body = loop_around(function(lines, SETS[kernels]), loop.marker)
+            cells = []
+            for core in CORES:
+                if kernels == "i8mm" and not core.has_i8mm:
+                    cells.append("")
+                    continue
+                cycles = simulated_cycles(args.mca, core.llvm, body) / count
+                cells.append(f"{cycles:.3f} ({counted_cycles(core, body) / count:.3f})")
+            print(f"| {loop.name} | `{kernels}` | " + " | ".join(cells) + " |")
+    memory = [f"{c.memory_cycles:.3f} ({c.gigabytes:.0f} GB/s at {c.gigahertz} GHz)" for c in CORES]
+    print("| memory | | " + " | ".join(memory) + " |")
+
+
+if __name__ == "__main__":
+    main()
