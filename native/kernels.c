@@ -69,6 +69,9 @@ static inline int columns_per_accumulator(int bits, int block) {
     return bits == 4 && block == 32 ? INT4_PER_VEC : block;
 }
 
+/* No reading of memory is moved across it by the compiler. */
+#define DOT_BARRIER __asm__ volatile("" ::: "memory")
+
 /* `products`: the set that has products of its own; `rest`: the one that all else is of. */
 #define KERNEL_TABLE_OF(products, rest, check, limit)                                              \
     {#products,       check,           limit,                                                      \

@@ -51,12 +51,12 @@ TARGET static inline __attribute__((always_inline)) float32x4_t
 NAME(gemv_block)(NAME(Cursor) *at, float32x4_t sums, const int bits, const int block) {
     int32x4_t low[DOT_ROWS], high[DOT_ROWS];
     UNROLL for (int r = 0; r < DOT_ROWS; r++) {
+        DOT_BARRIER; /* read again: what reads has time left, what would copy a register has none */
         low[r] = vld1q_s32(at->init);
         high[r] = vdupq_n_s32(0);
     }
     UNROLL for (int j = 0; j < block; j += DOT_COLUMNS) {
-        /* GCC would read a whole block first, more than there are registers for */
-        __asm__ volatile("" ::: "memory");
+        DOT_BARRIER; /* GCC would read a whole block first, more than there are registers for */
         const int8x16_t first = vld1q_s8(at->low + j), second = vld1q_s8(at->low + j + 16);
         if (bits == 8) {
             const int8x16_t third = vld1q_s8(at->high + j), fourth = vld1q_s8(at->high + j + 16);

@@ -14,10 +14,10 @@ Prints tables in Markdown.
 from __future__ import annotations
 
 import argparse
+import heapq
 import re
 import subprocess
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,7 +74,7 @@ LOOPS = (
     Loop("4 bits, blocks of 128", "4 128", {"dotprod": 4 * 64, "i8mm": 4 * 64}),
 )
 _LABEL = re.compile(r"^(\.?\w+):")
-_BRANCH = re.compile(r"^\s(?:b(?:\.?\w+)?|cbn?z|tbn?z)\s.*?(\.L\w+)$")
+_BRANCH = re.compile(r"^\s(b(?:\.?\w+)?|cbn?z|tbn?z)\s.*?(\.L\w+)$")
 _WIDENING = re.compile(r"^(?:[us]ml[as]l2?|[us]mull2?|mla)\b")
 
 
@@ -83,49 +83,79 @@ def assembly(compiler: str) -> list[str]:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     (extension,) = settings["ext-modules"]
     flags = [flag for flag in extension["extra-compile-args"] if flag != "-fvisibility=hidden"]
-    command = [compiler, *flags, "-DRETNET_MARK_LOOPS", "-S", "-o", "-", "native/kernels.c"]
+    command = [*compiler.split(), *flags, "-DRETNET_MARK_LOOPS", "-S", "-o", "-", "native/kernels.c"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()
+    marks = "// decode loop"  # other comments are the compiler's
+    return [s if marks in s else s.split("//")[0].rstrip() for s in done.stdout.splitlines()]
 
 
 def function(lines: list[str], name: str) -> list[str]:
     """The lines of one function."""
-    start = lines.index(f"{name}:")
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"{name}:"))
     end = next(i for i in range(start, len(lines)) if lines[i].startswith(f"\t.size\t{name},"))
     return lines[start:end]
 
 
 def loop_around(lines: list[str], marker: str) -> list[str]:
-    """The instructions of the innermost loop that holds a mark.
+    """The instructions of the shortest way from a mark back to it: one turn of the innermost loop,
+    without what is done for a last block that is no whole one.
 
-    From the last label before it that a branch after it jumps back to, to the last such branch.
-    Raises LookupError where there is no such loop.
+    Raises LookupError where there is no mark, no way back, or a loop in it.
     """
     at = next((i for i, line in enumerate(lines) if line.strip() == f"// decode loop {marker}"), -1)
     if at < 0:
         raise LookupError(f"no mark {marker!r}")
-    labels = [(i, m[1]) for i, line in enumerate(lines[:at]) if (m := _LABEL.match(line))]
-    for start, label in reversed(labels):
-        back = [
-            i for i in range(at, len(lines)) if (m := _BRANCH.match(lines[i])) and m[1] == label
-        ]
-        if back:
-            return list(instructions(lines[start : back[-1] + 1]))
+    labels = {m[1]: i for i, line in enumerate(lines) if (m := _LABEL.match(line))}
+    came_from: dict[int, int] = {}
+    length = {at: 0}
+    waiting = [(0, at)]
+    while waiting:
+        steps, line = heapq.heappop(waiting)
+        for following in successors(lines, line, labels):
+            cost = steps + is_instruction(lines[following])
+            if following == at or cost < length.get(following, len(lines)):
+                length[following], came_from[following] = cost, line
+                heapq.heappush(waiting, (cost, following))
+            if following == at:
+                way = [line]
+                while way[-1] != at:
+                    way.append(came_from[way[-1]])
+                way.reverse()
+                if inner_loop(lines, way, labels):
+                    raise LookupError(f"a turn of {marker!r} has a loop of its own")
+                turn = [lines[i] for i in way]
+                return [line.strip().replace("\t", " ") for line in turn if is_instruction(line)]
     raise LookupError(f"the mark {marker!r} is in no loop")
 
 
-def instructions(lines: list[str]) -> Iterator[str]:
-    """Without labels, directives and comments."""
-    for line in lines:
-        text = line.strip()
-        if text and text[0] not in "./#" and not _LABEL.match(line):
-            yield text.replace("\t", " ")
+def inner_loop(lines: list[str], way: list[int], labels: dict[str, int]) -> bool:
+    """True where a branch on the way, but for the last one, may go back to an earlier line of it."""
+    place = {line: i for i, line in enumerate(way)}
+    return any(
+        place.get(target, len(way)) <= place[line]
+        for line in way[:-1]
+        for target in successors(lines, line, labels)
+        if target != way[0]
+    )
+
+
+def successors(lines: list[str], at: int, labels: dict[str, int]) -> list[int]:
+    """The lines that may be run after one."""
+    found = _BRANCH.match(lines[at])
+    target = [labels[found[2]]] if found and found[2] in labels else []
+    ends = re.match(r"\s(?:b|br|ret)\s", lines[at] + " ") is not None
+    return target + ([] if ends or at + 1 == len(lines) else [at + 1])
+
+
+def is_instruction(line: str) -> bool:
+    """False for labels, directives and comments."""
+    text = line.strip()
+    return bool(text) and text[0] not in "./#" and not _LABEL.match(line)
 
 
 def simulated_cycles(mca: str, cpu: str, loop: list[str]) -> float:
     """Of a turn, by llvm-mca."""
     command = [mca, "-mtriple=aarch64-linux-gnu", f"-mcpu={cpu}", "-mattr=+dotprod,+i8mm"]
-    # every branch falls through there: what it would jump over is counted
     done = subprocess.run(
         [*command, f"-iterations={ITERATIONS}", "-"],
         input="\n".join(loop) + "\n",
@@ -154,8 +184,8 @@ def counted_cycles(core: Core, loop: list[str]) -> float:
 
 
 def zeroing(name: str, operands: str) -> bool:
-    """True of moves between registers and of zeros, which cores make when they rename."""
-    return name in ("mov", "movi") and "[" not in operands
+    """True of what makes a zero, which cores do when they rename."""
+    return name == "movi" and operands.endswith(", 0")
 
 
 def main() -> None:
@@ -172,7 +202,11 @@ def main() -> None:
     print("|---|---|" + "---|" * len(CORES))
     for loop in LOOPS:
         for kernels, count in loop.bytes_a_turn.items():
-            body = loop_around(function(lines, SETS[kernels]), loop.marker)
+            try:
+                body = loop_around(function(lines, SETS[kernels]), loop.marker)
+            except LookupError as reason:
+                print(f"| {loop.name} | `{kernels}` | {reason} |" + " |" * (len(CORES) - 1))
+                continue
             cells = []
             for core in CORES:
                 if kernels == "i8mm" and not core.has_i8mm:
