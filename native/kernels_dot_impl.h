@@ -8,23 +8,6 @@
  * (256 columns of 255 * 32639 stay below 2^31): a block becomes one float, and then one fused
  * multiply-add. So the order within a block is free, and `gemm` gives the bits of `gemv`. */
 
-/* The steps of four rows' blocks side by side, [blocks, DOT_ROWS], from `buffer`; what the rows' own
- * zero points add to their sums into `of_zeros`. */
-TARGET static inline const float *NAME(block_steps)(const Matrix *m, const int rows[DOT_ROWS],
-                                                    const Activations *x,
-                                                    float of_zeros[DOT_ROWS], float *buffer) {
-    const int blocks = m->columns / m->block, stride = padded_blocks(blocks);
-    float *steps = buffer + (size_t)DOT_ROWS * (size_t)stride;
-    for (int r = 0; r < DOT_ROWS; r++)
-        of_zeros[r] = combined_scales_neon(m, (size_t)rows[r], x, buffer + r * stride);
-    for (int b = 0; b < blocks; b += 4) {
-        float32x4x4_t four;
-        UNROLL for (int r = 0; r < DOT_ROWS; r++) four.val[r] = vld1q_f32(buffer + r * stride + b);
-        vst4q_f32(steps + DOT_ROWS * b, four);
-    }
-    return steps;
-}
-
 /* The sums of the lanes of four vectors. */
 TARGET static inline int32x4_t NAME(sums_of_lanes)(const int32x4_t v[DOT_ROWS]) {
     return vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3]));
@@ -120,9 +103,9 @@ TARGET static inline __attribute__((always_inline)) float32x4_t NAME(gemv_bits)(
 TARGET static __attribute__((noinline)) void NAME(gemv_rows)(const Matrix *m,
                                                              const int rows[DOT_ROWS],
                                                              const Activations *x,
-                                                             float y[DOT_ROWS], float *buffer) {
+                                                             float y[DOT_ROWS], float *steps) {
     float of_zeros[DOT_ROWS];
-    const float *steps = NAME(block_steps)(m, rows, x, of_zeros, buffer);
+    arm_block_steps(m, rows, x, steps, of_zeros);
     vst1q_f32(y, m->bits == 8 ? NAME(gemv_bits)(m, rows, x, steps, 8)
                               : NAME(gemv_bits)(m, rows, x, steps, 4));
     for (int r = 0; r < DOT_ROWS; r++)
