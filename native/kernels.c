@@ -37,15 +37,17 @@ enum {
 static inline int zero_point(const Matrix *m, size_t row, int block) {
     if (!m->zeros) return 1 << (m->bits - 1);
     const size_t blocks = (size_t)(m->columns / m->block);
-    if (m->bits == 8) return m->zeros[row * blocks + block];
-    const uint8_t pair = m->zeros[row * ((blocks + 1) / 2) + block / 2];
+    const size_t at = (size_t)block;
+    if (m->bits == 8) return m->zeros[row * blocks + at];
+    const uint8_t pair = m->zeros[row * ((blocks + 1) / 2) + at / 2];
     return block % 2 ? pair >> 4 : pair & 15;
 }
 
 static inline Activations token_activations(const Matrix *m, const Activations *x, int token) {
     const size_t at = (size_t)token, blocks = (size_t)(m->columns / m->block);
     const size_t stride = (size_t)padded_blocks((int)blocks);
-    return (Activations){x->codes + at * m->columns, x->acc_init + at * blocks * MAX_I32_LANES,
+    return (Activations){x->codes + at * (size_t)m->columns,
+                         x->acc_init + at * blocks * MAX_I32_LANES,
                          x->scales + at * stride, x->sums + at * stride};
 }
 

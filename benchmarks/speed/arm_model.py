@@ -59,19 +59,25 @@ CORES = (
 
 
 class Loop(NamedTuple):
-    """One turn goes through so many bytes of codes."""
+    """A mark; of each set of kernels, the function that it is in and the bytes of codes that one
+    turn is about."""
 
     name: str
     marker: str
-    bytes_a_turn: dict[str, int]
+    places: dict[str, tuple[str, int]]
 
 
-SETS = {"neon": "gemv_neon", "dotprod": "gemv_rows_dotprod", "i8mm": "gemv_rows_i8mm"}
-"""Kernels, and the function that their loops are in."""
+def _of_dots(name: str, marker: str, count: int, neon: int = 0) -> Loop:
+    places = {"dotprod": ("gemv_rows_dotprod", count), "i8mm": ("gemv_rows_i8mm", count)}
+    return Loop(name, marker, {"neon": ("gemv_neon", neon), **places} if neon else places)
+
+
 LOOPS = (
-    Loop("8 bits, blocks of 128", "8 128", {"neon": 2 * 128, "dotprod": 4 * 128, "i8mm": 4 * 128}),
-    Loop("4 bits, blocks of 32", "4 32", {"neon": 4 * 32, "dotprod": 4 * 64, "i8mm": 4 * 64}),
-    Loop("4 bits, blocks of 128", "4 128", {"dotprod": 4 * 64, "i8mm": 4 * 64}),
+    _of_dots("8 bits, blocks of 128", "8 128", 4 * 128, 2 * 128),
+    _of_dots("4 bits, blocks of 128", "4 128", 4 * 64),
+    _of_dots("4 bits, blocks of 32", "4 32", 4 * 4 * 16, 4 * 32),
+    Loop("their scales", "4 2", {"dotprod, i8mm": ("arm_block_steps", 4 * 8 * 16)}),
+    Loop("their scales and zero points", "4 3", {"dotprod, i8mm": ("arm_block_steps", 4 * 8 * 16)}),
 )
 _LABEL = re.compile(r"^(\.?\w+):")
 _BRANCH = re.compile(r"^\s(b(?:\.?\w+)?|cbn?z|tbn?z)\s.*?(\.L\w+)$")
@@ -83,7 +89,15 @@ def assembly(compiler: str) -> list[str]:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     (extension,) = settings["ext-modules"]
     flags = [flag for flag in extension["extra-compile-args"] if flag != "-fvisibility=hidden"]
-    command = [*compiler.split(), *flags, "-DRETNET_MARK_LOOPS", "-S", "-o", "-", "native/kernels.c"]
+    command = [
+        *compiler.split(),
+        *flags,
+        "-DRETNET_MARK_LOOPS",
+        "-S",
+        "-o",
+        "-",
+        "native/kernels.c",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     marks = "// decode loop"  # other comments are the compiler's
     return [s if marks in s else s.split("//")[0].rstrip() for s in done.stdout.splitlines()]
@@ -196,16 +210,18 @@ def main() -> None:
     args = parser.parse_args()
     version = subprocess.run([args.mca, "--version"], capture_output=True, text=True, check=True)
     lines = assembly(args.compiler)
-    print(f"Cycles for a byte of codes ({re.findall(r'LLVM version [0-9.]+', version.stdout)[0]}):\n")
+    print(
+        f"Cycles for a byte of codes ({re.findall(r'LLVM version [0-9.]+', version.stdout)[0]}):\n"
+    )
     cores = [f"{core.name}, {core.llvm}" for core in CORES]
     print("| weights | kernels | " + " | ".join(cores) + " |")
     print("|---|---|" + "---|" * len(CORES))
     for loop in LOOPS:
-        for kernels, count in loop.bytes_a_turn.items():
+        for kernels, (name, count) in loop.places.items():
             try:
-                body = loop_around(function(lines, SETS[kernels]), loop.marker)
+                body = loop_around(function(lines, name), loop.marker)
             except LookupError as reason:
-                print(f"| {loop.name} | `{kernels}` | {reason} |" + " |" * (len(CORES) - 1))
+                print(f"| {loop.name} | {kernels} | {reason} |" + " |" * (len(CORES) - 1))
                 continue
             cells = []
             for core in CORES:
@@ -214,7 +230,7 @@ def main() -> None:
                     continue
                 cycles = simulated_cycles(args.mca, core.llvm, body) / count
                 cells.append(f"{cycles:.3f} ({counted_cycles(core, body) / count:.3f})")
-            print(f"| {loop.name} | `{kernels}` | " + " | ".join(cells) + " |")
+            print(f"| {loop.name} | {kernels} | " + " | ".join(cells) + " |")
     memory = [f"{c.memory_cycles:.3f} ({c.gigabytes:.0f} GB/s at {c.gigahertz} GHz)" for c in CORES]
     print("| memory | | " + " | ".join(memory) + " |")
 
