@@ -86,8 +86,10 @@ static void check(const Kernels *k, int bits, int block, int inputs, int half, i
         Activations token = {
             codes.codes + (size_t)t * columns, codes.acc_init + (size_t)t * blocks * MAX_I32_LANES,
             codes.scales + t * padded_blocks(blocks), codes.sums + t * padded_blocks(blocks)};
-        k->gemv(&m, 0, 20, &token, one + t * ROWS, 0, scratch);
-        k->gemv(&m, 20, ROWS, &token, one + t * ROWS, 0, scratch);
+        /* of what is multiplied by twos and fours, each number of rows is left over once */
+        const int chunks[] = {0, 16, 18, 21, ROWS};
+        for (int i = 0; i < 4; i++)
+            k->gemv(&m, chunks[i], chunks[i + 1], &token, one + t * ROWS, 0, scratch);
     }
     for (int first = 0; first < ROWS; first += PANEL_ROWS) {
         const int last = first + PANEL_ROWS < ROWS ? first + PANEL_ROWS : ROWS;
