@@ -50,12 +50,10 @@ WEIGHTS = {"8 bits, blocks of 128": (8, 128, True), "4 bits, blocks of 32": (4, 
 def rounded(x: Tensor, kind: Activations) -> Tensor:
     """X [..., inputs] on the grid that the kernel gives it; inputs are whole blocks."""
     block = kind.block or x.shape[-1]
-    groups = x.unflatten(-1, (-1, block))
+    groups = x.reshape(*x.shape[:-1], -1, block)
     step = groups.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny) / kind.limit
-    codes = groups / step
-    return (torch.trunc(codes + torch.copysign(torch.full_like(codes, 0.5), codes)) * step).flatten(
-        -2
-    )
+    codes = torch.trunc(groups / step + 0.5 * groups.sign())
+    return (codes * step).reshape(x.shape)
 
 
 def products(model: RetNet) -> list[nn.Linear]:
@@ -101,7 +99,7 @@ def measure(checkpoint: Path, contexts: Sequence[NDArray[np.int64]]) -> list[tup
     reference = RetNet(source.config)
     reference.load_state_dict(source.state_dict())
     reference.double().eval()
-    rows = []
+    rows: list[tuple[str, ...]] = []
     with progress("models and roundings", len(WEIGHTS) * len(ROUNDINGS)) as advance:
         for weights, (bits, block, symmetric) in WEIGHTS.items():
             model = RetNet(source.config)

@@ -48,9 +48,10 @@ class Core(NamedTuple):
         return self.gigahertz / self.gigabytes
 
 
-# Kirin 980 and Snapdragon 855 (2.6 GHz, 34 GB/s for all cores), Snapdragon 8 Gen 1 (3 GHz, 51 GB/s),
-# M1 (3.2 GHz, 68 GB/s; AnandTech read 58 GB/s with one core). The first two cores' own shares are
-# assumptions, on the high side, so that the goal is hard.
+# A76: 2.6 GHz (Kirin 980); its one core's share is an assumption on the high side, for all eight
+# cores of an RK3588 together read 17 to 22 GB/s (turingpi.com, RK1 benchmarks). X2: Snapdragon 8
+# Gen 1, half of what its LPDDR5-6400 can (51 GB/s), an assumption too. M1: AnandTech read about 58
+# of 68 GB/s with one core (The 2020 Mac Mini Unleashed).
 CORES = (
     Core("Cortex-A76", "neoverse-n1", 4, 2, 2, 1, 2.6, 15, False),
     Core("Cortex-X2", "cortex-x2", 8, 3, 4, 2, 3.0, 25, True),
@@ -143,7 +144,7 @@ def loop_around(lines: list[str], marker: str) -> list[str]:
 
 
 def inner_loop(lines: list[str], way: list[int], labels: dict[str, int]) -> bool:
-    """True where a branch on the way, but for the last one, may go back to an earlier line of it."""
+    """True where a branch on the way, but for the last, may go back to an earlier line of it."""
     place = {line: i for i, line in enumerate(way)}
     return any(
         place.get(target, len(way)) <= place[line]
