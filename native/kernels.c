@@ -81,9 +81,9 @@ static inline int columns_per_accumulator(int bits, int block) {
      embedding_row_##rest, rms_norm_##rest, activate_##rest, retention_step_##rest}
 #define KERNEL_TABLE(isa, check) KERNEL_TABLE_OF(isa, isa, check, INT16_MAX)
 
-/* Where benchmarks/speed/arm_model.py finds the loop that decoding spends its time in. */
+/* Where benchmarks/speed/arm_model.py finds a loop; block 0: a prompt's. */
 #ifdef RETNET_MARK_LOOPS
-#define LOOP_MARK(bits, block) __asm__ volatile("// decode loop %0 %1" ::"i"(bits), "ri"(block))
+#define LOOP_MARK(bits, block) __asm__ volatile("// loop %0 %1" ::"i"(bits), "ri"(block))
 #else
 #define LOOP_MARK(bits, block) (void)0
 #endif

@@ -194,6 +194,7 @@ TARGET static inline __attribute__((always_inline)) void NAME(tile)(
         UNROLL for (int g = 0; g < GROUPS; g++) UNROLL for (int t = 0; t < DOT_TOKENS; t++)
             low[g][t] = high[g][t] = vdupq_n_s32(0);
         for (const int end = k + block; k < end; k += 16) {
+            LOOP_MARK(bits, 0);
             int8x16_t v[DOT_TOKENS];
             UNROLL for (int t = 0; t < DOT_TOKENS; t++) v[t] = vld1q_s8(int8_codes(&x[t]) + k);
             UNROLL for (int g = 0; g < GROUPS; g++)

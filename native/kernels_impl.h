@@ -195,6 +195,7 @@ TARGET static inline __attribute__((always_inline)) void NAME(tile)(
                 }
         } else {
             for (const int end = k + unit; k < end; k += I16_LANES) {
+                LOOP_MARK(bits, 0);
                 VecI16 v[TILE_TOKENS];
                 UNROLL for (int t = 0; t < TILE_TOKENS; t++) v[t] = NAME(load_i16)(x[t].codes + k);
                 UNROLL for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) parts[i] =

@@ -18,6 +18,7 @@ import heapq
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,8 +61,8 @@ CORES = (
 
 
 class Loop(NamedTuple):
-    """A mark; of each set of kernels, the function that it is in and the bytes of codes that one
-    turn is about."""
+    """A mark; of each set of kernels, the function that it is in and the bytes of codes (the
+    multiply-adds of a prompt) that one turn is about."""
 
     name: str
     marker: str
@@ -69,16 +70,22 @@ class Loop(NamedTuple):
 
 
 def _of_dots(name: str, marker: str, count: int, neon: int = 0) -> Loop:
-    places = {"dotprod": ("gemv_rows_dotprod", count), "i8mm": ("gemv_rows_i8mm", count)}
-    return Loop(name, marker, {"neon": ("gemv_neon", neon), **places} if neon else places)
+    prefix, suffix = ("gemm_", "") if marker.endswith(" 0") else ("gemv_", "rows_")
+    places = {"neon": (f"{prefix}neon", neon)} if neon else {}
+    places |= {kernels: (f"{prefix}{suffix}{kernels}", count) for kernels in ("dotprod", "i8mm")}
+    return Loop(name, marker, places)
 
 
-LOOPS = (
+DECODE = (
     _of_dots("8 bits, blocks of 128", "8 128", 4 * 128, 2 * 128),
     _of_dots("4 bits, blocks of 128", "4 128", 4 * 64),
     _of_dots("4 bits, blocks of 32", "4 32", 4 * 4 * 16, 4 * 32),
     Loop("their scales", "4 2", {"dotprod, i8mm": ("arm_block_steps", 4 * 8 * 16)}),
     Loop("their scales and zero points", "4 3", {"dotprod, i8mm": ("arm_block_steps", 4 * 8 * 16)}),
+)
+PROMPTS = (
+    _of_dots("8 bits", "8 0", 8 * 4 * 16, 4 * 2 * 16),
+    _of_dots("4 bits", "4 0", 8 * 4 * 16),
 )
 _LABEL = re.compile(r"^(\.?\w+):")
 _BRANCH = re.compile(r"^\s(b(?:\.?\w+)?|cbn?z|tbn?z)\s.*?(\.L\w+)$")
@@ -100,7 +107,7 @@ def assembly(compiler: str) -> list[str]:
         "native/kernels.c",
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    marks = "// decode loop"  # other comments are the compiler's
+    marks = "// loop"  # other comments are the compiler's
     return [s if marks in s else s.split("//")[0].rstrip() for s in done.stdout.splitlines()]
 
 
@@ -117,7 +124,7 @@ def loop_around(lines: list[str], marker: str) -> list[str]:
 
     Raises LookupError where there is no mark, no way back, or a loop in it.
     """
-    at = next((i for i, line in enumerate(lines) if line.strip() == f"// decode loop {marker}"), -1)
+    at = next((i for i, line in enumerate(lines) if line.strip() == f"// loop {marker}"), -1)
     if at < 0:
         raise LookupError(f"no mark {marker!r}")
     labels = {m[1]: i for i, line in enumerate(lines) if (m := _LABEL.match(line))}
@@ -203,37 +210,41 @@ def zeroing(name: str, operands: str) -> bool:
     return name == "movi" and operands.endswith(", 0")
 
 
+def rows(lines: list[str], mca: str, loops: Sequence[Loop], *, each: bool) -> Iterator[str]:
+    """Lines of a table: cycles for each byte, or what a cycle does; simulated, then counted."""
+    for loop in loops:
+        for kernels, (name, count) in loop.places.items():
+            try:
+                body = loop_around(function(lines, name), loop.marker)
+            except LookupError as reason:
+                yield f"| {loop.name} | {kernels} | {reason} |" + " |" * (len(CORES) - 1)
+                continue
+            cells = []
+            for core in CORES:
+                cycles = simulated_cycles(mca, core.llvm, body), counted_cycles(core, body)
+                found = [f"{c / count:.3f}" if each else f"{count / c:.1f}" for c in cycles]
+                known = core.has_i8mm or kernels != "i8mm"
+                cells.append(f"{found[0]} ({found[1]})" if known else "")
+            yield f"| {loop.name} | {kernels} | " + " | ".join(cells) + " |"
+
+
 def main() -> None:
-    """Print what the cores take for a byte of codes, and what memory does."""
+    """Print what the cores take for a byte of codes, what memory does, and the same of prompts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compiler", default="aarch64-linux-gnu-gcc")
     parser.add_argument("--mca", default="llvm-mca")
     args = parser.parse_args()
     version = subprocess.run([args.mca, "--version"], capture_output=True, text=True, check=True)
     lines = assembly(args.compiler)
-    print(
-        f"Cycles for a byte of codes ({re.findall(r'LLVM version [0-9.]+', version.stdout)[0]}):\n"
-    )
-    cores = [f"{core.name}, {core.llvm}" for core in CORES]
-    print("| weights | kernels | " + " | ".join(cores) + " |")
-    print("|---|---|" + "---|" * len(CORES))
-    for loop in LOOPS:
-        for kernels, (name, count) in loop.places.items():
-            try:
-                body = loop_around(function(lines, name), loop.marker)
-            except LookupError as reason:
-                print(f"| {loop.name} | {kernels} | {reason} |" + " |" * (len(CORES) - 1))
-                continue
-            cells = []
-            for core in CORES:
-                if kernels == "i8mm" and not core.has_i8mm:
-                    cells.append("")
-                    continue
-                cycles = simulated_cycles(args.mca, core.llvm, body) / count
-                cells.append(f"{cycles:.3f} ({counted_cycles(core, body) / count:.3f})")
-            print(f"| {loop.name} | {kernels} | " + " | ".join(cells) + " |")
+    cores = " | ".join(f"{core.name}, {core.llvm}" for core in CORES)
+    head = f"| weights | kernels | {cores} |\n|---|---|" + "---|" * len(CORES)
+    (llvm,) = re.findall(r"LLVM version [0-9.]+", version.stdout)
+    print(f"Cycles for a byte of codes ({llvm}; counted by hand):\n\n{head}")
+    print("\n".join(rows(lines, args.mca, DECODE, each=True)))
     memory = [f"{c.memory_cycles:.3f} ({c.gigabytes:.0f} GB/s at {c.gigahertz} GHz)" for c in CORES]
     print("| memory | | " + " | ".join(memory) + " |")
+    print(f"\nMultiply-adds a cycle of a prompt's tile:\n\n{head}")
+    print("\n".join(rows(lines, args.mca, PROMPTS, each=False)))
 
 
 if __name__ == "__main__":
