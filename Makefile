@@ -24,10 +24,12 @@ OPTIMUM := .venv-optimum
 PEERS := .venv-peers
 DOCS := .venv-docs
 MUTATION := .mutation-tools
+# A cross compiler and its C library, a second compiler, and what runs programs for ARM.
+ARM_PACKAGES := gcc-aarch64-linux-gnu libc6-dev-arm64-cross clang qemu-user
 PIP_LOG := $(VENV)/pip.log
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow fuzz fuzz-quick test-hf4 test-lm-eval test-optimum mutation lint rooms docs docs-blocks bench bench-peers constraints clean mutation-native kill-test
+.PHONY: help setup demo test test-slow fuzz fuzz-quick test-hf4 test-lm-eval test-optimum mutation lint rooms docs docs-blocks bench bench-peers constraints clean mutation-native kill-test debian-arm
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -90,6 +92,11 @@ docs: $(DOCS)/.installed  ## the site of docs/, strictly: no dead link, every pu
 
 docs-blocks: $(STAMP)  ## how many blocks of the documentation the tests run, and why not the others
 	@PYTHONPATH=tests/docs $(PY) -m doc_blocks
+
+debian-arm:  ## what the ARM kernels are tested with: a cross compiler, Clang and QEMU (Debian or Ubuntu, as root)
+	@missing=''; for package in $(ARM_PACKAGES); do dpkg -s "$$package" >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	if [ -n "$$missing" ]; then echo "Installing$$missing"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; fi
 
 rooms: $(STAMP)  ## the pictures and the table of rooms in docs/architecture.md (Debian: apt install graphviz)
 	@command -v dot >/dev/null || { echo 'Graphviz draws the rooms (Debian: apt install graphviz).' >&2; exit 1; }
