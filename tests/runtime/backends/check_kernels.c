@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "../../../native/kernels.h"
+#include "../../../native/platform.h"
 #include "../../../native/pool.h"
 
 enum { TOKENS = 5, ROWS = 37 };
@@ -69,7 +70,7 @@ static void check(const Kernels *k, int bits, int block, int inputs, int half, i
     float *x = malloc(sizeof(float) * TOKENS * inputs);
     for (int i = 0; i < TOKENS * inputs; i++) x[i] = (float)(uniform() * (i % 97 ? 1 : 50));
     Activations codes = activations(&m);
-    void *scratch = aligned_alloc(64, (size_t)PANEL_ROWS * columns * 4 + 16384);
+    void *scratch = allocate_aligned((size_t)PANEL_ROWS * columns * 4 + 16384);
     for (int t = 0; t < TOKENS; t++) {
         k->quantize(&m, x + t * inputs, &codes, t, scratch);
         for (int b = 0; b < blocks; b++) {
@@ -124,7 +125,7 @@ static void check(const Kernels *k, int bits, int block, int inputs, int half, i
     free((void *)m.codes);
     free((void *)m.zeros);
     free(codes.codes), free(codes.sums), free(codes.acc_init), free(codes.scales);
-    free(scales), free(halves), free(x), free(scratch);
+    free(scales), free(halves), free(x), free_aligned(scratch);
 }
 
 /* Blocks of 256 in which every product is as large as can be, all of one sign or half of each: what
@@ -147,7 +148,7 @@ static void check_extremes(const Kernels *k, int bits, int zero) {
     const Matrix m = {codes, scales, zero < 0 ? NULL : zeros, LARGEST, COLUMNS, COLUMNS,
                       bits, BLOCK, 0};
     Activations all = activations(&m);
-    void *scratch = aligned_alloc(64, (size_t)PANEL_ROWS * COLUMNS * 4 + 16384);
+    void *scratch = allocate_aligned((size_t)PANEL_ROWS * COLUMNS * 4 + 16384);
     for (int t = 0; t < TOKENS; t++) k->quantize(&m, x + t * COLUMNS, &all, t, scratch);
     k->gemm(&m, 0, LARGEST, &all, TOKENS, many, 0, scratch);
     for (int t = 0; t < TOKENS; t++) {
@@ -165,7 +166,7 @@ static void check_extremes(const Kernels *k, int bits, int zero) {
                    "other extremes among tokens", &m, k->name);
         }
     }
-    free(all.codes), free(all.sums), free(all.acc_init), free(all.scales), free(scratch);
+    free(all.codes), free(all.sums), free(all.acc_init), free(all.scales), free_aligned(scratch);
 }
 
 static void check_vector_kernels(const Kernels *k) {
