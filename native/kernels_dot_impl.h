@@ -87,7 +87,7 @@ TARGET static inline __attribute__((always_inline)) float32x4_t NAME(gemv_blocks
     return sums;
 }
 
-/* Every size of a block that check.c lets pass has loops of its own. */
+/* Every size of a block that table.c lets pass has loops of its own. */
 TARGET static inline __attribute__((always_inline)) float32x4_t NAME(gemv_bits)(
     const Matrix *m, const int rows[DOT_ROWS], const Activations *x, const float *steps,
     const int bits) {
