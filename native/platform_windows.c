@@ -85,6 +85,10 @@ static retnet_status map_handle(HANDLE file, uint64_t offset, uint64_t size, Map
 }
 
 #if defined(_UCRT) || defined(_MSC_VER)
+#if defined(__MINGW32__) /* whose library has it, and whose headers do not */
+_invalid_parameter_handler __cdecl _set_thread_local_invalid_parameter_handler(
+    _invalid_parameter_handler handler);
+#endif
 static void no_end(const wchar_t *expression, const wchar_t *function, const wchar_t *file,
                    unsigned line, uintptr_t reserved) {
     (void)expression, (void)function, (void)file, (void)line, (void)reserved;

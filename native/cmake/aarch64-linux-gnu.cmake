@@ -1,5 +1,5 @@
 # 64-bit ARM from another Linux (Debian: gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user):
-# cmake -S native -B build/arm64 --toolchain native/cmake/aarch64-linux-gnu.cmake
+# cmake -S native -B build/arm64 -DCMAKE_TOOLCHAIN_FILE=native/cmake/aarch64-linux-gnu.cmake
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)

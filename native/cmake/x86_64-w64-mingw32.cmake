@@ -1,5 +1,5 @@
 # Windows from Linux (Debian: gcc-mingw-w64-x86-64):
-# cmake -S native -B build/windows --toolchain native/cmake/x86_64-w64-mingw32.cmake
+# cmake -S native -B build/windows -DCMAKE_TOOLCHAIN_FILE=native/cmake/x86_64-w64-mingw32.cmake
 set(CMAKE_SYSTEM_NAME Windows)
 set(CMAKE_SYSTEM_PROCESSOR x86_64)
 set(CMAKE_C_COMPILER x86_64-w64-mingw32-gcc)
