@@ -1,4 +1,4 @@
-"""libretnet by itself: CMake builds and installs it, and C, C++, Rust and Python use what it put there.
+"""libretnet by itself: CMake builds and installs it; C, C++, Rust and Python use what it put there.
 
 What a machine lacks is skipped, with the package of Debian that has it (`make debian-native`,
 `make debian-arm`).
@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -22,25 +21,21 @@ CONSUMER = Path(__file__).with_name("consumer")
 STRICT = "-Wall -Wextra -Wconversion -Werror"
 LARGEST_ARM_LIBRARY = 150 * 1024
 """Bytes of the stripped shared library for 64-bit ARM that issue 25 aims at."""
-EXTERNAL = frozenset(
-    # memory, strings
-    "calloc free malloc posix_memalign memcmp memcpy memset strcmp strlen"
-    # files, time
-    " close fstat fsync getpid mmap munmap open rename sysconf unlink write clock_gettime"
-    # formatted sentences (no file is printed to), and errno of GNU's C library
-    " snprintf vsnprintf __errno_location"
-    # mathematics
-    " cos erff expm1 fmod log sin sincos"
-    # threads
-    " pthread_cond_broadcast pthread_cond_destroy pthread_cond_init pthread_cond_wait"
-    " pthread_create pthread_join pthread_mutex_destroy pthread_mutex_init pthread_mutex_lock"
-    " pthread_mutex_unlock sched_yield"
-    # what the processor has: of Linux on ARM
-    " getauxval __getauxval"
-    # begin and end of every shared library
-    " __cxa_finalize __gmon_start__ _ITM_deregisterTMCloneTable _ITM_registerTMCloneTable".split()
-)
-"""All that the shared library asks of others. A new name here is a new thing to have on a device."""
+EXTERNAL_OF = {
+    "memory, strings": "calloc free malloc posix_memalign memcmp memcpy memset strcmp strlen",
+    "files": "close fstat fsync getpid mmap munmap open rename sysconf unlink write",
+    "time": "clock_gettime",
+    "formatted sentences and errno": "snprintf vsnprintf __errno_location",
+    "mathematics": "cos erff expm1 fmod log sin sincos",
+    "threads": "pthread_create pthread_join sched_yield pthread_cond_broadcast"
+    " pthread_cond_destroy pthread_cond_init pthread_cond_wait pthread_mutex_destroy"
+    " pthread_mutex_init pthread_mutex_lock pthread_mutex_unlock",
+    "what an ARM processor has": "getauxval __getauxval",
+    "begin and end of every shared library": "__cxa_finalize __gmon_start__"
+    " _ITM_deregisterTMCloneTable _ITM_registerTMCloneTable",
+}
+EXTERNAL = frozenset(name for names in EXTERNAL_OF.values() for name in names.split())
+"""All that the shared library asks of others. A new name is one more thing to have on a device."""
 
 pytestmark = pytest.mark.skipif(
     shutil.which("cmake") is None or shutil.which("cc") is None,
