@@ -8,6 +8,21 @@
 #include <sys/sysctl.h>
 #endif
 
+/* Of kernels_dot_impl.h. */
+enum {
+    DOT_ROWS = 4,     /* rows whose sums lie in one vector */
+    DOT_TOKENS = 4,   /* of a tile */
+    DOT_TILE = 8,     /* rows of a tile */
+    DOT_COLUMNS = 32, /* that are multiplied together: 4-bit weights of a register */
+    DOT_INIT = 4,     /* lanes that a block's sum begins with */
+    CACHE_LINE = 64,  /* bytes */
+    NEON_LANES = 8,   /* of a vector of floats in isa_neon.h */
+    SPLIT_LIMIT = 127 * 256 + 127, /* the largest code that is 256 times one byte plus another */
+};
+
+/* No reading of memory is moved across it by the compiler. */
+#define DOT_BARRIER __asm__ volatile("" ::: "memory")
+
 /* GCC takes an intrinsic only into a function of an architecture that holds the intrinsic's whole;
  * Clang before 16 knows no architectures here, and later ones both. */
 #if defined(__clang__)

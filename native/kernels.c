@@ -18,17 +18,6 @@ enum {
     TILE_TOKENS = 2,
 };
 
-/* The same of kernels_dot_impl.h. */
-enum {
-    DOT_ROWS = 4,     /* rows whose sums lie in one vector */
-    DOT_TOKENS = 4,   /* of a tile */
-    DOT_TILE = 8,     /* rows of a tile */
-    DOT_COLUMNS = 32, /* that are multiplied together: 4-bit weights of a register */
-    DOT_INIT = 4,     /* lanes that a block's sum begins with */
-    CACHE_LINE = 64,  /* bytes */
-    NEON_LANES = 8,   /* of a vector of floats in isa_neon.h */
-};
-
 #define TINY 1e-33f /* 32767 / TINY is finite */
 
 #define UNROLL _Pragma("GCC unroll 8")
@@ -70,9 +59,6 @@ static inline uint64_t packed_zero_points(const Matrix *m, size_t row, int i, in
 static inline int columns_per_accumulator(int bits, int block) {
     return bits == 4 && block == 32 ? INT4_PER_VEC : block;
 }
-
-/* No reading of memory is moved across it by the compiler. */
-#define DOT_BARRIER __asm__ volatile("" ::: "memory")
 
 /* `products`: the set that has products of its own; `rest`: the one that all else is of. */
 #define KERNEL_TABLE_OF(products, rest, check, limit)                                              \

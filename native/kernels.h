@@ -12,7 +12,6 @@ enum {
     BLOCK_ALIGN = 16,     /* what is there for each block of a row is padded to a multiple of it */
     MAX_I32_LANES = 16,  /* lanes of int32 that any kernel's vector has */
     PANEL_ROWS = 16, /* rows that a thread multiplies by several tokens at a time */
-    SPLIT_LIMIT = 127 * 256 + 127, /* the largest code that is 256 times one byte plus another */
 };
 
 static inline int padded_blocks(int blocks) {
