@@ -4,6 +4,9 @@
 
 #include <stdint.h>
 
+/* Products of two widths, and of one and a number of bits, fit into what they are computed in. */
+enum { MOST_LAYERS = 1024, MOST_HEADS = 1024, MOST_WIDTH = 1 << 24 };
+
 /* A weight matrix in blocks along its rows, as ONNX Runtime's MatMulNBits stores it:
  * w[n][k] = scales[n][k / block] * (code[n][k] - zero), codes of 8 or 4 bits (the low half first).
  * columns: the inputs, rounded up to whole blocks; what stands for none meets an activation of 0.

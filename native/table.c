@@ -6,9 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Products of two widths, and of one and a number of bits, fit into what they are computed in. */
-enum { MOST_LAYERS = 1024, MOST_HEADS = 1024, MOST_WIDTH = 1 << 24 };
-
 /* A plan under check, and where a sentence about it goes. */
 typedef struct {
     const ModelPlan *plan;

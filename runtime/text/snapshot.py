@@ -1,22 +1,24 @@
 """A sequence's state as a value: keep it, go back to it, continue it in another session, store it.
 
-A state file is
+A state file (version 3; native/format.h has it for C) is
 
-    b"RETSTATE"  header length (uint32)  header (JSON)  tokens  seen  states  SHA-256
+    b"RETSTAT3"  header  dtypes  tokens  seen  states  SHA-256
 
-tokens int32 [n], seen int32 [m] (ids that occurred, ascending; version 1 lacks them) and the states
-in the manifest's order, all little-endian; the SHA-256 is of every byte before it. The header names
-the bundle by its fingerprint (`Bundle.fingerprint`): a state means nothing to other weights.
+dtypes uint32 [states], padded to 8 bytes, tokens int32 [n], seen int32 [m] (ids that occurred,
+ascending) and the states in the manifest's order, all little-endian; the SHA-256 is of every byte
+before it. The header names the bundle by its fingerprint (`Bundle.fingerprint`): a state means
+nothing to other weights. Versions 1 and 2, b"RETSTATE" and a header of JSON, are read too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO, NamedTuple
 
 import msgspec
 import numpy as np
@@ -34,21 +36,38 @@ from retnet_edge.runtime.session.protocol import (
     state_shape,
 )
 
-_MAGIC = b"RETSTATE"
-_VERSION = 2
-_READ = (1, 2)
+_MAGIC, _OLD_MAGIC = b"RETSTAT3", b"RETSTATE"
+_VERSION, _OLD_VERSIONS = 3, (1, 2)
+_HEADER = struct.Struct("<8sIIqQQ32s")
+_DTYPES: tuple[Dtype, ...] = ("float32", "float16", "int64", "int8", "uint8")
 _LENGTH_BYTES = 4
 _HEADER_BYTES = 1 << 20
 _DIGEST_BYTES = 32
+_MOST_IDS = 2**31
+_MOST_STATES = 4096
 
 
-class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _OldHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of versions 1 and 2."""
+
     version: int
     bundle: Sha256
     position: Annotated[int, msgspec.Meta(ge=0, le=MAX_POSITION)]
     tokens: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
     dtypes: tuple[Dtype, ...]
     seen: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
+
+
+class _Header(NamedTuple):
+    """What a file says before its ids: `start` are the bytes that say it."""
+
+    start: bytes
+    bundle: str
+    position: int
+    tokens: int
+    seen: int
+    dtypes: tuple[Dtype, ...] | None
+    """None: those of the manifest, which older files leave to it."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +113,16 @@ def save_snapshot(snapshot: Snapshot, bundle: Bundle, path: str | Path) -> None:
     check_state_folder(path)
     specs = bundle.manifest.states
     states = check_states(snapshot.states, snapshot.position, specs)
-    header = msgspec.json.encode(
-        _Header(
-            _VERSION,
-            bundle.fingerprint,
-            snapshot.position,
-            len(snapshot.tokens),
-            tuple(spec.dtype for spec in specs),
-            len(snapshot.seen),
-        )
+    header = _HEADER.pack(
+        _MAGIC,
+        _VERSION,
+        len(specs),
+        snapshot.position,
+        len(snapshot.tokens),
+        len(snapshot.seen),
+        bytes.fromhex(bundle.fingerprint),
     )
-    parts = [_MAGIC, len(header).to_bytes(_LENGTH_BYTES, "little"), header]
+    parts = [header, _packed_dtypes([spec.dtype for spec in specs])]
     parts.append(np.asarray(snapshot.tokens, dtype="<i4").tobytes())
     parts.append(np.array(sorted(snapshot.seen), dtype="<i4").tobytes())
     parts += [state.astype(state.dtype.newbyteorder("<")).tobytes() for state in states]
@@ -128,32 +146,26 @@ def load_snapshot(path: str | Path, bundle: Bundle) -> Snapshot:
     if not path.is_file():
         raise InputError(f"{path} is not a file: a state file was expected")
     with path.open("rb") as file:
-        start = file.read(len(_MAGIC) + _LENGTH_BYTES)
-        if not start.startswith(_MAGIC):
-            raise InputError(f"{path} is not a state file: it does not begin with {_MAGIC!r}")
-        length = int.from_bytes(start[len(_MAGIC) :], "little")
-        raw = file.read(length) if length <= _HEADER_BYTES else b""
-        try:
-            header = msgspec.json.decode(raw, type=_Header)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InputError(f"{path}: the header of the state file was changed: {error}") from None
-        if header.version not in _READ:
-            raise InputError(
-                f"{path}: state files of version {header.version} are not known; this version of "
-                f"retnet-edge reads {_READ[0]} and {_READ[1]}"
-            )
+        header = _read_header(path, file)
         if not bundle.has_fingerprint(header.bundle):
             raise InputError(f"{path} is a state of another bundle than {bundle.path}")
-        shapes = [state_shape(spec, header.position) for spec in bundle.manifest.states]
+        specs = bundle.manifest.states
+        dtypes = tuple(spec.dtype for spec in specs)
+        if header.dtypes not in (None, dtypes):
+            raise InputError(
+                f"{path}: its states are {', '.join(header.dtypes or ())}; this bundle's are "
+                f"{', '.join(dtypes)}"
+            )
+        shapes = [state_shape(spec, header.position) for spec in specs]
         sizes = [
             math.prod(shape) * DTYPE_BYTES[spec.dtype]
-            for shape, spec in zip(shapes, bundle.manifest.states, strict=True)
+            for shape, spec in zip(shapes, specs, strict=True)
         ]
-        before = len(start) + length
+        before = len(header.start)
         expected = before + 4 * (header.tokens + header.seen) + sum(sizes) + _DIGEST_BYTES
         if (size := path.stat().st_size) != expected:
             raise InputError(f"{path} has {size} bytes; a state file like it has {expected}")
-        content = start + raw + file.read()
+        content = header.start + file.read()
     if hashlib.sha256(content[:-_DIGEST_BYTES]).digest() != content[-_DIGEST_BYTES:]:
         raise InputError(f"{path} was changed since it was written: its checksum does not fit")
     listed = header.tokens + header.seen
@@ -171,3 +183,65 @@ def load_snapshot(path: str | Path, bundle: Bundle) -> Snapshot:
         states.append(flat.reshape(shape).astype(spec.dtype))
         at += nbytes
     return Snapshot(header.position, tuple(states), tuple(tokens), frozenset(seen))
+
+
+def _packed_dtypes(dtypes: Sequence[Dtype]) -> bytes:
+    """Their numbers as uint32, and 4 bytes more where they are an odd number of."""
+    raw = struct.pack(f"<{len(dtypes)}I", *map(_DTYPES.index, dtypes))
+    return raw + bytes(-len(raw) % 8)
+
+
+def _read_header(path: Path, file: BinaryIO) -> _Header:
+    """The header of a state file of any version. Raises InputError naming `path`."""
+    magic = file.read(len(_MAGIC))
+    if magic == _OLD_MAGIC:
+        return _read_old_header(path, file)
+    if magic != _MAGIC:
+        raise InputError(f"{path} is not a state file: it does not begin with {_MAGIC!r}")
+    raw = magic + file.read(_HEADER.size - len(magic))
+    if len(raw) < _HEADER.size:
+        raise InputError(f"{path}: the header of the state file was cut off")
+    _, version, states, position, tokens, seen, bundle = _HEADER.unpack(raw)
+    if version != _VERSION:
+        raise _unknown_version(path, version)
+    for name, value, most in (
+        ("position", position, MAX_POSITION),
+        ("number of tokens", tokens, _MOST_IDS),
+        ("number of ids that were seen", seen, _MOST_IDS),
+        ("number of states", states, _MOST_STATES),
+    ):
+        if not 0 <= value <= most:
+            raise InputError(
+                f"{path}: the header of the state file was changed: its {name} is {value}; "
+                f"allowed is 0 to {most}"
+            )
+    size = (states + 1) // 2 * 8
+    listed = file.read(size)
+    numbers = struct.unpack_from(f"<{states}I", listed) if len(listed) == size else ()
+    if len(numbers) != states or any(number >= len(_DTYPES) for number in numbers):
+        raise InputError(f"{path}: the header of the state file was changed: odd dtypes")
+    dtypes = tuple(_DTYPES[number] for number in numbers)
+    return _Header(raw + listed, bundle.hex(), position, tokens, seen, dtypes)
+
+
+def _read_old_header(path: Path, file: BinaryIO) -> _Header:
+    """After b"RETSTATE": a length and JSON."""
+    start = file.read(_LENGTH_BYTES)
+    length = int.from_bytes(start, "little")
+    raw = file.read(length) if length <= _HEADER_BYTES else b""
+    try:
+        header = msgspec.json.decode(raw, type=_OldHeader)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: the header of the state file was changed: {error}") from None
+    if header.version not in _OLD_VERSIONS:
+        raise _unknown_version(path, header.version)
+    return _Header(
+        _OLD_MAGIC + start + raw, header.bundle, header.position, header.tokens, header.seen, None
+    )
+
+
+def _unknown_version(path: Path, version: int) -> InputError:
+    return InputError(
+        f"{path}: state files of version {version} are not known; this version of retnet-edge "
+        f"reads 1 to {_VERSION}"
+    )

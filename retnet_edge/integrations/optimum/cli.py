@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from retnet_edge.config import MODEL_TYPE
+from retnet_edge.config import CONFIG_BYTES, MODEL_TYPE
 from retnet_edge.errors import InputError
+from retnet_edge.files import read_input
 
+CONFIG_FILE = "config.json"
 # what a graph that is lowered by us and not traced by optimum cannot be asked for
 _REFUSED = ("optimize", "slim", "no_dynamic_axes", "monolith", "no_post_process", "opset")
 
@@ -43,8 +45,8 @@ def install(command: type[Any]) -> None:
 def is_ours(model: str | Path) -> bool:
     """Whether `model` is a directory whose config.json names our model type."""
     try:
-        config = json.loads((Path(model) / "config.json").read_bytes())
-    except (OSError, ValueError):
+        config = json.loads(read_input(Path(model) / CONFIG_FILE, CONFIG_BYTES, "a configuration"))
+    except (InputError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.session.protocol import Session
 from retnet_edge.runtime.text.snapshot import Snapshot, load_snapshot, save_snapshot
 
+DTYPES = ("float32", "float16", "int64", "int8", "uint8")
 TOKENS = [int(token) for token in np.random.default_rng(5).integers(0, 300, size=700)]
 
 
@@ -86,6 +89,22 @@ def stored(tiny: Tiny, tmp_path: Path) -> Path:
     return path
 
 
+def older(content: bytes, version: int) -> bytes:
+    """The same, without its digest, as versions 1 and 2 wrote it."""
+    _, _, states, position, tokens, seen, bundle = struct.unpack_from("<8sIIqQQ32s", content)
+    at = 72 + (states + 1) // 2 * 8
+    dtypes = [DTYPES[code] for code in struct.unpack_from(f"<{states}I", content, 72)]
+    header = {"version": version, "bundle": bundle.hex(), "position": position}
+    header |= {"tokens": tokens, "dtypes": dtypes}
+    ids, rest = content[at : at + 4 * tokens], content[at + 4 * tokens :]
+    if version == 1:
+        rest = rest[4 * seen :]
+    else:
+        header |= {"seen": seen}
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    return b"RETSTATE" + len(raw).to_bytes(4, "little") + raw + ids + rest
+
+
 def test_every_changed_byte_is_noticed(stored: Path, tiny: Tiny) -> None:
     raw, bundle = stored.read_bytes(), tiny.open()
     load_snapshot(stored, bundle)
@@ -102,10 +121,21 @@ def test_every_changed_byte_is_noticed(stored: Path, tiny: Tiny) -> None:
     [
         (lambda raw: raw[:-1], "bytes; a state file like it has"),
         (lambda raw: raw + b"x", "bytes; a state file like it has"),
-        (lambda raw: raw[:9], "header of the state file was changed"),
+        (lambda raw: raw[:9], "header of the state file was cut off"),
+        (lambda raw: raw[:71], "header of the state file was cut off"),
+        (lambda raw: raw[:74], "header of the state file was changed: odd dtypes"),
+        (lambda raw: raw[:72] + b"\x05" + raw[73:], "was changed: odd dtypes"),
+        (
+            lambda raw: raw[:72] + b"\x01" + raw[73:],
+            "its states are float16; this bundle's are float32",
+        ),
+        (lambda raw: raw[:12] + b"\xff" * 4 + raw[16:], "its number of states is 4294967295"),
+        (lambda raw: raw[:23] + b"\x80" + raw[24:], "its position is -922337203685477"),
+        (lambda raw: raw[:31] + b"\x80" + raw[32:], "its number of tokens is 922337203685477"),
+        (lambda raw: raw[:39] + b"\x80" + raw[40:], "number of ids that were seen is 92233720"),
         (lambda raw: b"", "is not a state file"),
         (lambda raw: b"PK\3\4" + raw, "is not a state file"),
-        (lambda raw: raw[:8] + b"\xff\xff\xff\xff" + raw[12:], "header of the state file"),
+        (lambda raw: b"RETSTATE\xff\xff\xff\xff" + raw[12:], "header of the state file"),
     ],
 )
 def test_files_that_are_no_state(
@@ -117,9 +147,14 @@ def test_files_that_are_no_state(
 
 
 def test_an_unknown_version_is_named(stored: Path, tiny: Tiny) -> None:
-    content = stored.read_bytes()[:-32].replace(b'"version":2', b'"version":9')
-    stored.write_bytes(content + hashlib.sha256(content).digest())
-    with pytest.raises(InputError, match="version 9 are not known"):
+    content = stored.read_bytes()[:-32]
+    newer = content[:8] + b"\x09" + content[9:]
+    stored.write_bytes(newer + hashlib.sha256(newer).digest())
+    with pytest.raises(InputError, match="version 9 are not known; .* reads 1 to 3"):
+        load_snapshot(stored, tiny.open())
+    odd = older(content, 2).replace(b'"version":2', b'"version":3')
+    stored.write_bytes(odd + hashlib.sha256(odd).digest())
+    with pytest.raises(InputError, match="version 3 are not known"):
         load_snapshot(stored, tiny.open())
 
 
@@ -151,16 +186,40 @@ def test_a_verdict_does_not_change_what_a_state_belongs_to(
 
 
 def test_a_file_of_version_1_has_seen_its_tokens(stored: Path, tiny: Tiny) -> None:
-    raw, count = stored.read_bytes()[:-32], len(set(TOKENS[:20]))
-    length = int.from_bytes(raw[8:12], "little")
-    header = raw[12 : 12 + length].replace(b'"version":2', b'"version":1')
-    header = header.replace(f',"seen":{count}'.encode(), b"")
-    ids, states = raw[12 + length :][:80], raw[12 + length + 80 + 4 * count :]
-    old = b"RETSTATE" + len(header).to_bytes(4, "little") + header + ids + states
+    old = older(stored.read_bytes()[:-32], 1)
     stored.write_bytes(old + hashlib.sha256(old).digest())
     loaded = load_snapshot(stored, tiny.open())
     assert loaded.tokens == tuple(TOKENS[:20])
     assert loaded.seen == set(TOKENS[:20])
+
+
+def test_a_file_of_version_2_is_the_same_state(stored: Path, tiny: Tiny) -> None:
+    new, content = load_snapshot(stored, tiny.open()), stored.read_bytes()[:-32]
+    old = older(content, 2)
+    stored.write_bytes(old + hashlib.sha256(old).digest())
+    loaded = load_snapshot(stored, tiny.open())
+    assert (loaded.tokens, loaded.seen, loaded.position) == (new.tokens, new.seen, new.position)
+    for first, second in zip(loaded.states, new.states, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_the_layout_of_a_file(stored: Path, tiny: Tiny) -> None:
+    """As native/format.h has it."""
+    raw, bundle = stored.read_bytes(), tiny.open()
+    states = len(bundle.manifest.states)
+    header = struct.unpack_from("<8sIIqQQ32s", raw)
+    seen = sorted(set(TOKENS[:20]))
+    label = bytes.fromhex(bundle.fingerprint)
+    assert header == (b"RETSTAT3", 3, states, 20, 20, len(seen), label)
+    at = 72 + (states + 1) // 2 * 8
+    assert raw[72:at] == bytes(at - 72)
+    ids = struct.unpack_from(f"<{20 + len(seen)}i", raw, at)
+    assert ids == (*TOKENS[:20], *seen)
+    numbers = np.frombuffer(raw[at + 4 * len(ids) : -32], dtype="<f4")
+    session = open_session(bundle, threads=1)
+    session.prefill(TOKENS[:20])
+    np.testing.assert_array_equal(numbers, np.concatenate([s.ravel() for s in session.states()]))
+    assert raw[-32:] == hashlib.sha256(raw[:-32]).digest()
 
 
 @pytest.mark.parametrize(
