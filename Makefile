@@ -24,10 +24,14 @@ OPTIMUM := .venv-optimum
 PEERS := .venv-peers
 DOCS := .venv-docs
 MUTATION := .mutation-tools
+# A cross compiler and its C library, a second compiler, and what runs programs for ARM.
+ARM_PACKAGES := gcc-aarch64-linux-gnu libc6-dev-arm64-cross clang qemu-user
+# What builds the C library, what its users build with, and a compiler for Windows.
+NATIVE_PACKAGES := gcc g++ binutils cmake make clang pkg-config gcc-mingw-w64-x86-64-win32
 PIP_LOG := $(VENV)/pip.log
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow fuzz fuzz-quick fuzz-native fuzz-libfuzzer fuzz-tools test-hf4 test-lm-eval test-optimum mutation lint rooms docs docs-blocks bench bench-peers constraints clean mutation-native kill-test
+.PHONY: help setup demo test test-slow fuzz fuzz-quick fuzz-native fuzz-libfuzzer fuzz-tools test-hf4 test-lm-eval test-optimum mutation lint rooms docs docs-blocks bench bench-peers constraints clean mutation-native kill-test debian-arm debian-native native native-sizes
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -106,6 +110,20 @@ docs: $(DOCS)/.installed  ## the site of docs/, strictly: no dead link, every pu
 
 docs-blocks: $(STAMP)  ## how many blocks of the documentation the tests run, and why not the others
 	@PYTHONPATH=tests/docs $(PY) -m doc_blocks
+
+debian-arm:  ## what the ARM kernels are tested with: a cross compiler, Clang and QEMU (Debian or Ubuntu, as root)
+	@$(call debian_install,$(ARM_PACKAGES))
+
+debian-native:  ## what the C library's builds are tested with: CMake, compilers, pkg-config (Debian or Ubuntu, as root)
+	@$(call debian_install,$(NATIVE_PACKAGES))
+
+native:  ## the C library by itself, with CMake, in build/native; its checks are run
+	cmake -S native -B build/native -DRETNET_BUILD_TESTS=ON
+	cmake --build build/native
+	cd build/native && ctest --output-on-failure
+
+native-sizes:  ## how large the C library is, and which names it has and needs, on x86-64 and 64-bit ARM
+	'$(PYTHON)' -m benchmarks.native_sizes
 
 rooms: $(STAMP)  ## the pictures and the table of rooms in docs/architecture.md (Debian: apt install graphviz)
 	@command -v dot >/dev/null || { echo 'Graphviz draws the rooms (Debian: apt install graphviz).' >&2; exit 1; }
@@ -194,6 +212,11 @@ $(MUTATION): constraints-mutation.txt
 pip_install = { $(PIP) install $(2) -c constraints.txt setuptools && \
 	  $(PIP) install $(2) -c constraints.txt --no-build-isolation -e $(1); } > $(PIP_LOG) 2>&1 || { \
 	  tail -n 25 $(PIP_LOG) >&2; echo 'pip failed; all it said is in $(PIP_LOG)' >&2; exit 1; }
+
+# $(1): packages, of which the missing ones are installed; it says which.
+debian_install = missing=''; for package in $(1); do dpkg -s "$$package" >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	if [ -n "$$missing" ]; then echo "Installing$$missing"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; fi
 
 define PINS
 import json, sys

@@ -35,7 +35,7 @@ static void make_plain(char *text) {
 retnet_status fail(retnet_error *error, retnet_status status, uint64_t offset, const char *format,
                    ...) {
     if (!error) return status;
-    *error = (retnet_error){.code = status, .offset = offset};
+    *error = (retnet_error){.code = (int32_t)status, .offset = offset};
     va_list values;
     va_start(values, format);
     vsnprintf(error->message, sizeof error->message, format, values);

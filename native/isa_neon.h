@@ -115,8 +115,10 @@ static inline float reduce_add_neon(VecF32_neon v) {
     return vaddvq_f32(vaddq_f32(v.val[0], v.val[1]));
 }
 static inline VecF32_neon nibbles_to_f32_neon(uint64_t bits) {
-    float each[8];
-    for (int i = 0; i < 8; i++) each[i] = (float)(bits >> 4 * i & 15);
-    return load_f32_neon(each);
+    const uint8x8_t pairs = vcreate_u8(bits & UINT32_MAX);
+    const uint8x8_t low = vand_u8(pairs, vdup_n_u8(15)), high = vshr_n_u8(pairs, 4);
+    const uint16x8_t each = vmovl_u8(vzip1_u8(low, high));
+    return (VecF32_neon){{vcvtq_f32_u32(vmovl_u16(vget_low_u16(each))),
+                          vcvtq_f32_u32(vmovl_high_u16(each))}};
 }
 static inline float fma_neon(float a, float b, float c) { return __builtin_fmaf(a, b, c); }

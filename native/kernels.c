@@ -26,15 +26,17 @@ enum {
 static inline int zero_point(const Matrix *m, size_t row, int block) {
     if (!m->zeros) return 1 << (m->bits - 1);
     const size_t blocks = (size_t)(m->columns / m->block);
-    if (m->bits == 8) return m->zeros[row * blocks + block];
-    const uint8_t pair = m->zeros[row * ((blocks + 1) / 2) + block / 2];
+    const size_t at = (size_t)block;
+    if (m->bits == 8) return m->zeros[row * blocks + at];
+    const uint8_t pair = m->zeros[row * ((blocks + 1) / 2) + at / 2];
     return block % 2 ? pair >> 4 : pair & 15;
 }
 
 static inline Activations token_activations(const Matrix *m, const Activations *x, int token) {
     const size_t at = (size_t)token, blocks = (size_t)(m->columns / m->block);
     const size_t stride = (size_t)padded_blocks((int)blocks);
-    return (Activations){x->codes + at * m->columns, x->acc_init + at * blocks * MAX_I32_LANES,
+    return (Activations){x->codes + at * (size_t)m->columns,
+                         x->acc_init + at * blocks * MAX_I32_LANES,
                          x->scales + at * stride, x->sums + at * stride};
 }
 
@@ -58,10 +60,19 @@ static inline int columns_per_accumulator(int bits, int block) {
     return bits == 4 && block == 32 ? INT4_PER_VEC : block;
 }
 
-#define KERNEL_TABLE(isa, check)                                                                   \
-    {#isa,           check,          gemv_##isa,                                                   \
-     gemm_##isa,     quantize_##isa, embedding_row_##isa,                                          \
-     rms_norm_##isa, activate_##isa, retention_step_##isa}
+/* `products`: the set that has products of its own; `rest`: the one that all else is of. */
+#define KERNEL_TABLE_OF(products, rest, check, limit)                                              \
+    {#products,       check,           limit,                                                      \
+     gemv_##products, gemm_##products, quantize_##products,                                        \
+     embedding_row_##rest, rms_norm_##rest, activate_##rest, retention_step_##rest}
+#define KERNEL_TABLE(isa, check) KERNEL_TABLE_OF(isa, isa, check, INT16_MAX)
+
+/* Where benchmarks/speed/arm_model.py finds a loop; block 0: a prompt's. */
+#ifdef RETNET_MARK_LOOPS
+#define LOOP_MARK(bits, block) __asm__ volatile("// loop %0 %1" ::"i"(bits), "ri"(block))
+#else
+#define LOOP_MARK(bits, block) (void)0
+#endif
 
 #if defined(__x86_64__)
 #include "isa_avx512.h"
@@ -79,6 +90,11 @@ static int has_avx2(void) {
 #elif defined(__aarch64__)
 #include "isa_neon.h"
 #include "kernels_impl.h"
+#include "isa_arm.h"
+#include "isa_dotprod.h"
+#include "kernels_dot_impl.h"
+#include "isa_i8mm.h"
+#include "kernels_dot_impl.h"
 #endif
 #include "isa_plain.h"
 #include "kernels_impl.h"
@@ -90,6 +106,8 @@ static const Kernels KERNEL_SETS[] = {
     KERNEL_TABLE(avx512, has_avx512),
     KERNEL_TABLE(avx2, has_avx2),
 #elif defined(__aarch64__)
+    KERNEL_TABLE_OF(i8mm, neon, has_i8mm, SPLIT_LIMIT),
+    KERNEL_TABLE_OF(dotprod, neon, has_dotprod, SPLIT_LIMIT),
     KERNEL_TABLE(neon, always_supported),
 #endif
     KERNEL_TABLE(plain, always_supported),

@@ -21,17 +21,20 @@ static inline int padded_blocks(int blocks) {
 /* Tokens as a matrix asks for them, [token][…], x = scale * code: codes int16 with one scale (the
  * first) for 8-bit weights, int8 with a scale a block for 4-bit ones. Of each block: the sum of its
  * codes (times its scale), and what a product with it begins with (the part of a zero point in the
- * middle), a vector of the kernels. Scales and sums are padded with zeros. */
+ * middle), a vector of the kernels. Scales and sums are padded with zeros. How codes lie, and what
+ * of acc_init is used, is the kernels' own affair (kernels_dot_impl.h has it otherwise). */
 typedef struct {
     int16_t *codes;
     int32_t *acc_init;
     float *scales, *sums;
 } Activations;
 
-/* What each does is written in kernels_impl.h. */
+/* What each does is written in kernels_impl.h. int8_limit: the largest code of an activation that
+ * meets 8-bit weights. */
 typedef struct {
     const char *name;
     int (*supported)(void);
+    int int8_limit;
     void (*gemv)(const Matrix *m, int first, int last, const Activations *x, float *y, int add,
                  void *scratch);
     void (*gemm)(const Matrix *m, int first, int last, const Activations *x, int tokens,

@@ -10,9 +10,9 @@
 /* Scales of F32_LANES blocks of a row from `i` on, 0 where there are no more. */
 TARGET static inline VecF32 NAME(scales)(const Matrix *m, size_t row, int i) {
     const int blocks = m->columns / m->block, n = blocks - i < F32_LANES ? blocks - i : F32_LANES;
-    if (m->half_scales)
-        return NAME(load_partial_f16)((const uint16_t *)m->scales + row * blocks + i, n);
-    return NAME(load_partial)((const float *)m->scales + row * blocks + i, n);
+    const size_t at = row * (size_t)blocks + (size_t)i;
+    if (m->half_scales) return NAME(load_partial_f16)((const uint16_t *)m->scales + at, n);
+    return NAME(load_partial)((const float *)m->scales + at, n);
 }
 
 /* Zero points of F32_LANES blocks of a row that has its own, anything finite where there are no
@@ -68,15 +68,15 @@ TARGET static inline __attribute__((always_inline)) void NAME(gemv_rows)(
     const int columns = m->columns, blocks = columns / block;
     const int unit = columns_per_accumulator(bits, block), units = (columns + unit - 1) / unit;
     const int group = bits == 8 ? COLUMN_ALIGN : INT4_PER_VEC;
-    const size_t row_bytes = (size_t)columns * bits / 8;
+    const size_t row_bytes = (size_t)(columns * bits / 8);
     const uint8_t *at[GEMV_ROWS];
     const float *block_scales[GEMV_ROWS];
     float of_zeros[GEMV_ROWS];
     VecF32 sums[GEMV_ROWS];
     UNROLL for (int r = 0; r < count; r++) {
-        const size_t found = row + r * apart;
+        const size_t found = row + (size_t)r * apart;
         at[r] = m->codes + found * row_bytes;
-        block_scales[r] = (const float *)m->scales + found * blocks;
+        block_scales[r] = (const float *)m->scales + found * (size_t)blocks;
         of_zeros[r] = 0;
         if (bits == 4 || m->half_scales || m->zeros) {
             float *own = buffer + r * padded_blocks(blocks);
@@ -88,6 +88,7 @@ TARGET static inline __attribute__((always_inline)) void NAME(gemv_rows)(
     const int16_t *shorts = x->codes;
     const int8_t *fours = int8_codes(x);
     for (int u = 0; u < units; u++) {
+        LOOP_MARK(bits, block);
         VecI32 parts[GEMV_ROWS];
         UNROLL for (int r = 0; r < count; r++) parts[r] =
             NAME(load_i32)(x->acc_init + u * I32_LANES);
@@ -119,12 +120,13 @@ TARGET static void NAME(gemv)(const Matrix *m, int first, int last, const Activa
     for (int i = 0; i < apart + last - together; i++) {
         const int row = i < apart ? first + i : together + i - apart;
         const int step = i < apart ? apart : 0; /* the last few one by one */
+        const size_t at = (size_t)row, by = (size_t)step;
         float found[GEMV_ROWS];
         if (m->bits == 8 && m->block == 128)
-            NAME(gemv_rows)(m, row, step, x, found, 2, 8, 128, scratch);
-        else if (m->bits == 8) NAME(gemv_rows)(m, row, step, x, found, 2, 8, m->block, scratch);
-        else if (m->block == 32) NAME(gemv_rows)(m, row, step, x, found, 4, 4, 32, scratch);
-        else NAME(gemv_rows)(m, row, step, x, found, 4, 4, m->block, scratch);
+            NAME(gemv_rows)(m, at, by, x, found, 2, 8, 128, scratch);
+        else if (m->bits == 8) NAME(gemv_rows)(m, at, by, x, found, 2, 8, m->block, scratch);
+        else if (m->block == 32) NAME(gemv_rows)(m, at, by, x, found, 4, 4, 32, scratch);
+        else NAME(gemv_rows)(m, at, by, x, found, 4, 4, m->block, scratch);
         for (int r = 0; r < (step ? count : 1); r++) {
             float *to = y + row + r * step;
             *to = found[r] + (add ? *to : 0);
@@ -142,12 +144,12 @@ typedef struct {
 TARGET static NAME(Panel) NAME(panel)(const Matrix *m, int first, int last, void *scratch) {
     const int columns = m->columns, stride = padded_blocks(columns / m->block);
     NAME(Panel) c = {.codes = scratch};
-    c.scales = (float *)(c.codes + (size_t)PANEL_ROWS * columns);
-    c.scaled_zero_points = c.scales + (size_t)PANEL_ROWS * stride;
+    c.scales = (float *)(c.codes + PANEL_ROWS * (size_t)columns);
+    c.scaled_zero_points = c.scales + PANEL_ROWS * (size_t)stride;
     for (int i = 0; i < PANEL_ROWS; i++) {
-        const size_t row = first + i < last ? first + i : last - 1;
-        const uint8_t *codes = m->codes + row * ((size_t)columns * m->bits / 8);
-        int16_t *to = c.codes + (size_t)i * columns;
+        const size_t row = (size_t)(first + i < last ? first + i : last - 1);
+        const uint8_t *codes = m->codes + row * (size_t)(columns * m->bits / 8);
+        int16_t *to = c.codes + (size_t)i * (size_t)columns;
         if (m->bits == 8)
             for (int k = 0; k < columns; k += I16_LANES)
                 NAME(store_i16)(to + k, NAME(widen_u8)(codes + k));
@@ -174,8 +176,8 @@ TARGET static inline __attribute__((always_inline)) void NAME(tile)(
     float out[TILE_ROWS * TILE_TOKENS], const int bits, const int block) {
     const int columns = m->columns, stride = padded_blocks(columns / block);
     const int unit = columns_per_accumulator(bits, block);
-    const int16_t *codes = c->codes + (size_t)row * columns;
-    const float *scales = c->scales + (size_t)row * stride;
+    const int16_t *codes = c->codes + (size_t)row * (size_t)columns;
+    const float *scales = c->scales + (size_t)row * (size_t)stride;
     VecF32 sums[TILE_ROWS * TILE_TOKENS];
     UNROLL for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) sums[i] = NAME(zero_f32)();
     for (int u = 0, k = 0; k < columns; u++) {
@@ -193,6 +195,7 @@ TARGET static inline __attribute__((always_inline)) void NAME(tile)(
                 }
         } else {
             for (const int end = k + unit; k < end; k += I16_LANES) {
+                LOOP_MARK(bits, 0);
                 VecI16 v[TILE_TOKENS];
                 UNROLL for (int t = 0; t < TILE_TOKENS; t++) v[t] = NAME(load_i16)(x[t].codes + k);
                 UNROLL for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) parts[i] =
@@ -211,7 +214,7 @@ TARGET static inline __attribute__((always_inline)) void NAME(tile)(
     UNROLL for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) {
         const Activations *of = &x[i % TILE_TOKENS];
         const float *scaled_zero_points =
-            c->scaled_zero_points + (size_t)(row + i / TILE_TOKENS) * stride;
+            c->scaled_zero_points + (row + i / TILE_TOKENS) * stride;
         VecF32 part = NAME(zero_f32)();
         for (int b = 0; m->zeros && b < columns / block; b += F32_LANES)
             part = NAME(fmadd)(part, NAME(load_f32)(scaled_zero_points + b),
@@ -236,7 +239,7 @@ TARGET static void NAME(gemm)(const Matrix *m, int first, int last, const Activa
             else NAME(tile)(m, &panel, row - first, some, out, 4, m->block);
             for (int i = 0; i < TILE_ROWS * TILE_TOKENS; i++) {
                 const int of = row + i / TILE_TOKENS, t = token + i % TILE_TOKENS;
-                float *to = y + (size_t)t * m->rows + of;
+                float *to = y + (size_t)t * (size_t)m->rows + of;
                 if (of < last && t < tokens) *to = out[i] + (add ? *to : 0);
             }
         }
@@ -277,14 +280,14 @@ TARGET static inline int32_t NAME(round_codes)(const float *x, float inverse, in
 TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *out, int token,
                                   void *scratch) {
     if (m->inputs < m->columns) {
-        memcpy(scratch, x, sizeof(float) * m->inputs);
-        memset((float *)scratch + m->inputs, 0, sizeof(float) * (m->columns - m->inputs));
+        memcpy(scratch, x, sizeof(float) * (size_t)m->inputs);
+        memset((float *)scratch + m->inputs, 0, sizeof(float) * (size_t)(m->columns - m->inputs));
         x = scratch;
     }
     const int block = m->block, blocks = m->columns / block,
               in_unit = columns_per_accumulator(m->bits, block) / block;
     const Activations to = token_activations(m, out, token);
-    memset(to.acc_init, 0, sizeof(int32_t) * I32_LANES * blocks);
+    memset(to.acc_init, 0, sizeof(int32_t) * (size_t)(I32_LANES * blocks));
     for (int i = 0; i < padded_blocks(blocks); i++) to.scales[i] = to.sums[i] = 0;
     if (m->bits == 4 && m->columns % INT4_PER_VEC)
         memset(int8_codes(&to) + m->columns - COLUMN_ALIGN, 0, INT4_PER_VEC);
@@ -318,7 +321,7 @@ TARGET static void NAME(quantize)(const Matrix *m, const float *x, Activations *
 
 /* The row of an embedding. */
 TARGET static void NAME(embedding_row)(const Matrix *m, size_t row, float *out, void *scratch) {
-    const uint8_t *codes = m->codes + row * ((size_t)m->columns * m->bits / 8);
+    const uint8_t *codes = m->codes + row * (size_t)(m->columns * m->bits / 8);
     float *scales = scratch;
     for (int i = 0; i < m->columns / m->block; i += F32_LANES)
         NAME(store_f32)(scales + i, NAME(scales)(m, row, i));
@@ -373,7 +376,7 @@ TARGET static void NAME(activate)(const float *gate, const float *y, int n, int 
 TARGET static void NAME(retention_step)(float *restrict state, const float *q, const float *k,
                                 const float *restrict v, float gamma, int keys, int values,
                                 float *restrict o) {
-    memset(o, 0, sizeof(float) * values);
+    memset(o, 0, sizeof(float) * (size_t)values);
     for (int i = 0; i < keys; i++, state += values) {
         const float k_i = k[i], q_i = q[i];
         for (int j = 0; j < values; j++) {

@@ -1,4 +1,4 @@
-/* A model as the kernels see it: pointers to numbers that `check_plan` (check.c) has looked at. */
+/* A model as the kernels see it: pointers to numbers that `check_plan` (table.c) has looked at. */
 #ifndef RETNET_MODEL_H
 #define RETNET_MODEL_H
 

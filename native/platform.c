@@ -125,7 +125,8 @@ double monotonic_seconds(void) {
 void *allocate_aligned(uint64_t bytes) {
     if (bytes > PTRDIFF_MAX - CACHE_LINE) return NULL;
     const size_t whole = ((size_t)bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
-    return aligned_alloc(CACHE_LINE, whole ? whole : CACHE_LINE);
+    void *memory; /* aligned_alloc is not in Android before 9 */
+    return posix_memalign(&memory, CACHE_LINE, whole ? whole : CACHE_LINE) ? NULL : memory;
 }
 
 void free_aligned(void *memory) { free(memory); }

@@ -1,19 +1,18 @@
 #define _GNU_SOURCE
 #include "pool.h"
 
-#include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
-#include <stdlib.h>
-#include <unistd.h>
+
+#include "platform.h"
+#include "threads.h"
 
 enum { SPIN_LIMIT = 2000, SPINS_BEFORE_YIELD = 2000 };
 
 typedef struct {
     Pool *pool;
     int index;
-    pthread_t thread;
+    Thread thread;
 } Worker;
 
 struct Pool {
@@ -27,9 +26,9 @@ struct Pool {
     void *arg;
     atomic_int chunks;
     int workers;
-    pid_t process; /* that the threads are in */
-    pthread_mutex_t mutex;
-    pthread_cond_t wake;
+    long process; /* that the threads are in */
+    Lock lock;
+    Condition wake;
     Worker each[];
 };
 
@@ -58,16 +57,16 @@ static void run_chunks(Pool *pool, uint32_t number, int thread) {
 }
 
 static void wait_for_next_task(Pool *pool, uint32_t number) {
-    pthread_mutex_lock(&pool->mutex);
+    lock_take(&pool->lock);
     while (task_number(atomic_load(&pool->ticket)) == number && !atomic_load(&pool->closing)) {
         atomic_store(&pool->sleeping, 1);
         if (task_number(atomic_load(&pool->ticket)) != number) break;
-        pthread_cond_wait(&pool->wake, &pool->mutex);
+        condition_wait(&pool->wake, &pool->lock);
     }
-    pthread_mutex_unlock(&pool->mutex);
+    lock_give(&pool->lock);
 }
 
-static void *worker(void *arg) {
+static ThreadResult THREAD_CALL worker(void *arg) {
     const Worker *self = arg;
     Pool *pool = self->pool;
     uint32_t seen = 0;
@@ -84,28 +83,28 @@ static void *worker(void *arg) {
         seen = number;
         run_chunks(pool, number, self->index);
     }
-    return NULL;
+    return 0;
 }
 
 static void wake_all(Pool *pool) {
-    pthread_mutex_lock(&pool->mutex);
+    lock_take(&pool->lock);
     atomic_store(&pool->sleeping, 0);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->mutex);
+    condition_wake_all(&pool->wake);
+    lock_give(&pool->lock);
 }
 
 Pool *pool_new(int threads) {
     int workers = threads - 1;
-    size_t size = sizeof(Pool) + (size_t)workers * sizeof(Worker);
-    Pool *pool = aligned_alloc(64, (size + 63) / 64 * 64);
+    const uint64_t size = sizeof(Pool) + (uint64_t)workers * sizeof(Worker);
+    Pool *pool = allocate_aligned(size);
     if (!pool) return NULL;
-    *pool = (Pool){.workers = 0, .process = getpid()};
-    pthread_mutex_init(&pool->mutex, NULL);
-    pthread_cond_init(&pool->wake, NULL);
+    *pool = (Pool){.workers = 0, .process = this_process()};
+    lock_init(&pool->lock);
+    condition_init(&pool->wake);
     for (; pool->workers < workers; pool->workers++) {
         Worker *next = &pool->each[pool->workers];
         *next = (Worker){.pool = pool, .index = pool->workers + 1};
-        if (pthread_create(&next->thread, NULL, worker, next)) {
+        if (!start_thread(&next->thread, worker, next)) {
             pool_free(pool);
             return NULL;
         }
@@ -114,19 +113,19 @@ Pool *pool_new(int threads) {
 }
 
 void pool_free(Pool *pool) {
-    /* elsewhere there is no thread to wait for, and the mutex is as it was in the middle of things */
-    if (pool->process == getpid()) {
+    /* elsewhere there is no thread to wait for, and the lock is as it was in the middle of things */
+    if (pool->process == this_process()) {
         atomic_store(&pool->closing, 1);
         wake_all(pool);
-        for (int i = 0; i < pool->workers; i++) pthread_join(pool->each[i].thread, NULL);
-        pthread_cond_destroy(&pool->wake);
-        pthread_mutex_destroy(&pool->mutex);
+        for (int i = 0; i < pool->workers; i++) join_thread(pool->each[i].thread);
+        condition_free(&pool->wake);
+        lock_free(&pool->lock);
     }
-    free(pool);
+    free_aligned(pool);
 }
 
 void pool_enter(Pool *pool) {
-    if (pool->workers && pool->process != getpid()) pool->workers = 0;
+    if (pool->workers && pool->process != this_process()) pool->workers = 0;
 }
 
 void pool_run(Pool *pool, Task task, void *arg, int chunks) {
@@ -146,6 +145,6 @@ void pool_run(Pool *pool, Task task, void *arg, int chunks) {
     run_chunks(pool, number + 1, 0);
     for (int spin = 0; atomic_load(&pool->done) < chunks; spin++) {
         if (spin < SPINS_BEFORE_YIELD) cpu_relax();
-        else sched_yield();
+        else yield_thread();
     }
 }

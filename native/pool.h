@@ -16,7 +16,7 @@ void pool_free(Pool *pool);
 /* Before tasks follow: a process that was forked off has none of the threads, and does without. */
 void pool_enter(Pool *pool);
 
-/* Returns when all are done. One caller at a time: who shares a pool sees to that (retnet.c). */
+/* Returns when all are done. One caller at a time: who shares a pool sees to that (session.c). */
 void pool_run(Pool *pool, Task task, void *arg, int chunks);
 
 #endif

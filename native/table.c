@@ -174,7 +174,8 @@ static int numbers(const Check *c) {
         if (!(p->gammas[i] > 0 && p->gammas[i] <= 1))
             return refuse(c, "gammas holds %g; a decay lies in (0, 1]", p->gammas[i]);
     for (int i = 0; i < p->frequency_count; i++)
-        if (!isfinite(p->frequencies[i])) return refuse(c, "thetas holds what is no finite number");
+        if (!(fabs(p->frequencies[i]) < (double)INFINITY))
+            return refuse(c, "thetas holds what is no finite number");
     if (!(p->norm_eps > 0 && p->norm_eps <= 1))
         return refuse(c, "norm_eps is %g as float32; allowed is (0, 1]", (double)p->norm_eps);
     if (!(p->head_norm_eps > 0 && p->head_norm_eps <= 1))

@@ -161,7 +161,7 @@ def test_sdist_holds_every_source_once(tree: Path, sdist: Path) -> None:
         if path.suffix == ".py"
     }
     expected.add("optimum_plugin/register_retnet_edge.py")
-    expected |= {path.relative_to(tree).as_posix() for path in (tree / "native").iterdir()}
+    expected |= {path.relative_to(tree).as_posix() for path in sources(tree / "native")}
     assert expected | {"pyproject.toml", "README.md", "LICENSE"} <= set(names)
 
 

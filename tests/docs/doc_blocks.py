@@ -24,7 +24,7 @@ from sybil.parsers.markdown import CodeBlockParser
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = tuple(sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")]))
-SHOWN = frozenset({"text", "json", "c", "html", "yaml"})
+SHOWN = frozenset({"text", "json", "c", "cpp", "cmake", "html", "yaml"})
 """Languages of blocks that nobody would paste into a terminal or an interpreter."""
 PARTS = {
     "readme": ("README.md", "docs/*.md", "docs/tutorial/*.md", "docs/decisions/*.md"),

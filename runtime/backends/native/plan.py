@@ -22,7 +22,7 @@ BLOCKS = (32, 64, 128, 256)
 """Sizes of blocks. The products of a longer one, of 8 by 16 bits, might not fit into 32, and a pair
 of 4-bit halves is unpacked 64 at a time, which no 96 is made of."""
 MOST_WIDTH = 1 << 24
-"""Rows or inputs of a matrix (native/check.c): products of two widths fit into 64 bits."""
+"""Rows or inputs of a matrix (native/table.c): products of two widths fit into 64 bits."""
 
 _LARGEST_FILE = 64 << 20
 

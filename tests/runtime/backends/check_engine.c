@@ -4,7 +4,8 @@
 
 enum { TOKENS = 9 };
 
-static const char *const KERNELS[] = {"avx512", "avx2", "neon", "plain"};
+static const char *const KERNELS[] = {"avx512", "avx2", "i8mm", "dotprod", "neon", "plain"};
+enum { KERNEL_COUNT = sizeof KERNELS / sizeof KERNELS[0] };
 
 static double weight(const SmallModel *m, const MatrixPlan *p, int row, int k) {
     const int blocks = (p->inputs + p->block - 1) / p->block, b = k / p->block;
@@ -224,7 +225,7 @@ static void check_odd_numbers(const char *kernels) {
 }
 
 int main(void) {
-    for (int n = 0; n < 4; n++) {
+    for (int n = 0; n < KERNEL_COUNT; n++) {
         uint64_t seed = 1;
         SmallModel m;
         make_small(&m, &BASE, &seed);

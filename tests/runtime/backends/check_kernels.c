@@ -6,11 +6,13 @@
 #include <string.h>
 
 #include "../../../native/kernels.h"
+#include "../../../native/platform.h"
 #include "../../../native/pool.h"
 
 enum { TOKENS = 5, ROWS = 37 };
 
 static int failures = 0;
+static uint64_t product_bits; /* of the kernels at hand: a hash of all products (FNV-1a) */
 
 static void expect(int holds, const char *what, const Matrix *m, const char *kernels) {
     if (holds) return;
@@ -68,7 +70,7 @@ static void check(const Kernels *k, int bits, int block, int inputs, int half, i
     float *x = malloc(sizeof(float) * TOKENS * inputs);
     for (int i = 0; i < TOKENS * inputs; i++) x[i] = (float)(uniform() * (i % 97 ? 1 : 50));
     Activations codes = activations(&m);
-    void *scratch = aligned_alloc(64, (size_t)PANEL_ROWS * columns * 4 + 16384);
+    void *scratch = allocate_aligned((size_t)PANEL_ROWS * columns * 4 + 16384);
     for (int t = 0; t < TOKENS; t++) {
         k->quantize(&m, x + t * inputs, &codes, t, scratch);
         for (int b = 0; b < blocks; b++) {
@@ -77,7 +79,7 @@ static void check(const Kernels *k, int bits, int block, int inputs, int half, i
                 if (bits == 8 || i < (b + 1) * block)
                     largest = fmaxf(largest, fabsf(x[t * inputs + i]));
             const float step = codes.scales[t * padded_blocks(blocks) + b];
-            expect(step == largest / (bits == 8 ? 32767.0f : 127.0f), "a step", &m, k->name);
+            expect(step == largest / (bits == 8 ? (float)k->int8_limit : 127.0f), "a step", &m, k->name);
         }
     }
     float one[TOKENS * ROWS], many[TOKENS * ROWS], added[TOKENS * ROWS], row[4096];
@@ -86,14 +88,18 @@ static void check(const Kernels *k, int bits, int block, int inputs, int half, i
         Activations token = {
             codes.codes + (size_t)t * columns, codes.acc_init + (size_t)t * blocks * MAX_I32_LANES,
             codes.scales + t * padded_blocks(blocks), codes.sums + t * padded_blocks(blocks)};
-        k->gemv(&m, 0, 20, &token, one + t * ROWS, 0, scratch);
-        k->gemv(&m, 20, ROWS, &token, one + t * ROWS, 0, scratch);
+        /* of what is multiplied by twos and fours, each number of rows is left over once */
+        const int chunks[] = {0, 16, 18, 21, ROWS};
+        for (int i = 0; i < 4; i++)
+            k->gemv(&m, chunks[i], chunks[i + 1], &token, one + t * ROWS, 0, scratch);
     }
     for (int first = 0; first < ROWS; first += PANEL_ROWS) {
         const int last = first + PANEL_ROWS < ROWS ? first + PANEL_ROWS : ROWS;
         k->gemm(&m, first, last, &codes, TOKENS, many, 0, scratch);
         k->gemm(&m, first, last, &codes, TOKENS, added, 1, scratch);
     }
+    for (size_t i = 0; i < sizeof one; i++)
+        product_bits = (product_bits ^ ((uint8_t *)one)[i]) * 1099511628211u;
     for (int t = 0; t < TOKENS; t++)
         for (int r = 0; r < ROWS; r++) {
             /* a code is rounded by half a step at most, and sums to float32 */
@@ -119,7 +125,48 @@ static void check(const Kernels *k, int bits, int block, int inputs, int half, i
     free((void *)m.codes);
     free((void *)m.zeros);
     free(codes.codes), free(codes.sums), free(codes.acc_init), free(codes.scales);
-    free(scales), free(halves), free(x), free(scratch);
+    free(scales), free(halves), free(x), free_aligned(scratch);
+}
+
+/* Blocks of 256 in which every product is as large as can be, all of one sign or half of each: what
+ * is summed in int32 must hold it. */
+static void check_extremes(const Kernels *k, int bits, int zero) {
+    enum { COLUMNS = 512, BLOCK = 256, LARGEST = 4 };
+    const int most = (1 << bits) - 1, blocks = COLUMNS / BLOCK;
+    uint8_t codes[LARGEST * COLUMNS], zeros[LARGEST * 2];
+    float scales[LARGEST * 2], x[TOKENS * COLUMNS], one[LARGEST], many[TOKENS * LARGEST];
+    memset(zeros, bits == 8 ? zero : zero * 17, sizeof zeros);
+    for (int i = 0; i < LARGEST * blocks; i++) scales[i] = 0.5f;
+    for (int r = 0; r < LARGEST; r++) /* row 0: the largest code, 1: 0, 2 and 3: by turns */
+        for (int i = 0; i < COLUMNS * bits / 8; i++) {
+            const int large = r == 0 || (r > 1 && (i ^ r) & 1);
+            codes[r * COLUMNS * bits / 8 + i] = large ? 255 : 0;
+        }
+    for (int t = 0; t < TOKENS; t++) /* 1, -1, and by turns as the codes' bytes are */
+        for (int i = 0; i < COLUMNS; i++)
+            x[t * COLUMNS + i] = t == 0 ? 1 : t == 1 ? -1 : i * bits / 8 & 1 ? 1 : -1;
+    const Matrix m = {codes, scales, zero < 0 ? NULL : zeros, LARGEST, COLUMNS, COLUMNS,
+                      bits, BLOCK, 0};
+    Activations all = activations(&m);
+    void *scratch = allocate_aligned((size_t)PANEL_ROWS * COLUMNS * 4 + 16384);
+    for (int t = 0; t < TOKENS; t++) k->quantize(&m, x + t * COLUMNS, &all, t, scratch);
+    k->gemm(&m, 0, LARGEST, &all, TOKENS, many, 0, scratch);
+    for (int t = 0; t < TOKENS; t++) {
+        const Activations token = {
+            all.codes + t * COLUMNS, all.acc_init + t * blocks * MAX_I32_LANES,
+            all.scales + t * padded_blocks(blocks), all.sums + t * padded_blocks(blocks)};
+        k->gemv(&m, 0, LARGEST, &token, one, 0, scratch);
+        for (int r = 0; r < LARGEST; r++) {
+            double exact = 0;
+            for (int i = 0; i < COLUMNS; i++)
+                exact += weight(&m, scales, r, i) * x[t * COLUMNS + i];
+            expect(fabs(one[r] - exact) <= 2e-6 * most * COLUMNS, "an extreme product", &m,
+                   k->name);
+            expect(!memcmp(&one[r], &many[t * LARGEST + r], sizeof(float)),
+                   "other extremes among tokens", &m, k->name);
+        }
+    }
+    free(all.codes), free(all.sums), free(all.acc_init), free(all.scales), free_aligned(scratch);
 }
 
 static void check_vector_kernels(const Kernels *k) {
@@ -181,18 +228,32 @@ static void check_pool(int threads) {
 }
 
 int main(void) {
-    const char *names[] = {"avx512", "avx2", "neon", "plain"};
-    for (int n = 0; n < 4; n++) {
+    const char *names[] = {"avx512", "avx2", "i8mm", "dotprod", "neon", "plain"};
+    const Kernels *best = NULL;
+    uint64_t of_i8mm = 0;
+    for (size_t n = 0; n < sizeof names / sizeof names[0]; n++) {
         const Kernels *k = find_kernels(names[n]);
         if (!k) continue;
+        if (!best) best = k;
+        srand(1);
+        product_bits = 0;
         printf("%s\n", k->name);
         check_vector_kernels(k);
+        for (int bits = 4; bits <= 8; bits += 4)
+            for (int i = 0; i < 3; i++) /* zero points in the middle, at 0, at the other end */
+                check_extremes(k, bits, i < 2 ? i - 1 : (1 << bits) - 1);
         for (int bits = 4; bits <= 8; bits += 4)
             for (int block = 32; block <= 256; block *= 2)
                 for (int inputs = 20; inputs <= 600; inputs += 171)
                     for (int kind = 0; kind < 4; kind++)
                         check(k, bits, block, inputs, kind & 1, kind >> 1);
+        if (!strcmp(k->name, "i8mm")) of_i8mm = product_bits;
+        const Matrix none = {0};
+        if (!strcmp(k->name, "dotprod") && of_i8mm)
+            expect(product_bits == of_i8mm, "other bits than i8mm's", &none, k->name);
     }
+    const Matrix none = {0};
+    expect(find_kernels(NULL) == best, "not the best kernels are chosen", &none, "all");
     for (int threads = 1; threads <= 4; threads++) check_pool(threads);
     return failures > 0;
 }
