@@ -2,6 +2,10 @@
 
 The order is the usual one: repetition penalty, temperature, top-k, top-p, min-p. Logits are only
 partitioned, never sorted as a whole; exact work is done on the few candidates that are left.
+
+native/sampling.c draws the same tokens from the same logits, to the bit: equal scores go by id, sums
+are taken one by one in order (`np.cumsum`, never the pairwise `np.sum`), and the exponential is our
+own.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retnet_edge.errors import InputError
+from retnet_edge.runtime.text.exponential import exponential
 
 _FIRST_NUCLEUS = 64  # candidates looked at first when top-p has no top-k before it
 
@@ -103,17 +108,14 @@ def _candidates(
     def weights_of(values: NDArray[np.float32]) -> NDArray[np.float64]:
         # Relative to the best: at most 1, whatever the temperature.
         with np.errstate(over="ignore"):
-            weights: NDArray[np.float64] = np.exp(
-                (values.astype(np.float64) - top) / settings.temperature
-            )
-        return weights
+            return exponential((values.astype(np.float64) - top) / settings.temperature)
 
     if 0 < settings.top_k < len(scores):
         ids = _largest(scores, settings.top_k)
         weights = weights_of(scores[ids])
-        kept = _nucleus(weights, weights.sum(), settings.top_p)
+        kept = _nucleus(weights, _total(weights), settings.top_p)
     elif settings.top_p < 1:
-        total = weights_of(scores).sum()
+        total = _total(weights_of(scores))
         size = _FIRST_NUCLEUS
         while True:
             ids = _largest(scores, size)
@@ -134,10 +136,15 @@ def _candidates(
 def _largest(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """Ids of the `count` largest scores, largest first, equal ones by id."""
     if count < len(scores):
-        ids = np.argpartition(scores, len(scores) - count)[len(scores) - count :]
+        least = np.partition(scores, len(scores) - count)[len(scores) - count]
+        ids = np.flatnonzero(scores >= least)  # and all that are equal to the last
     else:
         ids = np.arange(len(scores))
-    return ids[np.lexsort((ids, -scores[ids]))]
+    return ids[np.argsort(-scores[ids], kind="stable")[:count]]
+
+
+def _total(weights: NDArray[np.float64]) -> float:
+    return float(np.cumsum(weights)[-1])
 
 
 def _nucleus(weights: NDArray[np.float64], total: float, top_p: float) -> int:

@@ -73,9 +73,17 @@ def test_the_shipped_model_over_all_held_out_tokens(program: Path, tmp_path: Pat
     made, packed = tmp_path / "a.edge", tmp_path / "a.retnet"
     text = CHECKPOINT / "heldout.txt"
     build(
-        CHECKPOINT, made, text=text, native=True, pack=packed, tokens=512, context=256, memory_steps=0,
-        baseline=False, say=silent,
-    )  # fmt: skip
+        CHECKPOINT,
+        made,
+        text=text,
+        native=True,
+        pack=packed,
+        tokens=512,
+        context=256,
+        memory_steps=0,
+        baseline=False,
+        say=silent,
+    )
     bundle = Bundle.open(made)
     ids = bundle.tokenizer().encode(text.read_text()).ids[:HELD_OUT]
     assert len(ids) == HELD_OUT
