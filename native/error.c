@@ -59,10 +59,6 @@ const char *status_text(retnet_status status) {
     case RETNET_BAD_ARGUMENT: return "an argument is out of its range";
     case RETNET_NO_FILE: return "the file cannot be opened";
     case RETNET_OTHER_MODEL: return "this is a state of another model";
-    case RETNET_NO_TOKENIZER: return "the model has no tokenizer, and runs on token ids alone";
-    case RETNET_BAD_TEXT: return "the text is not UTF-8, or too long";
-    case RETNET_STOPPED: return "stopped";
-    case RETNET_NO_LOGITS: return "nothing was fed yet";
     }
     return "an unknown status";
 }

@@ -8,9 +8,8 @@
  * fill it in where they fail; NULL is allowed there. What fails has changed nothing but what its
  * comment says. Nothing is printed, and nothing ends the process.
  *
- * Threads: a model may be used by any number of threads. A session, a decoder and a sampler take
- * one caller at a time: a second thread in a session gets RETNET_BUSY and changes nothing, save
- * for `retnet_session_stop`, which any thread may call at any time. The library has no global
+ * Threads: a model may be used by any number of threads. A session and a sampler take one caller at
+ * a time: a second thread in a session gets RETNET_BUSY and changes nothing. The library has no global
  * state.
  *
  * Memory is stated where it is taken. Texts are UTF-8; sizes of texts are bytes, without an ending
@@ -59,10 +58,6 @@ typedef enum {
     RETNET_BAD_ARGUMENT = 10, /* an option out of its range; the sentence says which */
     RETNET_NO_FILE = 11,      /* cannot be opened, read, mapped or written; the sentence says why */
     RETNET_OTHER_MODEL = 12,  /* a state of another model */
-    RETNET_NO_TOKENIZER = 13, /* the file has none: the model runs on token ids alone */
-    RETNET_BAD_TEXT = 14,     /* not UTF-8, or too long */
-    RETNET_STOPPED = 15,      /* retnet_session_stop was called, or a callback said so */
-    RETNET_NO_LOGITS = 16,    /* nothing was fed yet */
 } retnet_status;
 
 /* What went wrong. offset: of the byte in the file that is at fault, or UINT64_MAX. */
@@ -178,10 +173,6 @@ RETNET_API const float *retnet_session_logits(const retnet_session *session);
 /* Number of tokens that the state has seen. */
 RETNET_API int64_t retnet_session_position(const retnet_session *session);
 
-/* From any thread: the call of `retnet_generate` that is under way in the session, or the next
- * one, ends after the token it is at, or with the part of the prompt that it is at. */
-RETNET_API void retnet_session_stop(retnet_session *session);
-
 /* The instruction set that runs: "avx512", "avx2", "i8mm", "dotprod", "neon" or "plain". */
 RETNET_API const char *retnet_session_kernels(const retnet_session *session);
 
@@ -225,41 +216,6 @@ RETNET_API retnet_status retnet_session_save(retnet_session *session, const char
 RETNET_API retnet_status retnet_session_load(retnet_session *session, const char *path,
                                              retnet_error *error);
 
-/* -------------------------------------------------------------------------------- text */
-
-enum {
-    RETNET_TEXT_BEGINS = 1,     /* put what begins a text (begin_token) before it, as the tokenizer
-                                   does at the start of a text */
-    RETNET_CONTROL_TOKENS = 2,  /* the name of a control token, "<|endoftext|>", is the token; without
-                                   this flag it is text, as what somebody else wrote should be */
-};
-
-/* Token ids of a text. At most `capacity` are written to `tokens`; `*count` is how many there are,
- * which may be more: call again with more room then (tokens may be NULL with capacity 0).
- * RETNET_NO_TOKENIZER, RETNET_BAD_TEXT, RETNET_NO_MEMORY. */
-RETNET_API retnet_status retnet_tokenize(const retnet_model *model, const char *text, size_t size,
-                                         uint32_t flags, int32_t *tokens, size_t capacity,
-                                         size_t *count, retnet_error *error);
-
-/* Turns tokens into text, one at a time, never half a character. */
-typedef struct retnet_decoder retnet_decoder;
-
-/* context: tokens before the first that is pushed, whose text is not returned (the prompt's last
- * few decide about a space before the first word); may be NULL. */
-RETNET_API retnet_status retnet_decoder_new(const retnet_model *model, const int32_t *context,
-                                            size_t context_count, retnet_decoder **decoder,
-                                            retnet_error *error);
-RETNET_API void retnet_decoder_free(retnet_decoder *decoder);
-
-/* The text that this token settles, in place until the next call; size 0 while a character is
- * incomplete. */
-RETNET_API retnet_status retnet_decoder_push(retnet_decoder *decoder, int32_t token,
-                                             const char **text, size_t *size);
-
-/* The rest, incomplete characters as U+FFFD. */
-RETNET_API retnet_status retnet_decoder_flush(retnet_decoder *decoder, const char **text,
-                                              size_t *size);
-
 /* ---------------------------------------------------------------------------- sampling */
 
 /* How to choose among the next tokens, in this order: repetition_penalty (0.01 to 100; 1: off),
@@ -288,56 +244,6 @@ RETNET_API void retnet_sampler_free(retnet_sampler *sampler);
  * RETNET_BAD_BUFFER where the largest logit is not finite. */
 RETNET_API retnet_status retnet_sample(retnet_sampler *sampler, const float *logits,
                                        const uint8_t *seen, int32_t *token);
-
-/* -------------------------------------------------------------------------- generation */
-
-/* Called with each piece of text as it is settled (text NULL: progress alone). fed: tokens of the
- * prompt that were fed so far, of prompt_tokens; made: tokens generated. Not 0 ends generation. */
-typedef struct {
-    const char *text;
-    size_t size;
-    int64_t fed, prompt_tokens, made;
-} retnet_piece;
-typedef int (*retnet_on_piece)(const retnet_piece *piece, void *user);
-
-typedef struct {
-    retnet_sampling sampling;
-    int64_t max_tokens;       /* 1 or more */
-    uint32_t flags;           /* of the prompt: RETNET_CONTROL_TOKENS; what begins a text is put
-                                 before it where the session is at position 0 */
-    uint32_t stop_count;
-    const char *const *stop;  /* [stop_count] texts ended by 0: generation ends before one. The name of
-                                 a special token stands for the token. */
-    retnet_on_piece on_piece; /* may be NULL */
-    void *user;               /* for on_piece */
-} retnet_generation;
-
-typedef enum {
-    RETNET_END_TOKENS = 0, /* max_tokens were generated */
-    RETNET_END_OF_TEXT = 1,
-    RETNET_END_STOP = 2,   /* a stop string is complete */
-    RETNET_END_STOPPED = 3 /* by retnet_session_stop or on_piece */
-} retnet_end;
-
-typedef struct {
-    int64_t prompt_tokens, made; /* an end of text is not counted */
-    double prompt_seconds, seconds; /* of feeding the prompt, and of all after it */
-    int32_t end;                    /* retnet_end */
-    int32_t reserved;
-} retnet_result;
-
-/* max_tokens 200, the model's sampling, control tokens, no stop strings. */
-RETNET_API void retnet_generation_init(const retnet_model *model, retnet_generation *generation);
-
-/* Continue `prompt` from the session's state. Whenever a piece was handed out, and at the end, the
- * session has seen the prompt and every generated token but an end of text: a later call goes on
- * from there. Where feeding the prompt is stopped or fails, the session is as it was before. The
- * same text as Python's `generate` from equal logits. RETNET_NO_TOKENIZER, RETNET_BAD_TEXT,
- * RETNET_BAD_ARGUMENT, RETNET_BUSY, RETNET_NO_MEMORY; RETNET_STOPPED only while the prompt was
- * fed. */
-RETNET_API retnet_status retnet_generate(retnet_session *session, const char *prompt, size_t size,
-                                         const retnet_generation *generation,
-                                         retnet_result *result, retnet_error *error);
 
 #ifdef __cplusplus
 }

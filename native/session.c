@@ -140,8 +140,6 @@ int64_t retnet_session_position(const retnet_session *session) { return session-
 
 const uint8_t *retnet_session_seen(const retnet_session *session) { return session->seen; }
 
-void retnet_session_stop(retnet_session *session) { atomic_store(&session->stop, 1); }
-
 const char *retnet_session_kernels(const retnet_session *session) {
     return engine_kernels(session->engine);
 }

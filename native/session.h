@@ -26,7 +26,6 @@ struct retnet_model {
 
 struct retnet_session {
     atomic_int busy; /* a call is under way */
-    atomic_int stop; /* was asked for */
     retnet_model *model;
     Engine *engine;
     float *states;       /* [layers, heads, key_dim, value_dim] */

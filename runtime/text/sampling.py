@@ -3,9 +3,9 @@
 The order is the usual one: repetition penalty, temperature, top-k, top-p, min-p. Logits are only
 partitioned, never sorted as a whole; exact work is done on the few candidates that are left.
 
-native/sampling.c draws the same tokens from the same logits, to the bit: equal scores go by id, sums
-are taken one by one in order (`np.cumsum`, never the pairwise `np.sum`), and the exponential is our
-own.
+native/sampling.c draws the same tokens from the same logits, to the bit: equal scores go by id,
+sums are taken one by one in order (`np.cumsum`, never the pairwise `np.sum`), and the exponential
+is our own.
 """
 
 from __future__ import annotations

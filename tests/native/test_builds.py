@@ -26,7 +26,7 @@ EXTERNAL_OF = {
     "files": "close fstat fsync getpid mmap munmap open rename sysconf unlink write",
     "time": "clock_gettime",
     "formatted sentences and errno": "snprintf vsnprintf __errno_location",
-    "mathematics": "cos erff expm1 fmod log sin sincos",
+    "mathematics": "cos erff expm1 fmod ldexp log rint sin sincos",
     "threads": "pthread_create pthread_join sched_yield pthread_cond_broadcast"
     " pthread_cond_destroy pthread_cond_init pthread_cond_wait pthread_mutex_destroy"
     " pthread_mutex_init pthread_mutex_lock pthread_mutex_unlock",

@@ -1,5 +1,5 @@
 /* Several threads that open one packed file, run sessions of their own and one that all share, save
- * and load state files under one name, and stop each other. Built and run by
+ * and load state files under one name. Built and run by
  * test_native_kernels.py, under the thread sanitizer too; writes what is wrong, and exits with 1. */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -69,7 +69,6 @@ static void run_shared(int call) {
     check(done_or_busy(retnet_session_load(session, state_path, NULL)), "a shared load");
     check(done_or_busy(retnet_session_fork(session, &forked, NULL)), "a shared fork");
     check(!retnet_session_free(forked), "a fork's end");
-    for (int i = 0; i < THREADS; i++) retnet_session_stop(shared[i]);
     free(states);
 }
 
