@@ -34,10 +34,9 @@ CHECKS = "tests/runtime/backends"
 SOURCES = tuple(
     sorted(path.stem for path in (ROOT / "native").glob("*.c") if "windows" not in path.stem)
 )
-PROGRAMS = {  # and the parts that they are linked with
-    name: SOURCES
-    for name in ("check_kernels", "check_engine", "check_refused", "check_callers", "check_shared")
-}
+PROGRAMS = dict.fromkeys(
+    ("check_kernels", "check_engine", "check_refused", "check_callers", "check_shared"), SOURCES
+)
 JUDGED = ("engine", "kernels", "pool", "session", "table")  # what these programs are about
 FILES = (
     *(f"native/{name}.c" for name in JUDGED),
