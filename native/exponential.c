@@ -16,5 +16,5 @@ double exponential(double x) {
     double sum = COEFFICIENTS[0];
     for (int i = 1; i < (int)(sizeof COEFFICIENTS / sizeof *COEFFICIENTS); i++)
         sum = sum * r + COEFFICIENTS[i];
-    return isnan(x) ? x : ldexp(sum, (int)k);
+    return x != x ? x : ldexp(sum, (int)k);
 }

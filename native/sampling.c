@@ -1,4 +1,5 @@
 /* From logits to the next token: the decisions of runtime/text/sampling.py, to the bit. */
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -22,7 +23,7 @@ struct retnet_sampler {
 
 static retnet_status check_option(const char *name, double value, double least, double most,
                                   int open, const char *allowed, retnet_error *error) {
-    if (isfinite(value) && value >= least && value <= most && !(open && value == least))
+    if (value >= least && value <= most && !(open && value == least)) /* and not NaN */
         return RETNET_OK;
     return fail(error, RETNET_BAD_ARGUMENT, NO_OFFSET, "%s is %g; allowed is %s", name, value,
                 allowed);
@@ -35,7 +36,7 @@ static retnet_status check_sampling(const retnet_sampling *s, retnet_error *erro
         int open; /* least itself is not allowed */
         const char *allowed;
     } options[] = {
-        {"temperature", s->temperature, 0, HUGE_VAL, 0, "0 (greedy) or more"},
+        {"temperature", s->temperature, 0, DBL_MAX, 0, "0 (greedy) or more"},
         {"top_k", s->top_k, 0, INT32_MAX, 0, "0 (off) or more"},
         {"top_p", s->top_p, 0, 1, 1, "above 0 and at most 1"},
         {"min_p", s->min_p, 0, 1, 0, "0 to 1"},
@@ -177,7 +178,7 @@ static float penalized(retnet_sampler *s, const float *logits, const uint8_t *se
     for (int32_t id = 0; id < s->count; id++) {
         float score = logits[id];
         if (!(score <= best)) best = score; /* a NaN too, which stays */
-        if (isnan(best)) return best;
+        if (best != best) return best;
         if (counts && seen[id]) score = score > 0 ? score / penalty : score * penalty;
         s->scores[id] = score;
     }
@@ -186,7 +187,7 @@ static float penalized(retnet_sampler *s, const float *logits, const uint8_t *se
 
 retnet_status retnet_sample(retnet_sampler *s, const float *logits, const uint8_t *seen,
                             int32_t *token) {
-    if (!isfinite(penalized(s, logits, seen))) return RETNET_BAD_BUFFER;
+    if (!(fabsf(penalized(s, logits, seen)) <= FLT_MAX)) return RETNET_BAD_BUFFER;
     int32_t best = 0;
     for (int32_t id = 1; id < s->count; id++)
         if (s->scores[id] > s->scores[best]) best = id;

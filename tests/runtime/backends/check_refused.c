@@ -252,7 +252,7 @@ static void check_sentences(void) {
         memset(longest, 'a', 160 - (size_t)cut);
         strcat(longest, "\xf0\x9f\x99\x82");
         expect(retnet_model_open(longest, 0, &model, &error) == RETNET_NO_FILE &&
-                   !strncmp(error.message + 160 - cut, "??? "+ 3 - cut, (size_t)cut + 1),
+                   !strncmp(error.message + 160 - cut, &"??? "[3 - cut], (size_t)cut + 1),
                error.message, "a cut name");
     }
 }
