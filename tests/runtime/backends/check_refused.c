@@ -229,6 +229,7 @@ static void check_layers_in_one_place(void) {
     free_small(&m);
 }
 
+#if !defined(_WIN32) /* where names are UTF-16, and one that is no UTF-8 cannot be asked for */
 /* What a file is called may be anything; what is said of it is UTF-8 without control characters. */
 static void check_sentences(void) {
     static const char *const names[][2] = {
@@ -256,6 +257,9 @@ static void check_sentences(void) {
                error.message, "a cut name");
     }
 }
+#else
+static void check_sentences(void) {}
+#endif
 
 static void check_calls(void) {
     uint64_t seed = 31;
