@@ -31,13 +31,13 @@ _ANY_PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
 _FOLDER_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
-def check_target(target: Path) -> None:
-    """Raises InputError where a folder cannot be made at `target`.
+def check_target(target: Path, what: str = "directory") -> None:
+    """Raises InputError where nothing new can be made at `target`; what: "directory" or "file".
 
     Something is there, its parent is no folder, or nothing can be written in that.
     """
     if target.exists() or target.is_symlink():
-        raise InputError(f"{target} exists already: name a new directory or remove it first")
+        raise InputError(f"{target} exists already: name a new {what} or remove it first")
     if not target.parent.is_dir():
         raise InputError(f"{target.parent} is not a directory: {target.name} cannot be made in it")
     check_writable(target.parent, target)

@@ -15,7 +15,6 @@ from retnet_edge.pipeline.verify import verify
 from retnet_edge.quantize.quantize import check_recipes, quantize
 from retnet_edge.quantize.recipes.schemes import StateScheme
 from retnet_edge.quantize.recipes.toml_file import recipes_for
-from retnet_edge.runtime.packed.pack import check_file_target
 from retnet_edge.runtime.packed.pack import pack as write_packed
 from retnet_edge.runtime.report.verdict import Verdict
 from retnet_edge.runtime.session.threads import check_threads
@@ -63,7 +62,7 @@ def build(
     if pack is not None:
         if not native:
             raise InputError("--pack needs --native: a packed file holds a native plan")
-        check_file_target(Path(pack))
+        check_target(Path(pack), "file")
     if recipe != FP32:
         recipes = recipes_for(recipe, [BACKENDS[name] for name in to], state)
         check_recipes(recipes, calibration, native=native)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from retnet_edge.atomic import check_writable, replace_file
+from retnet_edge.atomic import check_target, replace_file
 from retnet_edge.errors import DISK_FULL, InputError, is_disk_full
 from retnet_edge.files import read_input, read_regular
 from retnet_edge.progress import hashing
@@ -68,7 +68,7 @@ def pack(
     cannot be written, or a text is none.
     """
     source, out = Bundle.open(bundle), Path(out)
-    check_file_target(out)
+    check_target(out, "file")
     manifest = source.manifest
     graph = manifest.graph_for("native", "step")
     if graph is None or len(graph.external_data) != 1:
@@ -101,15 +101,6 @@ def pack(
         raise InputError(f"{out}: {DISK_FULL}: nothing was written") from error
     _try(out, say)
     return out
-
-
-def check_file_target(out: Path) -> None:
-    """Raises InputError where a file cannot be made at `out`."""
-    if out.exists() or out.is_symlink():
-        raise InputError(f"{out} exists already: name a new file or remove it first")
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is not a directory: {out.name} cannot be made in it")
-    check_writable(out.parent, out)
 
 
 def _try(out: Path, say: Callable[[str], None]) -> None:
