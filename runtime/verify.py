@@ -24,7 +24,7 @@ from retnet_edge.runtime.bundle.writer import update_manifest
 from retnet_edge.runtime.memory.memory import Memory, measure_memory, memory_supported
 from retnet_edge.runtime.memory.side_by_side import SideBySide
 from retnet_edge.runtime.parity.backend_pairs import BackendPair, compare_backends
-from retnet_edge.runtime.parity.golden import golden_arrays, replay_golden
+from retnet_edge.runtime.parity.golden import has_golden, replay_golden
 from retnet_edge.runtime.parity.parity import BlockError, Reference, measure_parity
 from retnet_edge.runtime.parity.probes import LONG_PREFIX
 from retnet_edge.runtime.parity.replay import Replayed
@@ -177,8 +177,8 @@ def _measure(
     graphs = {graph.kind: graph for graph in manifest.graphs if graph.backend == backend}
     tolerance = manifest.tolerance_of(backend)
     session = open_session(bundle, threads=threads, backend=backend)
-    has_golden = not growing and golden_arrays(bundle) is not None
-    golden = replay_golden(bundle, session) if has_golden else None
+    replayable = not growing and has_golden(bundle)
+    golden = replay_golden(bundle, session) if replayable else None
     parity = measure_parity(
         session,
         reference,

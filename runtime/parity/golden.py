@@ -85,13 +85,19 @@ def replay_golden(bundle: Bundle, session: Session) -> GoldenReplay:
     )
 
 
+def has_golden(bundle: Bundle) -> bool:
+    """Whether the bundle has a golden replay; nothing of it is read."""
+    if isinstance(bundle, PackedBundle):
+        return GOLDEN in bundle.sections
+    return GOLDEN_FILE in bundle.manifest.files
+
+
 def golden_arrays(bundle: Bundle) -> Arrays | None:
     """The bundle's own arrays, None where it has none. Raises InputError as `read_golden` does."""
-    if isinstance(bundle, PackedBundle):
-        raw = bundle.section(GOLDEN)
-        return None if raw is None else _unpacked(raw, bundle)
-    if GOLDEN_FILE not in bundle.manifest.files:
+    if not has_golden(bundle):
         return None
+    if isinstance(bundle, PackedBundle):
+        return _unpacked(bundle.section(GOLDEN) or b"", bundle)
     return read_golden(bundle.file(GOLDEN_FILE), bundle.manifest)
 
 
