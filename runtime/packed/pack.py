@@ -15,14 +15,13 @@ from retnet_edge.atomic import check_target, replace_file
 from retnet_edge.errors import DISK_FULL, InputError, is_disk_full
 from retnet_edge.files import read_input, read_regular
 from retnet_edge.progress import hashing
-from retnet_edge.runtime.backends.native.library import native_available
+from retnet_edge.runtime.backends.native.library import Model, native_available
 from retnet_edge.runtime.backends.native.plan import retnet_config
 from retnet_edge.runtime.backends.native.session import mapped
 from retnet_edge.runtime.backends.native.table import read_table
 from retnet_edge.runtime.bundle import packed
 from retnet_edge.runtime.bundle.bundle import Bundle
 from retnet_edge.runtime.bundle.manifest import MANIFEST_FILE, Manifest, encode
-from retnet_edge.runtime.packed.tokenizer_table import encode_tokenizer
 from retnet_edge.runtime.parity.golden import LOGIT_ROWS, NEAR_TOKENS, golden_arrays
 from retnet_edge.runtime.parity.probes import FAR_POSITION
 from retnet_edge.runtime.text.sampling import Sampling
@@ -61,8 +60,8 @@ def pack(
     """Write the packed file of a bundle; returns its path. See native/format.h for what it holds.
 
     licence, card, chat_template: texts to go along, UTF-8; card None: the one that `verify` left in
-    the bundle. say: told where the tokenizer is one that C does not know: the file then has no
-    tokenizer table, and the library runs on token ids alone.
+    the bundle. say: told that there is no tokenizer table, which C has no use for yet: the library
+    runs on token ids alone.
 
     Raises InputError where the bundle has no native plan or does not open, `out` exists already or
     cannot be written, or a text is none.
@@ -80,9 +79,12 @@ def pack(
     table = read_table(source.file(graph.file), config, mapped(weights).size)
     tokenizer_file = source.file(manifest.tokenizer.file)
     raw_tokenizer = read_regular(tokenizer_file, MOST_BYTES, "a tokenizer")
+    say(
+        "packed without a tokenizer table, to run on token ids alone: this version has no "
+        "tokenizer tables"
+    )
     contents: dict[int, bytes | Path | None] = {
         packed.TABLE: table,
-        packed.TOKENIZER: _tokenizer(source, raw_tokenizer, say),
         packed.GENERATION: _generation(source),
         packed.CHAT_TEMPLATE: _text(chat_template),
         packed.GOLDEN: _golden(source),
@@ -105,20 +107,10 @@ def pack(
 
 def _try(out: Path, say: Callable[[str], None]) -> None:
     """What was written opens, by everything that the library checks."""
-    from retnet_edge.runtime.backends.native.library import Model
-
     if native_available():
         Model.open(out)
     else:
         say(f"{out} was not opened once: the native backend is not built here")
-
-
-def _tokenizer(source: Bundle, raw: bytes, say: Callable[[str], None]) -> bytes | None:
-    try:
-        return encode_tokenizer(raw, source.manifest.model.vocab_size)
-    except InputError as error:
-        say(f"packed without a tokenizer table, to run on token ids alone: {error}")
-        return None
 
 
 def _generation(source: Bundle) -> bytes:
