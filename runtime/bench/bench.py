@@ -18,7 +18,6 @@ from retnet_edge.runtime.bench.child import BenchCase, BenchJob, Times
 from retnet_edge.runtime.bench.records import Bench, BenchRow, Load, MemoryUse, Quartiles, quartiles
 from retnet_edge.runtime.bench.traffic import step_bytes, step_weight_bytes
 from retnet_edge.runtime.bundle.bundle import Bundle
-from retnet_edge.runtime.bundle.manifest import Backend
 from retnet_edge.runtime.bundle.packed import open_bundle
 from retnet_edge.runtime.memory.memory import child_output, memory_supported
 from retnet_edge.runtime.session.machine import processor
@@ -98,11 +97,12 @@ def bench(
     bandwidth: dict[int, Quartiles] = {}
     load: Load | None = None
     advance(0)
+    weights = step_weight_bytes(opened, chosen)
     for job in jobs:
         times = _child(job, advance, Times)
         load = load or times.load
         bandwidth[job.threads] = quartiles(times.bandwidth)
-        rows += _rows(opened, chosen, job, times)
+        rows += _rows(opened, weights, job, times)
     used = None
     if memory_job is not None:
         used = _child(memory_job, lambda n: None, MemoryUse)
@@ -117,7 +117,7 @@ def bench(
         backend=chosen,
         processor=processor(),
         cores=physical_cores(),
-        weights_bytes=step_weight_bytes(opened, chosen),
+        weights_bytes=weights,
         state_bytes=manifest.state_bytes(1),
         versions={
             "python": platform.python_version(),
@@ -132,7 +132,7 @@ def bench(
     )
 
 
-def _rows(bundle: Bundle, backend: Backend, work: BenchJob, times: Times) -> list[BenchRow]:
+def _rows(bundle: Bundle, weights: int, work: BenchJob, times: Times) -> list[BenchRow]:
     read = max(times.bandwidth)  # what the machine can do, when nothing is in the way
     rows = []
     for test, seconds, other in zip(work.tests, times.seconds, times.other_cores, strict=True):
@@ -141,7 +141,7 @@ def _rows(bundle: Bundle, backend: Backend, work: BenchJob, times: Times) -> lis
         each = quartiles([1e3 * s / steps for s in seconds])
         if test.test == "generate":
             middle = test.depth + test.tokens // 2
-            moved = step_bytes(bundle, backend, position=middle, batch=test.batch)
+            moved = step_bytes(bundle, weights, position=middle, batch=test.batch)
             gigabytes = moved / each.median / 1e6
             share = gigabytes / read
         rows.append(

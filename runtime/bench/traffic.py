@@ -37,10 +37,10 @@ def step_weight_bytes(bundle: Bundle, backend: Backend) -> int:
     return sum(places.values())
 
 
-def step_bytes(bundle: Bundle, backend: Backend, *, position: int, batch: int = 1) -> int:
-    """Bytes of a step at `position`: weights once, the states of each sequence in and out."""
-    states = bundle.manifest.state_bytes(position)
-    return step_weight_bytes(bundle, backend) + 2 * batch * states
+def step_bytes(bundle: Bundle, weights: int, *, position: int, batch: int = 1) -> int:
+    """Bytes of a step at `position`: the weights that it reads (`step_weight_bytes`) once, the
+    states of each sequence in and out."""
+    return weights + 2 * batch * bundle.manifest.state_bytes(position)
 
 
 def _embedding_bytes(bundle: Bundle) -> int:
