@@ -27,8 +27,8 @@ def info(path: str | Path) -> Facts:
     """Tables (title -> name -> value) of the bundle, packed file or checkpoint at `path`.
 
     A bundle is opened with all of its checks; of a packed file, header and manifest are checked; of
-    a checkpoint, config.json and the header of
-    model.safetensors are read. Raises InputError where `path` is neither, or does not hold up.
+    a checkpoint, config.json and the header of model.safetensors are read. Raises InputError where
+    `path` is none of these, or does not hold up.
     """
     from retnet_edge.runtime.bundle.packed import is_packed
 

@@ -16,7 +16,6 @@ from retnet_edge.config import CONFIG_BYTES, MODEL_TYPE
 from retnet_edge.errors import InputError
 from retnet_edge.files import read_input
 
-CONFIG_FILE = "config.json"
 # what a graph that is lowered by us and not traced by optimum cannot be asked for
 _REFUSED = ("optimize", "slim", "no_dynamic_axes", "monolith", "no_post_process", "opset")
 
@@ -45,7 +44,7 @@ def install(command: type[Any]) -> None:
 def is_ours(model: str | Path) -> bool:
     """Whether `model` is a directory whose config.json names our model type."""
     try:
-        config = json.loads(read_input(Path(model) / CONFIG_FILE, CONFIG_BYTES, "a configuration"))
+        config = json.loads(read_input(Path(model) / "config.json", CONFIG_BYTES, "a configuration"))
     except (InputError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
