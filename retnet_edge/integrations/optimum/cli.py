@@ -44,7 +44,8 @@ def install(command: type[Any]) -> None:
 def is_ours(model: str | Path) -> bool:
     """Whether `model` is a directory whose config.json names our model type."""
     try:
-        config = json.loads(read_input(Path(model) / "config.json", CONFIG_BYTES, "a configuration"))
+        raw = read_input(Path(model) / "config.json", CONFIG_BYTES, "a configuration")
+        config = json.loads(raw)
     except (InputError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
