@@ -40,21 +40,10 @@ retnet_status map_fd(int fd, uint64_t offset, uint64_t size, Mapping *mapping,
     if (!S_ISREG(status.st_mode))
         return fail(error, RETNET_NO_FILE, NO_OFFSET, "a packed model has to be a regular file");
     const uint64_t bytes = (uint64_t)status.st_size;
-    if (offset > bytes || size > bytes - offset)
-        return fail(error, RETNET_NO_FILE, NO_OFFSET,
-                    "bytes %llu to %llu were asked for of a file of %llu",
-                    (unsigned long long)offset, (unsigned long long)(offset + size),
-                    (unsigned long long)bytes);
-    if (offset % RETNET_BUFFER_ALIGN)
-        return fail(error, RETNET_NO_FILE, NO_OFFSET,
-                    "the model begins at byte %llu of its file; a multiple of %d is needed",
-                    (unsigned long long)offset, RETNET_BUFFER_ALIGN);
-    if (!size) size = bytes - offset;
-    if (!size) return fail(error, RETNET_BAD_FILE, 0, "the file is empty");
-    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), before = offset % page;
-    if (size > SIZE_MAX - before)
-        return fail(error, RETNET_NO_MEMORY, NO_OFFSET, "no room for a file of %llu bytes",
-                    (unsigned long long)size);
+    uint64_t before;
+    const retnet_status wrong = part_of_file(bytes, offset, (uint64_t)sysconf(_SC_PAGESIZE), &size,
+                                             &before, error);
+    if (wrong) return wrong;
     const size_t mapped = (size_t)(size + before);
     void *base = mmap(NULL, mapped, PROT_READ, MAP_SHARED, fd, (off_t)(offset - before));
     if (base == MAP_FAILED) return system_failed(error, "the file", "mapped");

@@ -25,6 +25,11 @@ retnet_status map_fd(int fd, uint64_t offset, uint64_t size, Mapping *mapping,
 retnet_status map_path(const char *path, Mapping *mapping, retnet_error *error);
 void unmap(Mapping *mapping);
 
+/* The part that is asked for of a file of `bytes`: its size in place of 0, and what lies before it
+ * in its first page. RETNET_OK, or what map_fd returns. */
+retnet_status part_of_file(uint64_t bytes, uint64_t offset, uint64_t page, uint64_t *size,
+                           uint64_t *before, retnet_error *error);
+
 /* Write pieces one after the other to `path`, whole or not at all: into a new file beside it, which
  * then takes its place. RETNET_OK, RETNET_NO_FILE, RETNET_NO_MEMORY. */
 typedef struct {

@@ -57,23 +57,13 @@ static retnet_status map_handle(HANDLE file, uint64_t offset, uint64_t size, Map
         return fail(error, RETNET_NO_FILE, NO_OFFSET, "a packed model has to be a regular file");
     if (!GetFileSizeEx(file, &length)) return system_failed(error, "the file", "looked at");
     const uint64_t bytes = (uint64_t)length.QuadPart;
-    if (offset > bytes || size > bytes - offset)
-        return fail(error, RETNET_NO_FILE, NO_OFFSET,
-                    "bytes %llu to %llu were asked for of a file of %llu",
-                    (unsigned long long)offset, (unsigned long long)(offset + size),
-                    (unsigned long long)bytes);
-    if (offset % RETNET_BUFFER_ALIGN)
-        return fail(error, RETNET_NO_FILE, NO_OFFSET,
-                    "the model begins at byte %llu of its file; a multiple of %d is needed",
-                    (unsigned long long)offset, RETNET_BUFFER_ALIGN);
-    if (!size) size = bytes - offset;
-    if (!size) return fail(error, RETNET_BAD_FILE, 0, "the file is empty");
+    uint64_t before;
     SYSTEM_INFO system;
     GetSystemInfo(&system);
-    const uint64_t before = offset % system.dwAllocationGranularity, from = offset - before;
-    if (size > SIZE_MAX - before)
-        return fail(error, RETNET_NO_MEMORY, NO_OFFSET, "no room for a file of %llu bytes",
-                    (unsigned long long)size);
+    const retnet_status wrong =
+        part_of_file(bytes, offset, system.dwAllocationGranularity, &size, &before, error);
+    if (wrong) return wrong;
+    const uint64_t from = offset - before;
     const HANDLE pages = CreateFileMappingW(file, NULL, PAGE_READONLY, 0, 0, NULL);
     if (!pages) return system_failed(error, "the file", "mapped");
     const size_t mapped = (size_t)(size + before);
