@@ -43,22 +43,3 @@ retnet_status fail(retnet_error *error, retnet_status status, uint64_t offset, c
     make_plain(error->message);
     return status;
 }
-
-const char *status_text(retnet_status status) {
-    switch (status) {
-    case RETNET_OK: return "no error";
-    case RETNET_NO_MEMORY: return "memory or threads ran out";
-    case RETNET_BAD_FILE: return "the file is not what it should be";
-    case RETNET_BAD_THREADS: return "the number of threads is not 1 to 256";
-    case RETNET_NO_KERNELS: return "this CPU lacks these kernels";
-    case RETNET_BUSY: return "this session is in use by another thread, and runs one call at a time";
-    case RETNET_BAD_COUNT: return "a call takes 1 to 4096 tokens";
-    case RETNET_BAD_TOKEN: return "a token's id is out of range";
-    case RETNET_BAD_POSITION: return "the position is negative or too large to count on from";
-    case RETNET_BAD_BUFFER: return "a buffer is missing, of another size, or holds what is no number";
-    case RETNET_BAD_ARGUMENT: return "an argument is out of its range";
-    case RETNET_NO_FILE: return "the file cannot be opened";
-    case RETNET_OTHER_MODEL: return "this is a state of another model";
-    }
-    return "an unknown status";
-}

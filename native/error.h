@@ -17,7 +17,4 @@ retnet_status fail(retnet_error *error, retnet_status status, uint64_t offset, c
 /* No error so far. */
 void no_error(retnet_error *error);
 
-/* The sentence that a status alone has. */
-const char *status_text(retnet_status status);
-
 #endif

@@ -7,7 +7,6 @@
 #include "session.h"
 #include "sha256.h"
 #include "table.h"
-#include "tokenizer.h"
 
 retnet_model *hold_model(retnet_model *model) {
     atomic_fetch_add(&model->users, 1);
@@ -16,7 +15,6 @@ retnet_model *hold_model(retnet_model *model) {
 
 void retnet_model_close(retnet_model *model) {
     if (!model || atomic_fetch_sub(&model->users, 1) != 1) return;
-    tokenizer_free(model->tokenizer);
     free_model(&model->model);
     unmap(&model->mapping);
     free(model);
@@ -161,17 +159,6 @@ static retnet_status use_generation(retnet_model *model, const uint8_t *file, re
     return RETNET_OK;
 }
 
-static retnet_status use_tokenizer(retnet_model *model, const uint8_t *file, retnet_error *error) {
-    const retnet_section *s = find_section(model, RETNET_KIND_TOKENIZER);
-    if (!s) return RETNET_OK;
-    char sentence[RETNET_ERROR_BYTES] = "";
-    const int status = tokenizer_open(file + s->offset, (size_t)s->bytes, model->model.vocab_size,
-                                      &model->tokenizer, sentence, sizeof sentence);
-    if (status == RETNET_OK) return RETNET_OK;
-    return fail(error, (retnet_status)status, s->offset, "tokenizer table: %s",
-                *sentence ? sentence : status_text((retnet_status)status));
-}
-
 static retnet_status use_file(retnet_model *model, const uint8_t *file, uint64_t size,
                               uint32_t flags, retnet_error *error) {
     if ((uintptr_t)file % RETNET_BUFFER_ALIGN)
@@ -193,7 +180,11 @@ static retnet_status use_file(retnet_model *model, const uint8_t *file, uint64_t
     status = use_table(model, (Bytes){file + table->offset, table->bytes},
                        (Bytes){file + weights->offset, weights->bytes}, table->offset, error);
     if (status == RETNET_OK) status = use_generation(model, file, error);
-    return status == RETNET_OK ? use_tokenizer(model, file, error) : status;
+    const retnet_section *tokenizer = find_section(model, RETNET_KIND_TOKENIZER);
+    if (status == RETNET_OK && tokenizer)
+        return fail(error, RETNET_BAD_FILE, tokenizer->offset,
+                    "tokenizer table: this library was built without tokenizers");
+    return status;
 }
 
 /* A model with one user and nothing in it; until a file says otherwise, it draws every token by
@@ -301,7 +292,6 @@ void retnet_model_get_info(const retnet_model *model, retnet_model_info *info) {
                                 .value_dim = m->value_dim, .ffn_dim = m->ffn_dim,
                                 .vocab_size = m->vocab_size,
                                 .drawable = model->generation.drawable,
-                                .has_tokenizer = model->tokenizer != NULL,
                                 .begin_token = model->generation.begin,
                                 .weight_bytes = model->weight_bytes,
                                 .step_bytes = step_bytes(m),

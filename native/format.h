@@ -31,7 +31,7 @@ enum {
 enum {
     RETNET_KIND_TABLE = 1,         /* retnet_table_header … */
     RETNET_KIND_WEIGHTS = 2,       /* what the table's places point into */
-    RETNET_KIND_TOKENIZER = 3,     /* tokenizer_table.h; absent: token ids alone */
+    RETNET_KIND_TOKENIZER = 3,     /* kept free: no reader has one yet */
     RETNET_KIND_GENERATION = 4,    /* retnet_generation_record, then its ends */
     RETNET_KIND_CHAT_TEMPLATE = 5, /* UTF-8 */
     RETNET_KIND_GOLDEN = 6,        /* retnet_golden_header … */

@@ -112,7 +112,7 @@ RETNET_API void retnet_model_close(retnet_model *model);
 typedef struct {
     int32_t layers, d_model, heads, key_dim, value_dim, ffn_dim, vocab_size;
     int32_t drawable;      /* ids 0 … drawable - 1 have a token; the others are padding */
-    int32_t has_tokenizer; /* 0: token ids alone */
+    int32_t has_tokenizer; /* 0: token ids alone, as ever in this version */
     int32_t begin_token;   /* what a text begins with, -1: nothing */
     uint64_t weight_bytes; /* mapped */
     uint64_t step_bytes;   /* of weights that a step reads: all but an embedding that is no head */

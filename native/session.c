@@ -6,15 +6,22 @@
 
 #include "error.h"
 
-uint64_t layer_state_floats(const Model *m) {
-    return (uint64_t)m->heads * (uint64_t)m->key_dim * (uint64_t)m->value_dim;
+uint64_t state_floats(const Model *m) {
+    return (uint64_t)m->layer_count * (uint64_t)m->heads * (uint64_t)m->key_dim *
+           (uint64_t)m->value_dim;
 }
 
-uint64_t state_floats(const Model *m) { return (uint64_t)m->layer_count * layer_state_floats(m); }
-
-int begin_call(retnet_session *session) {
+/* 0 where another call is under way. */
+static int begin_call(retnet_session *session) {
     int free_before = 0;
     return atomic_compare_exchange_strong(&session->busy, &free_before, 1);
+}
+
+retnet_status begin_call_or_fail(retnet_session *session, retnet_error *error) {
+    no_error(error);
+    if (begin_call(session)) return RETNET_OK;
+    return fail(error, RETNET_BUSY, NO_OFFSET,
+                "this session is in use by another thread, and runs one call at a time");
 }
 
 void end_call(retnet_session *session) { atomic_store(&session->busy, 0); }
@@ -73,9 +80,8 @@ retnet_status retnet_session_free(retnet_session *session) {
 
 retnet_status retnet_session_fork(retnet_session *session, retnet_session **forked,
                                   retnet_error *error) {
-    no_error(error);
     *forked = NULL;
-    if (!begin_call(session)) return fail(error, RETNET_BUSY, NO_OFFSET, "%s", status_text(RETNET_BUSY));
+    if (begin_call_or_fail(session, error)) return RETNET_BUSY;
     const Model *m = &session->model->model;
     retnet_session *to;
     const retnet_status status =
@@ -105,7 +111,8 @@ retnet_status retnet_session_reset(retnet_session *session) {
 }
 
 /* Is it a call that can be made? */
-retnet_status check_feed(const retnet_session *session, const int32_t *tokens, int64_t count) {
+static retnet_status check_feed(const retnet_session *session, const int32_t *tokens,
+                                int64_t count) {
     if (!tokens || count < 1 || count > RETNET_MOST_TOKENS) return RETNET_BAD_COUNT;
     if (session->position > INT64_MAX - count) return RETNET_BAD_POSITION;
     for (int64_t i = 0; i < count; i++)
@@ -113,7 +120,7 @@ retnet_status check_feed(const retnet_session *session, const int32_t *tokens, i
     return RETNET_OK;
 }
 
-retnet_status feed_tokens(retnet_session *session, const int32_t *tokens, int64_t count) {
+static retnet_status feed_tokens(retnet_session *session, const int32_t *tokens, int64_t count) {
     const retnet_status wrong = check_feed(session, tokens, count);
     if (wrong) return wrong;
     if (engine_run(session->engine, tokens, (int)count, session->position, session->states,

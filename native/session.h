@@ -8,14 +8,11 @@
 #include "format.h"
 #include "platform.h"
 
-struct Tokenizer;
-
 struct retnet_model {
-    atomic_int users; /* sessions and decoders on it, and who opened it */
+    atomic_int users; /* sessions on it, and who opened it */
     Model model;
     Mapping mapping; /* data NULL: somebody else's memory */
     const uint8_t *file; /* the packed file, or NULL for a table and weights */
-    struct Tokenizer *tokenizer; /* NULL: none */
     retnet_generation_record generation;
     const int32_t *ends; /* [generation.end_count] */
     const retnet_section *sections;
@@ -38,15 +35,12 @@ struct retnet_session {
 retnet_model *hold_model(retnet_model *model); /* one user more */
 
 uint64_t state_floats(const Model *model); /* of all layers */
-uint64_t layer_state_floats(const Model *model);
 
-/* 0 where another call is under way in the session. */
-int begin_call(retnet_session *session);
+/* The beginning of a call: no error so far, or RETNET_BUSY and its sentence where another one is
+ * under way in the session. */
+retnet_status begin_call_or_fail(retnet_session *session, retnet_error *error);
 void end_call(retnet_session *session);
 
-/* What the functions of retnet.h do, between begin_call and end_call. */
-retnet_status feed_tokens(retnet_session *session, const int32_t *tokens, int64_t count);
-retnet_status check_feed(const retnet_session *session, const int32_t *tokens, int64_t count);
 int all_finite_floats(const float *x, uint64_t count);
 
 #endif

@@ -56,9 +56,7 @@ static retnet_status save(const retnet_session *session, const char *path, retne
 }
 
 retnet_status retnet_session_save(retnet_session *session, const char *path, retnet_error *error) {
-    no_error(error);
-    if (!begin_call(session))
-        return fail(error, RETNET_BUSY, NO_OFFSET, "%s", status_text(RETNET_BUSY));
+    if (begin_call_or_fail(session, error)) return RETNET_BUSY;
     const retnet_status status = save(session, path, error);
     end_call(session);
     return status;
@@ -177,9 +175,7 @@ static retnet_status load(retnet_session *session, const char *path, retnet_erro
 }
 
 retnet_status retnet_session_load(retnet_session *session, const char *path, retnet_error *error) {
-    no_error(error);
-    if (!begin_call(session))
-        return fail(error, RETNET_BUSY, NO_OFFSET, "%s", status_text(RETNET_BUSY));
+    if (begin_call_or_fail(session, error)) return RETNET_BUSY;
     const retnet_status status = load(session, path, error);
     end_call(session);
     return status;
