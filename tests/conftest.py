@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,14 @@ settings.register_profile(
 )
 settings.register_profile("explore", settings.get_profile("ci"), derandomize=False)
 settings.load_profile("ci")
+
+
+def native_extension() -> dict[str, Any]:
+    """What pyproject.toml says of the C library: sources, depends, extra-compile-args."""
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    (extension,) = tomllib.loads(text)["tool"]["setuptools"]["ext-modules"]
+    found: dict[str, Any] = extension
+    return found
 
 
 @pytest.fixture(scope="session", autouse=True)

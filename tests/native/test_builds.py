@@ -10,10 +10,10 @@ import os
 import re
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
+from conftest import native_extension
 
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "native"
@@ -121,16 +121,14 @@ def test_every_list_names_every_source() -> None:
     on_disk = {path.name for path in NATIVE.glob("*.c")}
     listed = (NATIVE / "CMakeLists.txt").read_text().partition("set(RETNET_SOURCES")[2]
     assert set(listed.partition(")")[0].split()) == on_disk
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    (extension,) = settings["ext-modules"]
+    extension = native_extension()
     assert {Path(name).name for name in extension["sources"]} == on_disk
     headers = {path.name for path in NATIVE.glob("*.h")}
     assert {Path(name).name for name in extension["depends"]} == headers
 
 
 def test_flags_that_results_depend_on_are_those_of_the_package() -> None:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    (extension,) = settings["ext-modules"]
+    extension = native_extension()
     built = (NATIVE / "CMakeLists.txt").read_text()
     flags = [flag for flag in extension["extra-compile-args"] if flag.startswith("-fno-")]
     assert flags

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 
 import native_bundles
 import numpy as np
 import pytest
+from conftest import native_extension
 from native_bundles import TOKENS, Quantized, silent
 from numpy.typing import NDArray
 
@@ -32,11 +32,9 @@ HELD_OUT = 24_576
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Over the library's sources, with the flags of the package."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    (extension,) = settings["ext-modules"]
     path = tmp_path_factory.mktemp("c") / "feed_tokens"
     sources = [*sorted((ROOT / "native").glob("*.c")), ROOT / "tests/native/feed_tokens.c"]
-    command = ["cc", *extension["extra-compile-args"], *map(str, sources), "-o", str(path)]
+    command = ["cc", *native_extension()["extra-compile-args"], *map(str, sources), "-o", str(path)]
     subprocess.run([*command, "-lm", "-lpthread"], check=True)
     return path
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
+from conftest import native_extension
 
 ROOT = Path(__file__).parents[3]
 PROGRAMS = (
@@ -45,9 +45,7 @@ SANITIZERS = {
 
 def flags() -> list[str]:
     """What the package is built with."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    (extension,) = settings["ext-modules"]
-    return [*extension["extra-compile-args"], "-Wall", "-Wextra", "-Werror"]
+    return [*native_extension()["extra-compile-args"], "-Wall", "-Wextra", "-Werror"]
 
 
 def build(compiler: str, folder: Path, *options: str) -> list[Path]:
