@@ -89,8 +89,8 @@ def test_weights_are_counted_once_and_an_untied_embedding_not(tiny: Tiny) -> Non
     # the tiny manifest has no d_model, so nothing is known of an embedding
     assert step_weight_bytes(tiny.open(), "onnxruntime") == total
     state = 2 * 4 * 6 * 4
-    weights = step_weight_bytes(tiny.open(), "onnxruntime")
-    assert step_bytes(tiny.open(), weights, position=3, batch=5) == total + 2 * 5 * state
+    read = step_weight_bytes(tiny.open(), "onnxruntime")
+    assert step_bytes(tiny.open(), read, position=3, batch=5) == total + 2 * 5 * state
 
 
 def test_forms(measured: Bench) -> None:
